@@ -1,0 +1,154 @@
+"""What a run leaves behind: names in the run directory, hashes, and atomic publishing.
+
+Nothing appears under its final name before it is complete: writers fill a staging path on the same file system,
+which is flushed to disk and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Names in a run directory. DESIGN: "A run directory".
+CONFIG = "config.yaml"
+PLAN = "plan.json"
+RECORD = "run.json"
+METRICS = "metrics.jsonl"
+REPORT = "report.html"
+CARD = "README.md"
+LOGS = "logs"
+STATUS = "status"
+MODEL = "model.json"
+DATA = "data"
+EVAL_DATA = "data/eval"
+CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"
+MERGED = "merged"
+EVAL = "eval"
+EXPORT = "export"
+VERIFY = "verify"
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Artifact:
+    """A file or folder that a stage published."""
+
+    kind: str
+    """What it is: `data`, `adapter`, `model`, `gguf`, `report`, ..."""
+    path: str
+    """Relative to the run directory, with forward slashes."""
+    sha256: str
+    """Of the file; for a folder, of its `name sha256` lines in order of name."""
+    bytes: int
+    """Size of the file, or of all files in the folder."""
+
+
+def describe(run_dir: Path, kind: str, path: str) -> Artifact:
+    """Hashes a published file or folder.
+
+    Args:
+        run_dir: The run directory.
+        kind: What it is.
+        path: Relative to `run_dir`.
+    """
+    target = run_dir / path
+    if target.is_dir():
+        files = sorted(file for file in target.rglob("*") if file.is_file())
+        listing = "".join(f"{file.relative_to(target).as_posix()} {sha256(file)}\n" for file in files)
+        digest = hashlib.sha256(listing.encode()).hexdigest()
+        size = sum(file.stat().st_size for file in files)
+    else:
+        digest, size = sha256(target), target.stat().st_size
+    return Artifact(kind=kind, path=path, sha256=digest, bytes=size)
+
+
+def sha256(path: Path) -> str:
+    """Returns the hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def publish(target: Path) -> Iterator[Path]:
+    """Yields a staging path that takes the place of `target` when the block ends well.
+
+    The caller creates the staging path as a file or a folder. When the block raises, it is removed and `target`
+    stays as it was.
+
+    Raises:
+        OSError: The file system refused a write, a flush or the rename (a full disk, say).
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        yield staging
+        _flush(staging)
+        _replace(staging, target)
+        _flush_folder(target.parent)
+    finally:
+        _remove(staging)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    with publish(target) as staging:
+        staging.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON file atomically; floats keep every digit."""
+    write_text(target, json.dumps(value, ensure_ascii=False, indent=2, sort_keys=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir():
+        for child in path.iterdir():
+            _flush(child)
+        _flush_folder(path)
+        return
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(staging: Path, target: Path) -> None:
+    # rename(2) cannot replace a folder that has content: move the old one aside first.
+    if target.is_dir() and not target.is_symlink():
+        old = target.with_name(f".{target.name}.old-{uuid.uuid4().hex[:8]}")
+        target.rename(old)
+        staging.rename(target)
+        shutil.rmtree(old)
+        return
+    staging.replace(target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
