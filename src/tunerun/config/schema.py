@@ -25,7 +25,7 @@ def used_by(*kinds: str, default: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShapeConfig:
-    """The sizes of a model, so that a plan needs no download; read from config.json when the model is a local folder."""
+    """The sizes of a model, so that a plan needs no download; a local folder's config.json goes before them."""
 
     architecture: str | None = None
     """Class name in the model's config.json, such as `Qwen2ForCausalLM`."""
@@ -82,7 +82,7 @@ class DataConfig:
     format: Literal["auto", "alpaca", "sharegpt", "messages", "columns", "text"] = "auto"
     """How rows are read; `auto` looks at the first rows."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Which column holds which part, such as `{user: question, assistant: answer}`; parts: system, user, assistant, text."""
+    """Column of each part (system, user, assistant, text), such as `{user: question, assistant: answer}`."""
     vars: Mapping[str, str] = field(default_factory=dict)
     """Values for `{{name}}`-style placeholders in the rows."""
     system: str | None = None
