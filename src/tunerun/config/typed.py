@@ -68,7 +68,8 @@ def field_types(cls: type) -> dict[str, Any]:
 
 def nearest(name: str, names: Sequence[str]) -> str:
     """Returns a clause that suggests the most similar names, or lists them all when none is near."""
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    longer = [known for known in sorted(names) if len(name) > 1 and known.startswith(name)]
+    close = (longer + [near for near in difflib.get_close_matches(name, names, n=3) if near not in longer])[:6]
     if close:
         return f"Did you mean {' or '.join(close)}?"
     return f"Known: {', '.join(sorted(names))}."
@@ -158,17 +159,7 @@ def _scalar(annotation: Any, value: Any, path: str, problems: list[Problem]) -> 
         return str(value)
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if annotation is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-4 as a text.
-        value = _number(value)
     if type(value) is annotation and not (annotation is float and not math.isfinite(value)):
         return value
     problems.append(Problem(where=path, what=f"{value!r} is not {_NAMES[annotation]}."))
     return None
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
