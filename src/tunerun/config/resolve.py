@@ -80,7 +80,7 @@ def from_composed(composed: DictConfig, typed_keys: frozenset[str]) -> Resolved:
     problems = unused + checks.check(config)
     if problems:
         raise UserError(_with_sources(problems, origin))
-    recipe = choices["recipe"] if "recipe" in choices else None
+    recipe = choices.get("recipe")
     return Resolved(config=config, recipe=recipe, notes=tuple(notes))
 
 

@@ -44,7 +44,7 @@ def locate(choices: Mapping[str, str | None], typed: frozenset[str]) -> Sources:
         choices: Option by group, as `hydra.runtime.choices` has them.
         typed: Dotted keys set on the command line.
     """
-    recipes = choices[GROUP] if GROUP in choices else None
+    recipes = choices.get(GROUP)
     names = (recipes or "").strip("[]").replace(" ", "").split(",")
     files = [("", file) for name in reversed(names) if name for file in _recipe_chain(name)]
     for group, option in choices.items():
