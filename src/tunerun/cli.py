@@ -31,7 +31,8 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "doctor": ("doctor", "", "check this machine: cores, GPUs, extras"),
 }
 
-_HYDRA_FLAGS = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "--hydra-help", "-sc", "--shell-completion")
+_SWEEP_FLAGS = ("-m", "--multirun")
+_HYDRA_FLAGS = ("-c", "--cfg", "-i", "--info", "--hydra-help", "-sc", "--shell-completion")
 
 _HELP = """\
 tunerun {version}: one composed recipe from data to a checked, servable model
@@ -89,8 +90,11 @@ def dispatch(argv: Sequence[str]) -> int:
     first = argv[0]
     if "=" not in first and first[0] not in "+-~":
         return _command(_verb(first))(argv[1:])
-    if any(item.split("=")[0] in _HYDRA_FLAGS for item in argv):
+    names = {item.split("=")[0] for item in argv}
+    if names & set(_HYDRA_FLAGS):
         return _command("hydra_app")(argv)
+    if names & set(_SWEEP_FLAGS):
+        return _command("sweep")(argv)
     return _command("run")(argv)
 
 

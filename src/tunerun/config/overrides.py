@@ -44,7 +44,8 @@ def parse_problem(override: str, groups: frozenset[str]) -> Problem | None:
         reason = str(error).splitlines()[0].rstrip(".")
         fix = "Quote values with special characters: 'key=\"a (b)\"'."
         return Problem(where=override, what=f"is not a valid override: {reason}.", fix=fix)
-    if parsed.key_or_group == "recipe" and not isinstance(parsed.value(), str | list) and not parsed.is_sweep_override():
+    named = parsed.is_sweep_override() or isinstance(parsed.value(), str | list)
+    if parsed.key_or_group == "recipe" and not named:
         return Problem(where=override, what="the name of a recipe starts with a letter.")
     if "=" not in override and not parsed.is_delete():
         return Problem(where=override, what="is not a valid override: a value is missing.", fix="Write key=value.")

@@ -91,11 +91,7 @@ def _dataclass(cls: Any, data: Any, path: str, problems: list[Problem]) -> Any:
         value = _convert(annotations[key], item, dotted, problems)
         if len(problems) == before or dataclasses.is_dataclass(value):
             values[key] = value
-    missing = [
-        item.name
-        for item in dataclasses.fields(cls)
-        if item.name not in data and not _has_default(item)
-    ]
+    missing = [item.name for item in dataclasses.fields(cls) if item.name not in data and not _has_default(item)]
     problems.extend(Problem(where=f"{path}.{name}".lstrip("."), what="is missing.") for name in missing)
     required = {item.name for item in dataclasses.fields(cls) if not _has_default(item)}
     return cls(**values) if required <= values.keys() else None
