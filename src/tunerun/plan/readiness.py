@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 from tunerun import paths
@@ -19,15 +18,18 @@ STARTED_STRATEGIES = ("single",)
 STARTED_CLUSTERS = ("local",)
 SERVED_ENGINES = ("auto", "llamacpp", "transformers")
 
-Rule = Callable[[RunConfig, Plan, Machine], list[Problem]]
-
-
 def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
     """Finds everything that keeps this machine or this version from running a plan."""
-    return [problem for rule in RULES for problem in rule(config, plan, machine)]
+    return [
+        *_not_built(config),
+        *_files(config),
+        *_gpus(plan, machine),
+        *_extras(config),
+        *_disk(plan, machine),
+    ]
 
 
-def _not_built(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
+def _not_built(config: RunConfig) -> list[Problem]:
     rows = [
         ("objective.kind", config.objective.kind, TRAINED_OBJECTIVES, "data" in config.stages),
         ("method.kind", config.method.kind, TRAINED_METHODS, "train" in config.stages),
@@ -45,7 +47,7 @@ def _not_built(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]
     return found
 
 
-def _files(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
+def _files(config: RunConfig) -> list[Problem]:
     rows = [("model.path", config.model.path), ("model.adapter", config.model.adapter)]
     rows += [("data.path", path) for path in config.data.path]
     rows += [("data.eval_path", path) for path in config.data.eval_path]
@@ -62,7 +64,7 @@ def looks_local(path: str) -> bool:
     return path.startswith((".", "/", "~", paths.ASSET_SCHEME)) or path.endswith(suffixes) or path.count("/") != 1
 
 
-def _gpus(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
+def _gpus(plan: Plan, machine: Machine) -> list[Problem]:
     if plan.train is None or plan.train.placement.device != "cuda":
         return []
     needed, here = plan.train.placement.processes, len(machine.gpus)
@@ -72,7 +74,7 @@ def _gpus(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
     return [Problem(where="hardware", what=what, fix="Choose hardware=cpu, or run it where the GPUs are.")]
 
 
-def _extras(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
+def _extras(config: RunConfig) -> list[Problem]:
     rows = [
         ("export.gguf.types", "gguf", "gguf", "export" in config.stages),
         ("export.gguf.types", "llama_cpp", "gguf", "export" in config.stages and _quantises(config)),
@@ -96,12 +98,9 @@ def _is_folder(path: str | None) -> bool:
     return path is not None and Path(paths.resolve_asset(path)).is_dir()
 
 
-def _disk(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
+def _disk(plan: Plan, machine: Machine) -> list[Problem]:
     if plan.estimate is None or plan.estimate.disk_bytes <= machine.free_disk_bytes:
         return []
     needed, free = plan.estimate.disk_bytes / 1e9, machine.free_disk_bytes / 1e9
     what = f"the run writes about {needed:.1f} GB, and {free:.1f} GB are free."
     return [Problem(where="run_dir", what=what, fix="Free some space, or set run_dir to another disk.")]
-
-
-RULES: tuple[Rule, ...] = (_not_built, _files, _gpus, _extras, _disk)
