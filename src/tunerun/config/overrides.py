@@ -38,6 +38,8 @@ def prepare(override: str, groups: frozenset[str]) -> str:
 
 def parse_problem(override: str, groups: frozenset[str]) -> Problem | None:
     """Says what is wrong with the syntax of an override, or None."""
+    if "=" not in override and not override.startswith("~"):
+        return Problem(where=override, what="is not a valid override: a value is missing.", fix="Write key=value.")
     try:
         parsed = OverridesParser.create().parse_override(prepare(override, groups))
     except HydraException as error:
@@ -47,8 +49,6 @@ def parse_problem(override: str, groups: frozenset[str]) -> Problem | None:
     named = parsed.is_sweep_override() or isinstance(parsed.value(), str | list)
     if parsed.key_or_group == "recipe" and not named:
         return Problem(where=override, what="the name of a recipe starts with a letter.")
-    if "=" not in override and not parsed.is_delete():
-        return Problem(where=override, what="is not a valid override: a value is missing.", fix="Write key=value.")
     return None
 
 
