@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException
 
 from tunerun.errors import Problem
 
@@ -40,10 +40,13 @@ def parse_problem(override: str, groups: frozenset[str]) -> Problem | None:
     """Says what is wrong with the syntax of an override, or None."""
     try:
         parsed = OverridesParser.create().parse_override(prepare(override, groups))
-    except OverrideParseException as error:
-        reason = error.message.splitlines()[0].rstrip(".")
+    except HydraException as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         fix = "Quote values with special characters: 'key=\"a (b)\"'."
         return Problem(where=override, what=f"is not a valid override: {reason}.", fix=fix)
+    named = parsed.is_sweep_override() or isinstance(parsed.value(), str | list)
+    if parsed.key_or_group == "recipe" and not named:
+        return Problem(where=override, what="the name of a recipe starts with a letter.")
     if "=" not in override and not parsed.is_delete():
         return Problem(where=override, what="is not a valid override: a value is missing.", fix="Write key=value.")
     return None
@@ -82,7 +85,7 @@ def _quote(text: str) -> str:
 def _parses(key: str, value: str) -> bool:
     try:
         OverridesParser.create().parse_override(f"++{key}={value}")
-    except OverrideParseException:
+    except HydraException:
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Tells Hydra the defaults of every key, and the resolvers that configs may use."""
+"""Tells Hydra the defaults of every key, and names runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import secrets
 from datetime import datetime
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
 from tunerun.config import search, typed
 from tunerun.config.schema import RunConfig
@@ -21,5 +20,3 @@ def register() -> None:
     """Prepares Hydra for `compose` and `hydra.main`; doing it twice changes nothing."""
     search.install()
     ConfigStore.instance().store(name="schema", node=typed.plain(RunConfig()))
-    # Cached, so that all jobs of a sweep see the same id.
-    OmegaConf.register_new_resolver("run_id", new_run_id, use_cache=True, replace=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,9 @@ def from_composed(composed: DictConfig, typed_keys: frozenset[str]) -> Resolved:
     origin = sources.locate(choices, typed_keys)
     data = _container(composed)
     config, problems = typed.build(RunConfig, data)
-    if config is None:
-        raise UserError(_with_sources(problems, origin))
+    assert config is not None, "every key of RunConfig has a default"
     unused, notes = _unused_keys(config, origin)
-    problems = unused + checks.check(config)
-    if problems:
-        raise UserError(_with_sources(problems, origin))
+    _refuse(problems, unused + checks.check(config), origin)
     recipe = choices.get("recipe")
     return Resolved(config=config, recipe=recipe, notes=tuple(notes))
 
@@ -103,10 +100,18 @@ def rebuild(data: dict[str, Any], arguments: Sequence[str]) -> RunConfig:
         OmegaConf.update(merged, key, value, force_add=True)
     origin = Sources(typed=overrides.typed_keys(list(arguments), frozenset()), files=())
     config, problems = typed.build(RunConfig, OmegaConf.to_container(merged, resolve=True))  # type: ignore[arg-type]
-    problems = problems if config is None else checks.check(config)
-    if config is None or problems:
-        raise UserError(_with_sources(problems, origin))
+    assert config is not None, "every key of RunConfig has a default"
+    unused, _ = _unused_keys(config, origin)
+    _refuse(problems, unused + checks.check(config), origin)
     return config
+
+
+def _refuse(faulty: list[Problem], broken_rules: list[Problem], origin: Sources) -> None:
+    """Raises when there are problems; a rule about a faulty key saw its default and says nothing."""
+    keys = {problem.where.partition("[")[0] for problem in faulty}
+    problems = faulty + [problem for problem in broken_rules if problem.where not in keys]
+    if problems:
+        raise UserError(replace(problem, source=origin.origin(problem.where)) for problem in problems)
 
 
 def _compose(prepared: list[str], config_dir: Path | None) -> DictConfig:
@@ -147,11 +152,6 @@ def _container(composed: DictConfig) -> dict[str, Any]:
         raise UserError(_first_lines(error)) from error
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
-
-
-def _with_sources(problems: list[Problem], origin: Sources) -> Iterator[Problem]:
-    for problem in problems:
-        yield dataclasses.replace(problem, source=problem.source or origin.origin(problem.where))
 
 
 def _unused_keys(config: RunConfig, origin: Sources) -> tuple[list[Problem], list[str]]:
