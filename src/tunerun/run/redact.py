@@ -21,9 +21,9 @@ _KEY_KINDS = frozenset({"api", "access", "private", "secret", "auth", "account",
 # Where a secret lies, or how it is called, is no secret: `api_key_env`, `HF_TOKEN_PATH`.
 _PLACES = frozenset({"env", "file", "path", "dir", "folder", "name", "id", "ids", "count", "length", "type"})
 # Tokens that a tokenizer knows.
-_TOKENIZER_TOKENS = frozenset(
-    "pad eos bos unk sep cls mask start end stop image audio video special added im next last first new per each "
-    "tool think prefix suffix middle begin final a the prompt fill eot eom".split()
+_TOKENIZER_TOKEN = re.compile(
+    "pad|eos|bos|unk|sep|cls|mask|start|end|stop|image|audio|video|special|added|im|next|last|first|new|per|each|tool"
+    "|think|prefix|suffix|middle|begin|final|prompt|fill|eot|eom"
 )
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -58,7 +58,7 @@ def is_secret_name(name: str) -> bool:
     if _ALWAYS & set(words) or last == "apikey":
         return True
     if last == "token":
-        return before not in _TOKENIZER_TOKENS
+        return _TOKENIZER_TOKEN.fullmatch(before) is None
     if last == "key":
         # `OPENAI_KEY` in an environment is a key; `sort_key` in a config is not.
         return before in _KEY_KINDS or (name.isupper() and len(words) > 1)
