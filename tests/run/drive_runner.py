@@ -1,20 +1,21 @@
 """Executes a plan with stand-in stages: `python drive_runner.py RUN_DIR DATA MODEL`, for tests that kill the runner."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "src")]
 
-import scenario
+import scenario  # noqa: E402 (the path comes first)
 
-from tunerun.errors import TunerunError
-from tunerun.launch import process
+from tunerun.errors import TunerunError  # noqa: E402 (the path comes first)
+from tunerun.launch import process  # noqa: E402 (the path comes first)
 
 if __name__ == "__main__":
     scenario.use_stand_ins()
-    process.STOP_GRACE_SECONDS = 3.0
+    process.run = partial(process.run, grace_seconds=3.0)
     try:
-        sys.exit(scenario.execute(*map(Path, sys.argv[1:4])))
+        sys.exit(scenario.execute(*map(Path, sys.argv[1:4]), stages=("data", "train", "merge")))
     except TunerunError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "src")]
 
-from tunerun import worker
+from tunerun import worker  # noqa: E402 (the path comes first)
 
 worker.STAGES = {name: f"stand_ins:{name}" for name in worker.STAGES}
 

@@ -1,6 +1,5 @@
 """A small run with stand-in stages, for this folder's tests and the programs that they start."""
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from tunerun.plan.steps import DataStep, ExportStep, MergeStep, ModelStep, Place
 from tunerun.run import runner
 
 HERE = Path(__file__).parent
+SHORT = ("data", "train")
+FULL = ("data", "train", "merge", "export")
 
 
 def use_stand_ins(replace=setattr):
@@ -34,7 +35,7 @@ def config(data, model, **train):
     )
 
 
-def plan(run_dir, config, stages=("data", "train", "merge", "export"), types=("f16",)):
+def plan(run_dir, config, stages=SHORT, types=("f16",)):
     steps = {
         "data": DataStep(
             data=config.data, objective=config.objective, chat_template=config.model.chat_template, seed=config.seed
@@ -68,10 +69,6 @@ def plan(run_dir, config, stages=("data", "train", "merge", "export"), types=("f
     )
 
 
-def execute(run_dir, data, model, allow=frozenset(), stages=("data", "train", "merge", "export"), types=("f16",), **train):
+def execute(run_dir, data, model, allow=frozenset(), stages=SHORT, types=("f16",), **train):
     made = config(data, model, **train)
     return runner.execute(plan(run_dir, made, stages, types), config=made, allow=allow)
-
-
-def with_model(base, **changes):
-    return dataclasses.replace(base, model=dataclasses.replace(base.model, **changes))

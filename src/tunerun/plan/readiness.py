@@ -18,6 +18,7 @@ STARTED_STRATEGIES = ("single",)
 STARTED_CLUSTERS = ("local",)
 SERVED_ENGINES = ("auto", "llamacpp", "transformers")
 
+
 def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
     """Finds everything that keeps this machine or this version from running a plan."""
     return [

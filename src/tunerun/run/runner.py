@@ -240,6 +240,8 @@ class _Runner:
         )
         record.write(self.run_dir, self.record)
         self.hashes.save()
+        # A stage that was killed could not remove its own.
+        rundir.remove_leftovers(self.run_dir)
         if self.executed or not (self.run_dir / artifacts.REPORT).is_file():
             report.write(self.run_dir)
             card.write(self.run_dir)
