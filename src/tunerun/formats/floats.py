@@ -13,11 +13,11 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 # The safetensors name of each type that tunerun reads as numbers, and the numpy type that holds its bits.
-STORAGE = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+STORAGE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def to_float32(values: Array, dtype: str) -> npt.NDArray[np.float32]:
-    """Widens stored values to float32; exact for all but F64.
+    """Widens stored values to float32, exactly.
 
     Args:
         values: Any shape; bit patterns when `dtype` is `BF16`.

@@ -1,8 +1,8 @@
-"""LoRA adapters as peft writes them: what they change in a base model, computed without torch.
+"""LoRA adapters as peft writes them: what they change in a base model.
 
 An adapter folder holds `adapter_config.json` and `adapter_model.safetensors`. An update adds
-`scaling * B @ A` to a weight W, with A of shape (rank, in) and B of shape (out, rank); scaling is `alpha / rank`
-(LoRA, arXiv 2106.09685) or `alpha / sqrt(rank)` (rsLoRA, arXiv 2312.03732).
+`scaling * B @ A` to a weight, with A of shape (rank, in) and B of shape (out, rank); scaling is
+`alpha / rank` (LoRA, arXiv 2106.09685) or `alpha / sqrt(rank)` (rsLoRA, arXiv 2312.03732).
 """
 
 from __future__ import annotations
@@ -15,28 +15,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from tunerun.errors import Problem, UserError
-from tunerun.formats.floats import STORAGE, to_float32
-from tunerun.formats.safetensors import TensorInfo, read_header, read_tensor
+from tunerun.formats.floats import STORAGE
+from tunerun.formats.safetensors import TensorInfo, read_header
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
+# The output head's tensor, and how the input embedding's ends, in the models that transformers ties.
+HEAD = "lm_head.weight"
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
+
 _PREFIX = "base_model.model."
 # Fields that do not change what the weights mean once they are trained.
 _NEUTRAL = {
-    "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules", "inference_mode",
-    "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core",
-    "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
+    "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules",
+    "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout",
+    "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config",
+    "target_modules", "task_type",
 }  # fmt: skip
 _READ = {
-    "alpha_pattern", "bias", "fan_in_fan_out", "init_lora_weights", "lora_alpha", "modules_to_save", "peft_type", "r",
-    "rank_pattern", "use_rslora",
+    "alpha_pattern", "bias", "fan_in_fan_out", "init_lora_weights", "lora_alpha", "modules_to_save",
+    "peft_type", "r", "rank_pattern", "use_rslora",
 }  # fmt: skip
-# Other initialisations subtract the initial update from the base weights, which the base on disk does not show.
+# Other initialisations subtract the initial update from the base weights; the base on disk lacks that.
 _PLAIN_INITS = (True, False, "gaussian", "eva")
 _UPDATE_KEY = re.compile(
     r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.weight)?$"
@@ -69,31 +71,10 @@ class Adapter:
     folder: Path
     updates: Mapping[str, Update]
     replacements: Mapping[str, TensorInfo]
-    """Tensors stored whole (`modules_to_save`)."""
-
-
-class Delta:
-    """The rows of an update, with its factors held in memory."""
-
-    def __init__(self, update: Update) -> None:
-        """Reads A and B as float32, as peft does before it merges."""
-        self._a = to_float32(read_tensor(update.a), update.a.dtype)
-        self._b = to_float32(read_tensor(update.b), update.b.dtype)
-        self._scaling = np.float32(update.scaling)
-        self._transposed = update.transposed
-
-    def add_to(self, values: npt.NDArray[np.float32], first: int) -> None:
-        """Adds the update to rows `[first, first + len(values))` of the weight, in place.
-
-        Args:
-            values: Shape (rows, columns of the stored weight).
-            first: Index of the first row.
-        """
-        rows = slice(first, first + len(values))
-        delta = (self._b @ self._a[:, rows]).T if self._transposed else self._b[rows] @ self._a
-        # Scaled before it is added, in float32, as peft does: another order gives other bits.
-        delta *= self._scaling
-        values += delta
+    """Tensors trained and stored whole (`modules_to_save`)."""
+    base_copies: Mapping[str, TensorInfo]
+    """Embedding and head of the base as they were in training; peft adds them when it thinks that the
+    vocabulary may have been resized."""
 
 
 def read_adapter(folder: Path, *, model_type: str) -> Adapter:
@@ -113,6 +94,7 @@ def read_adapter(folder: Path, *, model_type: str) -> Adapter:
         raise UserError(Problem(where=str(folder), what=f"there is no {WEIGHTS}.", fix=fix))
     parts: dict[str, dict[str, TensorInfo]] = {}
     replacements: dict[str, TensorInfo] = {}
+    base_copies: dict[str, TensorInfo] = {}
     problems: list[Problem] = []
     for key, info in read_header(folder / WEIGHTS).items():
         name = key.removeprefix(_PREFIX)
@@ -122,6 +104,8 @@ def read_adapter(folder: Path, *, model_type: str) -> Adapter:
             parts.setdefault(match["module"], {})[match["part"]] = info
         elif _is_whole(name, config):
             replacements[name] = info
+        elif name.replace(".base_layer.", ".").endswith((*EMBEDDINGS, HEAD)):
+            base_copies[name.replace(".base_layer.", ".")] = info
         else:
             problems.append(_problem(folder, key, "is neither a LoRA factor nor named in modules_to_save"))
     updates: dict[str, Update] = {}
@@ -133,7 +117,7 @@ def read_adapter(folder: Path, *, model_type: str) -> Adapter:
             updates[f"{module}.weight"] = update
     if problems:
         raise UserError(problems)
-    return Adapter(folder=folder, updates=updates, replacements=replacements)
+    return Adapter(folder=folder, updates=updates, replacements=replacements, base_copies=base_copies)
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -142,7 +126,7 @@ def _read_config(file: Path) -> dict[str, Any]:
             Problem(where=str(file.parent), what=f"there is no {CONFIG}.", fix="Is it an adapter?")
         )
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(Problem(where=str(file), what=f"it is not JSON ({error}).")) from None
     missing = [field for field in ("peft_type", "r", "lora_alpha") if field not in config]

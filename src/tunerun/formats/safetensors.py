@@ -1,8 +1,9 @@
 """Streamed reading and writing of safetensors model folders.
 
-A file is an 8-byte little-endian header length, a JSON header `{name: {dtype, shape, data_offsets}}`, and the
-data. A model folder holds `model.safetensors`, or several files and `model.safetensors.index.json`. Headers are
-checked before anything is read through them. Format: https://github.com/huggingface/safetensors#format
+A file is an 8-byte little-endian header length, a JSON header `{name: {dtype, shape, data_offsets}}`, and
+the data. A model folder holds `model.safetensors`, or several files and `model.safetensors.index.json`.
+Headers are checked before anything is read through them.
+Format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
@@ -148,8 +149,8 @@ def read_rows(info: TensorInfo, first: int, count: int) -> Array:
 class ModelWriter:
     """Writes a model folder whose tensors are known in advance, in any order and by rows.
 
-    Every file is laid out with its final size at once. Use as a context manager and fill each tensor with `copy`
-    or `write_rows`; bytes that are never written stay zero.
+    Every file is laid out with its final size at once. Use as a context manager and fill each tensor with
+    `copy` or `write_rows`; bytes that are never written stay zero.
     """
 
     def __init__(self, folder: Path, tensors: Iterable[Slot], *, max_shard_size_bytes: int) -> None:

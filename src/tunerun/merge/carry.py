@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 _TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
-    "special_tokens_map.json",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt",
+    "added_tokens.json", "special_tokens_map.json",
 )  # fmt: skip
 _TEMPLATE = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 _FROM_BASE = (
@@ -25,8 +25,8 @@ _FROM_BASE = (
 def carry_files(base: Path, adapter: Path, out: Path) -> None:
     """Copies everything but the weights and config.json into a merged folder.
 
-    Tokenizer files and chat template of the adapter's folder win over the base model's: training may have changed
-    them.
+    Tokenizer files and chat template of the adapter's folder win over the base model's: training may have
+    changed them.
 
     Args:
         base: The base model's folder.
