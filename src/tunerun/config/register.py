@@ -1,0 +1,25 @@
+"""Tells Hydra the defaults of every key, and the resolvers that configs may use."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from tunerun.config import search, typed
+from tunerun.config.schema import RunConfig
+
+
+def new_run_id() -> str:
+    """Returns a name for a run directory: local time and four random hex digits, so that two runs never share one."""
+    return f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def register() -> None:
+    """Prepares Hydra for `compose` and `hydra.main`; doing it twice changes nothing."""
+    search.install()
+    ConfigStore.instance().store(name="schema", node=typed.plain(RunConfig()))
+    # Cached, so that all jobs of a sweep see the same id.
+    OmegaConf.register_new_resolver("run_id", new_run_id, use_cache=True, replace=True)
