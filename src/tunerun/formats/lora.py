@@ -40,9 +40,7 @@ _READ = {
 }  # fmt: skip
 # Other initialisations subtract the initial update from the base weights; the base on disk lacks that.
 _PLAIN_INITS = (True, False, "gaussian", "eva")
-_UPDATE_KEY = re.compile(
-    r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.weight)?$"
-)
+_UPDATE_KEY = re.compile(r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.weight)?$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,9 +120,7 @@ def read_adapter(folder: Path, *, model_type: str) -> Adapter:
 
 def _read_config(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise UserError(
-            Problem(where=str(file.parent), what=f"there is no {CONFIG}.", fix="Is it an adapter?")
-        )
+        raise UserError(Problem(where=str(file.parent), what=f"there is no {CONFIG}.", fix="Is it an adapter?"))
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -152,9 +148,7 @@ def _check_config(file: Path, config: Mapping[str, Any], model_type: str) -> Non
         unsupported["fan_in_fan_out"] = True
     if unsupported:
         raise UserError(
-            Problem(
-                where=f"{file}: {field}", what=f"merging with {field}={json.dumps(value)} is not supported."
-            )
+            Problem(where=f"{file}: {field}", what=f"merging with {field}={json.dumps(value)} is not supported.")
             for field, value in unsupported.items()
         )
 
@@ -163,9 +157,7 @@ def _check_config(file: Path, config: Mapping[str, Any], model_type: str) -> Non
 _CONV1D_MODULES = {"gpt2": {"c_attn", "q_attn", "c_proj", "c_fc"}}
 
 
-def _update(
-    module: str, factors: Mapping[str, TensorInfo], config: Mapping[str, Any], model_type: str
-) -> Update | str:
+def _update(module: str, factors: Mapping[str, TensorInfo], config: Mapping[str, Any], model_type: str) -> Update | str:
     match factors:
         case {"lora_A": a, "lora_B": b, **rest} if not rest:
             transposed = module.rpartition(".")[2] in _CONV1D_MODULES.get(model_type, set())

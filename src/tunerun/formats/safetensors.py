@@ -200,17 +200,11 @@ class ModelWriter:
             values: Shape (rows, values in a row), in the stored type.
         """
         target = self.table[name]
-        assert values.dtype == np.dtype(STORAGE[target.dtype]), (
-            f"{name}: {values.dtype} is not {target.dtype}"
-        )
+        assert values.dtype == np.dtype(STORAGE[target.dtype]), f"{name}: {values.dtype} is not {target.dtype}"
         assert values.shape[1] == target.row_values, f"{name}: rows of {values.shape[1]} values"
         row_bytes = target.row_values * _ITEM_BYTES[target.dtype]
-        assert first + values.shape[0] <= target.rows, (
-            f"{name}: row {first + values.shape[0]} of {target.rows}"
-        )
-        write_at(
-            self._descriptors[target.file], np.ascontiguousarray(values), target.offset + first * row_bytes
-        )
+        assert first + values.shape[0] <= target.rows, f"{name}: row {first + values.shape[0]} of {target.rows}"
+        write_at(self._descriptors[target.file], np.ascontiguousarray(values), target.offset + first * row_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -314,12 +308,8 @@ def _read_sharded(index: Path) -> dict[str, TensorInfo]:
         if Path(name).name != name:
             raise _broken(index, f"it names {name!r}, which is not a file beside it")
         if not (index.parent / name).is_file():
-            raise UserError(
-                Problem(where=str(index.parent / name), what="the index names it and it is missing.")
-            )
-        table |= {
-            key: info for key, info in read_header(index.parent / name).items() if weight_map.get(key) == name
-        }
+            raise UserError(Problem(where=str(index.parent / name), what="the index names it and it is missing."))
+        table |= {key: info for key, info in read_header(index.parent / name).items() if weight_map.get(key) == name}
     missing = sorted(set(weight_map) - set(table))
     if missing:
         raise _broken(index, f"{len(missing)} tensors are in none of the files, first {missing[0]}")

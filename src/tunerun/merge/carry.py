@@ -42,6 +42,23 @@ def carry_files(base: Path, adapter: Path, out: Path) -> None:
         _copy(source, pattern, out)
 
 
+def set_chat_template(folder: Path, template: str) -> None:
+    """Makes a Jinja source the only chat template of a model folder."""
+    for name in _TEMPLATE:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    (folder / _TEMPLATE[0]).write_text(template, encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    if config.is_file():
+        # Readers disagree on which of the two places wins.
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        fields.pop("chat_template", None)
+        config.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _has_template(folder: Path) -> bool:
     if any((folder / name).exists() for name in _TEMPLATE):
         return True

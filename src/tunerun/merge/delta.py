@@ -77,9 +77,7 @@ class Delta:
 
 
 def _longest(vectors: Float32, axis: int) -> float:
-    return float(
-        np.sqrt(np.einsum("ij,ij->" + "ji"[axis], vectors, vectors, dtype=np.float64).max(initial=0.0))
-    )
+    return float(np.sqrt(np.einsum("ij,ij->" + "ji"[axis], vectors, vectors, dtype=np.float64).max(initial=0.0)))
 
 
 def _ordered_product(left: Float32, right: Float32) -> Float32:

@@ -13,7 +13,7 @@ from tunerun.artifacts import publish
 from tunerun.errors import StageError
 from tunerun.formats.floats import Array, from_float32, is_finite, to_float32
 from tunerun.formats.safetensors import ModelWriter, read_rows
-from tunerun.merge.carry import carry_files
+from tunerun.merge.carry import carry_files, set_chat_template
 from tunerun.merge.delta import Delta
 from tunerun.merge.plan import MergedTensor, MergePlan, plan_merge
 from tunerun.progress import Progress
@@ -22,7 +22,9 @@ from tunerun.progress import Progress
 _BLOCK_VALUES = 1 << 18
 
 
-def merge_adapter(base: Path, adapter: Path, out: Path, *, max_shard_size_bytes: int) -> None:
+def merge_adapter(
+    base: Path, adapter: Path, out: Path, *, max_shard_size_bytes: int, chat_template: str | None = None
+) -> None:
     """Writes a base model with an adapter merged in, published atomically.
 
     The bits are those of peft for LoRA on linear layers up to rank 192. Above that the float32 sums may
@@ -34,6 +36,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, max_shard_size_bytes:
         adapter: Folder with a LoRA adapter in peft's format.
         out: The merged model's folder; replaced when it exists.
         max_shard_size_bytes: Of data in one weight file; a larger tensor gets a file to itself.
+        chat_template: Jinja source that replaces the model's own.
 
     Raises:
         UserError: The base or the adapter is missing, broken, or cannot be merged; names the field or tensor.
@@ -44,6 +47,8 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, max_shard_size_bytes:
     with publish(out) as staging:
         staging.mkdir()
         carry_files(base, adapter, staging)
+        if chat_template is not None:
+            set_chat_template(staging, chat_template)
         text = json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n"
         (staging / "config.json").write_text(text, encoding="utf-8")
         _write_weights(plan, staging, max_shard_size_bytes)
@@ -69,9 +74,7 @@ def _write_changed(writer: ModelWriter, name: str, tensor: MergedTensor) -> None
     delta = Delta(tensor.update) if tensor.update else None
     step = max(1, _BLOCK_VALUES // source.row_values)
     for first in range(0, source.rows, step):
-        values = _convert(
-            read_rows(source, first, min(step, source.rows - first)), source.dtype, tensor.dtype
-        )
+        values = _convert(read_rows(source, first, min(step, source.rows - first)), source.dtype, tensor.dtype)
         if delta:
             values = delta.merge(values, tensor.dtype, first)
         if not is_finite(values, tensor.dtype):

@@ -62,9 +62,7 @@ def plan_merge(base: Path, adapter: Path) -> MergePlan:
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
-        raise UserError(
-            Problem(where=str(folder), what="there is no config.json.", fix="Is it a model folder?")
-        )
+        raise UserError(Problem(where=str(folder), what="there is no config.json.", fix="Is it a model folder?"))
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -89,9 +87,7 @@ def _missing(tensors: Mapping[str, MergedTensor], changes: Adapter) -> list[Prob
     ]
 
 
-def _resize_vocabulary(
-    config: dict[str, Any], tensors: Mapping[str, MergedTensor], changes: Adapter
-) -> dict[str, Any]:
+def _resize_vocabulary(config: dict[str, Any], tensors: Mapping[str, MergedTensor], changes: Adapter) -> dict[str, Any]:
     """Follows an embedding that training has resized."""
     embedding = _embedding(tensors)
     if embedding is None or embedding not in changes.base_copies or "vocab_size" not in config:
@@ -122,9 +118,7 @@ def _misfits(tensors: Mapping[str, MergedTensor], changes: Adapter) -> list[Prob
     for name, shape in shapes.items():
         target = tensors[name]
         if target.source.shape != shape:
-            what = (
-                f"it fits a weight of shape {list(shape)}; the base model's has {list(target.source.shape)}"
-            )
+            what = f"it fits a weight of shape {list(shape)}; the base model's has {list(target.source.shape)}"
             problems.append(_problem(changes, name, what, "Is it the right base model?"))
         if target.dtype not in STORAGE:
             what = f"the base model's tensor has the type {target.dtype}, into which nothing can be merged"
