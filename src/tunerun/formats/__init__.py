@@ -1,0 +1,1 @@
+"""File formats that several stages read or write, without torch."""
