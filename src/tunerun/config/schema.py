@@ -14,6 +14,10 @@ Stage = Literal["data", "train", "eval", "merge", "export", "verify", "publish",
 ObjectiveKind = Literal["sft", "pretrain", "dpo", "orpo", "simpo", "kto", "reward", "distill"]
 MethodKind = Literal["full", "freeze", "lora", "dora", "rslora", "pissa", "lora_plus", "qlora"]
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
+GgufType = Literal[
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_0", "q5_1", "q4_k_m", "q4_k_s", "q4_0", "q4_1",
+    "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
+]  # fmt: skip
 
 ADAPTER_METHODS = ("lora", "dora", "rslora", "pissa", "lora_plus", "qlora")
 
@@ -223,7 +227,7 @@ class EvalConfig:
 class GgufConfig:
     """GGUF files for llama.cpp and Ollama."""
 
-    types: tuple[str, ...] = ()
+    types: tuple[GgufType, ...] = ()
     """llama.cpp types to write, such as `f16` or `q4_k_m`; the first is served by default."""
     context: int | None = None
     """Context length for the Modelfile, in tokens; null takes the model's own, at most 8192."""
