@@ -14,6 +14,10 @@ Stage = Literal["data", "train", "eval", "merge", "export", "verify", "publish",
 ObjectiveKind = Literal["sft", "pretrain", "dpo", "orpo", "simpo", "kto", "reward", "distill"]
 MethodKind = Literal["full", "freeze", "lora", "dora", "rslora", "pissa", "lora_plus", "qlora"]
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
+GgufType = Literal[
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_0", "q5_1", "q4_k_m", "q4_k_s", "q4_0", "q4_1",
+    "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
+]  # fmt: skip
 
 ADAPTER_METHODS = ("lora", "dora", "rslora", "pissa", "lora_plus", "qlora")
 
@@ -25,7 +29,7 @@ def used_by(*kinds: str, default: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShapeConfig:
-    """The sizes of a model, so that a plan needs no download; read from config.json when the model is a local folder."""
+    """The sizes of a model, so that a plan needs no download; a local folder's config.json goes before them."""
 
     architecture: str | None = None
     """Class name in the model's config.json, such as `Qwen2ForCausalLM`."""
@@ -82,7 +86,7 @@ class DataConfig:
     format: Literal["auto", "alpaca", "sharegpt", "messages", "columns", "text"] = "auto"
     """How rows are read; `auto` looks at the first rows."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Which column holds which part, such as `{user: question, assistant: answer}`; parts: system, user, assistant, text."""
+    """Column of each part (system, user, assistant, text), such as `{user: question, assistant: answer}`."""
     vars: Mapping[str, str] = field(default_factory=dict)
     """Values for `{{name}}`-style placeholders in the rows."""
     system: str | None = None
@@ -223,7 +227,7 @@ class EvalConfig:
 class GgufConfig:
     """GGUF files for llama.cpp and Ollama."""
 
-    types: tuple[str, ...] = ()
+    types: tuple[GgufType, ...] = ()
     """llama.cpp types to write, such as `f16` or `q4_k_m`; the first is served by default."""
     context: int | None = None
     """Context length for the Modelfile, in tokens; null takes the model's own, at most 8192."""

@@ -30,11 +30,11 @@ def build(cls: type[_T], data: Mapping[str, Any], path: str = "") -> tuple[_T | 
         path: Dotted key of `data` in the whole, for messages.
 
     Returns:
-        The value and no problems, or None and all problems found.
+        The value, in which faulty keys have their defaults so that the rest can be checked as well, and all
+        problems found. The value is None when a key without a default is missing or faulty.
     """
     problems: list[Problem] = []
-    value = _dataclass(cls, data, path, problems)
-    return (None, problems) if problems else (value, problems)
+    return _dataclass(cls, data, path, problems), problems
 
 
 def plain(value: Any) -> Any:
@@ -68,7 +68,8 @@ def field_types(cls: type) -> dict[str, Any]:
 
 def nearest(name: str, names: Sequence[str]) -> str:
     """Returns a clause that suggests the most similar names, or lists them all when none is near."""
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    longer = [known for known in sorted(names) if len(name) > 1 and known.startswith(name)]
+    close = (longer + [near for near in difflib.get_close_matches(name, names, n=3) if near not in longer])[:6]
     if close:
         return f"Did you mean {' or '.join(close)}?"
     return f"Known: {', '.join(sorted(names))}."
@@ -86,16 +87,18 @@ def _dataclass(cls: Any, data: Any, path: str, problems: list[Problem]) -> Any:
             what = f"there is no key `{key}`" + (f" in `{path}`." if path else ".")
             problems.append(Problem(where=dotted, what=what, fix=nearest(str(key), list(annotations))))
             continue
-        values[key] = _convert(annotations[key], item, dotted, problems)
-    missing = [
-        item.name
-        for item in dataclasses.fields(cls)
-        if item.name not in values
-        and item.default is dataclasses.MISSING
-        and item.default_factory is dataclasses.MISSING
-    ]
+        before = len(problems)
+        value = _convert(annotations[key], item, dotted, problems)
+        if len(problems) == before or dataclasses.is_dataclass(value):
+            values[key] = value
+    missing = [item.name for item in dataclasses.fields(cls) if item.name not in data and not _has_default(item)]
     problems.extend(Problem(where=f"{path}.{name}".lstrip("."), what="is missing.") for name in missing)
-    return None if problems else cls(**values)
+    required = {item.name for item in dataclasses.fields(cls) if not _has_default(item)}
+    return cls(**values) if required <= values.keys() else None
+
+
+def _has_default(item: dataclasses.Field[Any]) -> bool:
+    return item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
 
 
 def _convert(annotation: Any, value: Any, path: str, problems: list[Problem]) -> Any:
@@ -158,17 +161,7 @@ def _scalar(annotation: Any, value: Any, path: str, problems: list[Problem]) -> 
         return str(value)
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if annotation is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-4 as a text.
-        value = _number(value)
     if type(value) is annotation and not (annotation is float and not math.isfinite(value)):
         return value
     problems.append(Problem(where=path, what=f"{value!r} is not {_NAMES[annotation]}."))
     return None
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text

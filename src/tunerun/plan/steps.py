@@ -230,7 +230,7 @@ def from_json(data: Mapping[str, Any]) -> Step:
     """
     fields = {key: value for key, value in data.items() if key != "stage"}
     step, problems = typed.build(STEP_TYPES[data["stage"]], fields, data["stage"])
-    if step is None:
+    if step is None or problems:
         raise ValueError("\n".join(str(problem) for problem in problems))
     return step
 

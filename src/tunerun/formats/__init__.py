@@ -1,0 +1,1 @@
+"""Files that stages hand to each other: token store, safetensors, GGUF."""
