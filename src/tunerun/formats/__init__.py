@@ -1,1 +1,1 @@
-"""File formats that several stages read or write, without torch."""
+"""File formats: safetensors, GGUF and the token store. No torch."""
