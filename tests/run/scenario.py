@@ -64,6 +64,7 @@ def plan(run_dir, config, stages=SHORT, types=("f16",)):
         run_dir=str(run_dir),
         steps=(first, *(steps[stage] for stage in stages)),
         estimate=None,
+        volume=None,
         notes=(),
         warnings=(),
     )

@@ -25,6 +25,8 @@ class Series:
     points: Sequence[Point]
     style: str
     """Class of its line in the style sheet."""
+    noisy: bool = False
+    """Whether a moving average is drawn over the values when there are many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +51,7 @@ class _Frame:
         return self.height - _BOTTOM - (at - low) / (high - low) * (self.height - _TOP - _BOTTOM)
 
 
-def line_chart(series: Sequence[Series], *, title: str, x_label: str, width: int = 720, height: int = 300) -> str:
+def line_chart(series: Sequence[Series], *, title: str, x_label: str, width: int = 900, height: int = 330) -> str:
     """Draws lines over a common axis; the value axis is logarithmic when the values span a factor of 30 or more.
 
     Args:
@@ -62,7 +64,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, width: int
     frame = _frame(series, width, height)
     parts = [_open(width, height, title), *_y_axis(frame), *_x_axis(frame, x_label)]
     for item in series:
-        smooth = len(item.points) >= _SMOOTH_FROM_POINTS
+        smooth = item.noisy and len(item.points) >= _SMOOTH_FROM_POINTS
         if smooth:
             parts.append(_line(frame, item.points, f"{item.style} raw"))
         parts.append(_line(frame, _smoothed(item.points) if smooth else item.points, item.style))
@@ -79,7 +81,7 @@ def histogram(bounds: Sequence[float], counts: Sequence[int], *, title: str, uni
         title: For readers that do not see the picture.
         unit: Of the bounds.
     """
-    width, height = 720, 190
+    width, height = 900, 210
     bar_width = (width - _LEFT - _RIGHT) / len(counts)
     high = _nice_step(max(counts) / 3) * math.ceil(max(counts) / _nice_step(max(counts) / 3))
     frame = _Frame(width=width, height=height, x_low=0, x_high=len(counts), y_low=0, y_high=high, logarithmic=False)
@@ -181,13 +183,14 @@ def _hover(frame: _Frame, item: Series, x_label: str) -> list[str]:
 
 
 def _smoothed(points: Sequence[Point]) -> list[Point]:
-    """Returns the exponential moving average over about a thirtieth of the points."""
-    weight = 2 / (len(points) / 30 + 1)
-    mean = points[0][1]
+    """Returns the mean over about a thirtieth of the points around each; it does not lag behind."""
+    reach = max(1, len(points) // 60)
     found = []
-    for x, y in points:
-        mean += weight * (y - mean)
-        found.append((x, mean))
+    for index, (x, _) in enumerate(points):
+        # As many on either side, so that the ends of a falling line are not bent.
+        near = min(reach, index, len(points) - 1 - index)
+        window = points[index - near : index + near + 1]
+        found.append((x, sum(y for _, y in window) / len(window)))
     return found
 
 

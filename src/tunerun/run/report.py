@@ -82,7 +82,7 @@ def _tiles(found: Results) -> Iterable[str]:
 
 
 def _curves(found: Results) -> str:
-    train = Series(label="loss", points=_points(found.metrics, "loss"), style="first")
+    train = Series(label="loss", points=_points(found.metrics, "loss"), style="first", noisy=True)
     held_out = Series(label="held-out loss", points=_points(found.metrics, "eval_loss"), style="second")
     if not train.points:
         return ""
@@ -99,7 +99,7 @@ def _curves(found: Results) -> str:
 
 
 def _small_chart(metrics: Sequence[Mapping[str, Any]], key: str, title: str) -> str:
-    line = Series(label=title.lower(), points=_points(metrics, key), style="first")
+    line = Series(label=title.lower(), points=_points(metrics, key), style="first", noisy=key == "grad_norm")
     return charts.line_chart([line], title=title, x_label="step", width=460, height=200)
 
 
@@ -132,7 +132,7 @@ def _data(found: Results) -> str:
         )
     lengths = report["length_tokens"]
     chart = charts.histogram(lengths["bounds"], lengths["counts"], title="Samples by length", unit="tokens")
-    body += f'<div class="panel" style="margin-top:12px"><h3>Samples by length</h3>{chart}</div>'
+    body += f'<div class="panel"><h3>Samples by length</h3>{chart}</div>'
     if report["examples"]:
         examples = [
             [(f"{item['file']}:{item['line']}", "path"), (item["reason"], "")]
@@ -165,13 +165,17 @@ def _stages(found: Results) -> str:
         [
             (stage, ""),
             (_Html(_badge(entry.status, _STATUS[entry.status])), ""),
-            (entry.started[:19].replace("T", " "), "number"),
+            (entry.started[:19].replace("T", " "), ""),
             ("" if entry.seconds is None else f"{entry.seconds:,.1f} s", "number"),
-            (entry.error or "", "answer"),
         ]
         for stage, entry in found.record.stages.items()
     ]
-    return _section("Stages", _table(["Stage", "Status", "Started (UTC)", "Took", "Error"], rows))
+    errors = [
+        f"<h3>{escape(stage)}: what went wrong</h3><pre>{escape(entry.error)}</pre>"
+        for stage, entry in found.record.stages.items()
+        if entry.error is not None
+    ]
+    return _section("Stages", "".join([*errors, _table(["Stage", "Status", "Started (UTC)", "Took"], rows)]))
 
 
 def _files(found: Results) -> str:
@@ -245,7 +249,7 @@ def _digest(sha256: str) -> str:
 
 
 def _arrow(values: Sequence[float | None]) -> str:
-    return " → ".join("not finite" if value is None else f"{value:,.4g}" for value in values)
+    return " → ".join("not finite" if value is None else f"{value:,.3g}" for value in values)
 
 
 def _value(value: Any) -> str:
