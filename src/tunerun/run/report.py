@@ -19,6 +19,7 @@ _STYLE = Path(__file__).with_name("report.css")
 _VERDICTS = {"pass": "good", "fail": "bad", "not_proved": "open"}
 _STATUS = {"done": "good", "skipped": "good", "running": "open", "preempted": "open", "failed": "bad"}
 _MAX_EXAMPLES = 10
+_MAX_VALUE_CHARACTERS = 32
 
 
 def write(run_dir: Path) -> None:
@@ -149,7 +150,7 @@ def _gates(found: Results) -> str:
         return ""
     rows = [
         [
-            (gate["name"], ""),
+            (gate["name"].replace("_", " "), "path"),
             (_Html(_badge(gate["verdict"].replace("_", " "), _VERDICTS[gate["verdict"]])), ""),
             (_values(gate["measured"]), "values"),
             (_values(gate["bound"]), "values"),
@@ -257,7 +258,8 @@ def _values(values: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    return number(value) if isinstance(value, int | float) else str(value)
+    text = number(value) if isinstance(value, int | float) else str(value)
+    return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[:12]}..."
 
 
 def _points(metrics: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
