@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import reports
-from scenario import FULL
+import scenario
 
 from tunerun import artifacts
 from tunerun.run import card, columns, inspect, report, summary
@@ -44,15 +46,29 @@ def page(run_dir):
     return " ".join(parsed.text)
 
 
-@pytest.fixture
-def finished(small, run_dir):
-    small(stages=FULL)
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """One executed run with the reports that stages write; to be copied."""
+    folder = tmp_path_factory.mktemp("executed")
+    (folder / "model").mkdir()
+    (folder / "model/weights").write_text("weights")
+    (folder / "rows.txt").write_text("rows")
+    run_dir = folder / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        scenario.use_stand_ins(patch.setattr)
+        scenario.execute(run_dir, folder / "rows.txt", folder / "model", stages=scenario.FULL)
     reports.put(run_dir, eval=reports.evaluation(), data=reports.data(), verify=reports.verification())
     lines = [json.dumps(row) + "\n" for row in reports.metrics()]
     (run_dir / "metrics.jsonl").write_text("".join(lines) + '{"step": 6, "lo')
     report.write(run_dir)
     card.write(run_dir)
     return run_dir
+
+
+@pytest.fixture
+def finished(executed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(executed, tmp_path / "run"))
 
 
 def test_the_summary_compares_names_files_and_says_what_next(finished):
@@ -141,10 +157,10 @@ def test_the_card_says_when_nothing_was_held_out(finished):
     assert "No rows were held out" in (finished / "README.md").read_text()
 
 
-def test_runs_are_listed_newest_first(small, run_dir, tmp_path, finished):
+def test_runs_are_listed_newest_first(tmp_path, finished):
     later = tmp_path / "later"
     later.mkdir()
-    data = artifacts.read_json(run_dir / "run.json")
+    data = artifacts.read_json(finished / "run.json")
     artifacts.write_json(later / "run.json", {**data, "created": "2999-01-01T00:00:00+00:00", "status": "running"})
     lines = inspect.list_runs(tmp_path).splitlines()
     assert [line.split()[-1] for line in lines] == ["run", "later", "run"]
