@@ -7,6 +7,8 @@ from typing import Any
 
 import gguf
 
+Fields = dict[str, tuple[Any, Any]]
+
 
 def differing_tensors(ours: Path, theirs: Path) -> list[str]:
     """Names of the tensors that one file lacks, or that differ in type, shape or bytes."""
@@ -14,13 +16,12 @@ def differing_tensors(ours: Path, theirs: Path) -> list[str]:
     return sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
 
 
-def differing_fields(ours: Path, theirs: Path) -> set[str]:
+def differing_fields(left: Fields, right: Fields) -> set[str]:
     """Keys of the metadata that one file lacks or that differ in type or value."""
-    left, right = fields(ours), fields(theirs)
     return {key for key in left.keys() | right.keys() if left.get(key) != right.get(key)}
 
 
-def fields(file: Path) -> dict[str, tuple[Any, Any]]:
+def read_fields(file: Path) -> Fields:
     """Value and type of every metadata key."""
     reader = gguf.GGUFReader(file)
     # Counts of the header itself: they follow from the rest.
