@@ -38,7 +38,7 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     text = "The user asks and the assistant answers.\n\nWho are you? 你好，世界。 def f(x):\n    return x\n"
-    tokenizer.train_from_iterator([text] * 9, trainer)
+    tokenizer.train_from_iterator([text, "\n\n"] * 9, trainer)
     tokenizer.add_special_tokens(
         [AddedToken(token, normalized=False) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")]
     )
