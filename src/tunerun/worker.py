@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from tunerun import artifacts
+from tunerun import artifacts, child
 from tunerun.artifacts import Artifact
 from tunerun.config import typed
 from tunerun.errors import ExitCode, TunerunError
@@ -48,11 +48,15 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
+    child.stop_on_signals()
+    child.watch_parent()
     run_dir, stage = Path(argv[0]), argv[1]
     plan = artifacts.read_json(run_dir / artifacts.PLAN)
     step = steps.from_json(next(item for item in plan["steps"] if item["stage"] == stage))
     try:
         made = load_stage(stage)(step, run_dir)
+    except child.Stopped as signal_name:
+        return _finish(run_dir, stage, ExitCode.PREEMPTED, f"stopped by {signal_name}", [])
     except TunerunError as error:
         print(error, file=sys.stderr)
         return _finish(run_dir, stage, error.exit_code, str(error), [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from tunerun.commands import arguments
 from tunerun.commands.prepare import prepare
@@ -26,7 +27,8 @@ def main(argv: Sequence[str]) -> int:
     options, overrides = arguments.split(argv, flags=("--json",), values=("--config-dir", "-cd"))
     prepared = prepare(resolve(overrides, arguments.config_dir(options)))
     obstacles = [str(problem) for problem in prepared.obstacles]
-    commands = {step.stage: command.render(step, prepared.plan.run_dir) for step in prepared.plan.steps}
+    run_dir = Path(prepared.plan.run_dir)
+    commands = {step.stage: list(command.command(step, run_dir).argv) for step in prepared.plan.steps}
     if "--json" in options:
         data = {**plans.to_json(prepared.plan), "commands": commands, "obstacles": obstacles}
         print(json.dumps(data, ensure_ascii=False, indent=2))

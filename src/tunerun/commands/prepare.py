@@ -12,7 +12,7 @@ from tunerun.config.register import new_run_id
 from tunerun.config.resolve import Resolved
 from tunerun.config.schema import RunConfig
 from tunerun.errors import Problem, UserError
-from tunerun.plan import build, dataset, devices, readiness, shape
+from tunerun.plan import build, dataset, readiness, shape
 from tunerun.plan.plan import Plan
 
 OUTPUTS = Path("outputs")
@@ -48,15 +48,11 @@ def plan_for(config: RunConfig, notes: Sequence[str] = ()) -> Prepared:
         UserError: The device planned for is unknown.
     """
     assert config.run_dir is not None and config.model.path is not None
-    machine = machines.facts(Path(config.run_dir))
+    machine = machines.facts()
     folder = Path(paths.resolve_asset(config.model.path))
     if (folder / "config.json").is_file():
         config = replace(config, model=replace(config.model, shape=shape.read_shape(folder)))
-    facts = build.Facts(
-        machine=machine,
-        device=devices.choose(config.hardware, machine),
-        data=dataset.measure(config.data.path),
-    )
+    facts = build.Facts(machine=machine, data=dataset.measure(config.data.path))
     plan = build.build(config, facts, tuple(notes))
     return Prepared(config=config, plan=plan, obstacles=tuple(readiness.problems(config, plan, machine)))
 

@@ -1,1 +1,1 @@
-"""Files that stages hand to each other: token store, safetensors, GGUF."""
+"""File formats: safetensors, GGUF and the token store. No torch."""

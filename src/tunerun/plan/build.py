@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunerun.config.checks import size_bytes
 from tunerun.config.schema import ADAPTER_METHODS, RunConfig
 from tunerun.machine import Machine
-from tunerun.plan import estimate
+from tunerun.plan import devices, estimate, shape
 from tunerun.plan.dataset import DataSize
 from tunerun.plan.devices import Device
 from tunerun.plan.estimate import Estimate
-from tunerun.plan.plan import Plan
+from tunerun.plan.memory import Work
+from tunerun.plan.plan import Plan, Volume
 from tunerun.plan.steps import (
     DataStep,
     EvalStep,
@@ -31,8 +32,6 @@ class Facts:
     """What the plan depends on besides the config."""
 
     machine: Machine
-    device: Device | None
-    """The GPU planned for; None for the CPU."""
     data: DataSize | None
     """Size of the data, when it can be told without a download."""
 
@@ -64,8 +63,9 @@ def build(config: RunConfig, facts: Facts, notes: tuple[str, ...] = ()) -> Plan:
         run_dir=config.run_dir,
         steps=_steps(config, decided),
         estimate=decided.estimate,
+        volume=_volume(config, facts.data) if "train" in config.stages else None,
         notes=notes + decided.notes,
-        warnings=_warnings(config, facts, decided),
+        warnings=_warnings(config, decided),
     )
 
 
@@ -80,52 +80,108 @@ def trains_weights(config: RunConfig) -> bool:
 
 
 def _decide(config: RunConfig, facts: Facts) -> _Decisions:
-    train, single = _placements(config, facts)
+    device = _device(config, facts.machine)
+    train, single = _placements(config, facts.machine, device)
+    found = _estimate(config, train, device) if "train" in config.stages else None
     notes: list[str] = []
-    if train.device == "cpu":
-        notes.append(f"CPU: {train.precision}, {train.threads} threads for each of {train.processes} processes")
     if "merge" in config.stages and trains_weights(config):
         notes.append(f"method {config.method.kind} trains whole weights: nothing to merge, train writes merged/")
-    query = estimate.Query(config=config, placement=train, device=facts.device, data=facts.data)
-    micro, checkpointing, why = estimate.choose(query, facts.machine)
-    notes.extend(why)
+    if found is not None and found.activation_checkpointing and config.train.activation_checkpointing is None:
+        notes.append("activations are computed twice: without that the memory estimate does not fit the device")
+    if found is None and "train" in config.stages and config.train.micro_batch_size is None:
+        notes.append("the model's shape is unknown, so there is no estimate and the micro-batch is 1")
     return _Decisions(
         train=train,
         single=single,
-        micro_batch_size=micro,
-        activation_checkpointing=checkpointing,
-        estimate=estimate.estimate(query, micro, checkpointing=checkpointing),
+        micro_batch_size=found.micro_batch_size if found is not None else config.train.micro_batch_size or 1,
+        activation_checkpointing=found is not None and found.activation_checkpointing,
+        estimate=found,
         notes=tuple(notes),
     )
 
 
-def _placements(config: RunConfig, facts: Facts) -> tuple[Placement, Placement]:
+def _device(config: RunConfig, machine: Machine) -> Device | None:
+    """Returns what a process computes on, or None for a GPU that nothing is known of."""
+    hardware = config.hardware
+    if hardware.gpu is not None:
+        return devices.find(hardware.gpu)
+    if hardware.device == "cuda" or (hardware.device == "auto" and machine.gpus):
+        return devices.of_gpu(machine.gpus[0]) if machine.gpus else None
+    return devices.of_cpu(machine, hardware.processes or 1)
+
+
+def _placements(config: RunConfig, machine: Machine, device: Device | None) -> tuple[Placement, Placement]:
     """Returns where training runs, and where the single-process stages do."""
     hardware = config.hardware
-    on_gpu = facts.device is not None
-    if hardware.precision == "auto":
-        precision = "bf16" if facts.device is not None and facts.device.bf16 else "fp32"
-    else:
-        precision = hardware.precision
+    on_gpu = device is None or device.name != "cpu"
+    wants_bf16 = hardware.precision == "bf16" or (
+        hardware.precision == "auto" and on_gpu and (device is None or device.bf16)
+    )
     processes = hardware.processes
     if processes is None:
-        processes = 1 if hardware.strategy == "single" else max(len(facts.machine.gpus), 1)
-    threads = hardware.threads or max(facts.machine.cores // processes, 1)
-    train = Placement(
+        processes = 1 if hardware.strategy == "single" else max(len(machine.gpus), 1)
+    single = Placement(
         device="cuda" if on_gpu else "cpu",
-        precision="bf16" if precision == "bf16" else "fp32",
-        threads=threads,
+        precision="bf16" if wants_bf16 else "fp32",
+        threads=hardware.threads or machine.cores,
+    )
+    train = replace(
+        single,
+        threads=hardware.threads or max(machine.cores // processes, 1),
         strategy=hardware.strategy,
         processes=processes,
         nodes=config.cluster.nodes,
         offload=hardware.offload,
     )
-    single = Placement(
-        device=train.device,
-        precision=train.precision,
-        threads=hardware.threads or facts.machine.cores,
-    )
     return train, single
+
+
+def _estimate(config: RunConfig, placement: Placement, device: Device | None) -> Estimate | None:
+    if not shape.is_complete(config.model.shape):
+        return None
+    size = shape.sizes(config.model.shape)
+    work = Work(
+        objective=config.objective.kind,
+        method=config.method.kind,
+        rank=config.method.rank,
+        target_modules=config.method.target_modules,
+        modules_to_save=config.method.modules_to_save,
+        row_tokens=config.data.max_length,
+        global_batch_size=config.train.global_batch_size,
+        precision=placement.precision,
+        device=placement.device,
+        strategy=placement.strategy,
+        world_size=placement.world_size,
+        offload=placement.offload,
+    )
+    disk = estimate.disk(
+        size,
+        work,
+        checkpoints=config.train.keep_checkpoints if config.train.checkpoint_steps is not None else 1,
+        merged=trains_weights(config) or "merge" in config.stages,
+        gguf_types=config.export.gguf.types if "export" in config.stages else (),
+    )
+    return estimate.estimate(
+        size,
+        work,
+        device,
+        disk=disk,
+        micro_batch_size=config.train.micro_batch_size,
+        activation_checkpointing=config.train.activation_checkpointing,
+    )
+
+
+def _volume(config: RunConfig, data: DataSize | None) -> Volume:
+    train = config.train
+    if data is None:
+        return Volume(rows=None, optimiser_steps=train.max_steps, tokens=None)
+    rows = min(data.rows, config.data.max_rows or data.rows)
+    rows = max(rows - round(rows * config.data.eval_fraction), 1)
+    row_tokens = min(data.tokens // max(data.rows, 1), config.data.max_length)
+    samples = -(-rows * row_tokens // config.data.max_length) if config.data.packing else rows
+    steps = train.max_steps or max(round(samples * train.epochs / train.global_batch_size), 1)
+    tokens = round(steps * train.global_batch_size * row_tokens * rows / samples)
+    return Volume(rows=rows, optimiser_steps=steps, tokens=tokens)
 
 
 def _steps(config: RunConfig, decided: _Decisions) -> tuple[Step, ...]:
@@ -226,14 +282,12 @@ def _chat(config: RunConfig) -> bool:
     return config.objective.kind != "pretrain"
 
 
-def _warnings(config: RunConfig, facts: Facts, decided: _Decisions) -> tuple[str, ...]:
+def _warnings(config: RunConfig, decided: _Decisions) -> tuple[str, ...]:
     warnings: list[str] = []
     found = decided.estimate
-    if found is not None and facts.device is not None and found.memory_bytes > facts.device.memory_bytes:
-        warnings.append(
-            f"about {found.memory_bytes / 1e9:.1f} GB are needed on each device, and "
-            f"{facts.device.name} has {facts.device.memory_bytes / 1e9:.1f} GB"
-        )
+    if found is not None and found.fits is False and found.device_bytes is not None:
+        needed, there = found.memory.total_bytes / 1e9, found.device_bytes / 1e9
+        warnings.append(f"about {needed:.1f} GB are needed on each device, which has {there:.1f} GB")
     if config.model.trust_remote_code:
         warnings.append("model.trust_remote_code=true lets Python code of the model run")
     if "train" in config.stages and not (config.data.eval_fraction or config.data.eval_path):

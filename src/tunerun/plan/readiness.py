@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from tunerun import machine as machines
 from tunerun import paths
 from tunerun.config.schema import RunConfig
 from tunerun.errors import Problem
@@ -18,6 +19,7 @@ STARTED_STRATEGIES = ("single",)
 STARTED_CLUSTERS = ("local",)
 SERVED_ENGINES = ("auto", "llamacpp", "transformers")
 
+
 def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
     """Finds everything that keeps this machine or this version from running a plan."""
     return [
@@ -25,7 +27,7 @@ def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
         *_files(config),
         *_gpus(plan, machine),
         *_extras(config),
-        *_disk(plan, machine),
+        *_disk(plan),
     ]
 
 
@@ -98,9 +100,11 @@ def _is_folder(path: str | None) -> bool:
     return path is not None and Path(paths.resolve_asset(path)).is_dir()
 
 
-def _disk(plan: Plan, machine: Machine) -> list[Problem]:
-    if plan.estimate is None or plan.estimate.disk_bytes <= machine.free_disk_bytes:
+def _disk(plan: Plan) -> list[Problem]:
+    if plan.estimate is None:
         return []
-    needed, free = plan.estimate.disk_bytes / 1e9, machine.free_disk_bytes / 1e9
-    what = f"the run writes about {needed:.1f} GB, and {free:.1f} GB are free."
+    needed, free = plan.estimate.disk.run_bytes, machines.free_bytes(Path(plan.run_dir))
+    if needed <= free:
+        return []
+    what = f"the run writes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free."
     return [Problem(where="run_dir", what=what, fix="Free some space, or set run_dir to another disk.")]

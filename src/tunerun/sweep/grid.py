@@ -35,7 +35,7 @@ def _values(typed: str, parsed: Override) -> list[str]:
     if not parsed.is_sweep_override():
         return [typed]
     key = parsed.get_key_element().lstrip("+")
-    value = parsed.value()
+    value: object = parsed.value()
     if isinstance(value, Glob):
         found = value.filter(_options(key))
         if not found:
