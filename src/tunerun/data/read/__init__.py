@@ -89,7 +89,7 @@ def _json_parser(path: Path, name: str) -> Parser:
     if head.startswith(b"["):
         return json_array
     first = head.split(b"\n", 1)[0].rstrip()
-    return json_value if first in (b"{", b"{}") and head.count(b"\n") else json_lines
+    return json_value if first == b"{" else json_lines
 
 
 def _text_lines(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
