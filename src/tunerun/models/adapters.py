@@ -17,6 +17,9 @@ from tunerun.errors import Problem, UserError
 WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
 
+# Where these share one matrix, training one of them trains both.
+_TIED = frozenset({"embed_tokens", "lm_head"})
+
 
 def add_lora(
     model: Any,
@@ -49,6 +52,7 @@ def add_lora(
         lora_dropout=dropout,
         target_modules=ALL_LINEAR if target_modules == (ALL_LINEAR,) else list(target_modules),
         modules_to_save=list(modules_to_save) or None,
+        ensure_weight_tying=model.config.tie_word_embeddings and not _TIED.isdisjoint(modules_to_save),
     )
     _check_modules(model, target_modules, modules_to_save)
     torch.manual_seed(seed)
@@ -73,7 +77,11 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool) -> Any:
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
     adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, config=config)
-    return _trainable_in_float32(adapted)
+    if trainable:
+        _trainable_in_float32(adapted)
+        # peft filled modules trained in full through the base's format, which may have rounded them.
+        set_peft_model_state_dict(adapted, load_file(folder / WEIGHTS))
+    return adapted
 
 
 def save_adapter(adapted: Any, target: Path, *, base_name: str) -> None:
@@ -86,20 +94,14 @@ def save_adapter(adapted: Any, target: Path, *, base_name: str) -> None:
     """
     target.mkdir(parents=True)
     weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    # Sorted: the same weights are the same bytes.
-    tensors = {name: weights[name].detach().cpu().contiguous() for name in sorted(weights)}
+    # Sorted: the same weights are the same bytes. Copied: safetensors refuses tied ones.
+    tensors = {name: weights[name].detach().cpu().clone() for name in sorted(weights)}
     save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
     config = adapted.peft_config[adapted.active_adapter]
     before = config.base_model_name_or_path, config.inference_mode
     config.base_model_name_or_path, config.inference_mode = base_name, True
     config.save_pretrained(str(target))
     config.base_model_name_or_path, config.inference_mode = before
-
-
-def restore_adapter(adapted: Any, folder: Path) -> None:
-    """Overwrites the weights of an adapter with those that `save_adapter` wrote."""
-    result = set_peft_model_state_dict(adapted, load_file(folder / WEIGHTS))
-    assert not result.unexpected_keys, "the checkpoint's adapter has other modules than the model"
 
 
 def _check_modules(model: Any, target_modules: tuple[str, ...], modules_to_save: tuple[str, ...]) -> None:
