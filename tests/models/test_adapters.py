@@ -40,6 +40,7 @@ def test_the_same_seed_gives_the_same_bytes_and_peft_reads_them(folder: Path, tm
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "org/tiny"
     assert config["inference_mode"] is True
+    assert config["target_modules"] == sorted(config["target_modules"])
 
 
 def test_a_saved_adapter_comes_back_to_the_bit_on_a_bfloat16_base(folder: Path, tmp_path: Path) -> None:
