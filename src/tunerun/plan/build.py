@@ -262,6 +262,7 @@ def _delivery(config: RunConfig, decided: _Decisions) -> list[Step]:
                 merged=merged,
                 gguf_types=config.export.gguf.types if "export" in config.stages else (),
                 chat=_chat(config),
+                chat_template=config.model.chat_template,
                 prompts=config.eval.prompts,
                 placement=decided.single,
                 seed=config.seed,
