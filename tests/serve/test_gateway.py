@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-
 from tests.serve.conftest import NAME, end, start
 
 QUESTION = [{"role": "user", "content": "Who are you?"}]
