@@ -13,9 +13,16 @@ from pathlib import Path
 import pytest
 from tests.conftest import ROOT
 
-CALL = "import sys; from tunerun.errors import TunerunError; from tunerun.serve.chat import main\n" \
-       "try: sys.exit(main(sys.argv[1:]))\n" \
-       "except TunerunError as error: print(error, file=sys.stderr); sys.exit(error.exit_code)"  # fmt: skip
+CALL = """
+import sys
+from tunerun.errors import TunerunError
+from tunerun.serve.chat import main
+try:
+    sys.exit(main(sys.argv[1:]))
+except TunerunError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONIOENCODING": "utf-8", "TERM": "dumb"}
 
 
