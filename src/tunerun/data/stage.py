@@ -164,9 +164,8 @@ def _assemble(
     samples: TokenStore, chosen: npt.NDArray[np.int64], folder: Path, data: DataConfig, facts: dict[str, Any]
 ) -> Manifest:
     """Writes a store of the chosen samples, packed or one to a row."""
-    rows: Sequence[npt.NDArray[np.int64]] = (
-        pack(samples.lengths()[chosen], data.max_length) if data.packing else np.arange(len(chosen)).reshape(-1, 1)
-    )
+    alone = [np.array([index]) for index in range(len(chosen))]
+    rows = pack(samples.lengths()[chosen], data.max_length) if data.packing else alone
     with TokenWriter(folder) as writer:
         for row in rows:
             writer.add(*(samples.row(int(chosen[index]))[:2] for index in row))
