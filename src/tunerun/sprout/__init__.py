@@ -1,0 +1,11 @@
+"""Builds everything the shipped base model `sprout` is trained from: text, dialogues, tokenizer, configuration.
+
+    words, facts        tables of bilingual words and facts
+    family              a family of questions: items, phrasings, one answer
+    knowledge, numbers, talk, copying      the families themselves
+    stories, tools      text and dialogues that are not question and answer
+    corpus, dialogues   draw the two training files and the evaluation file
+    tokenizer, base     byte-level BPE and the model folder without weights
+
+Every sentence is made here from the tables and templates of this package, so the files are the same bytes each time.
+"""
