@@ -1,0 +1,48 @@
+# make demo   sets up .venv and runs the quickstart recipe
+# make test   sets up .venv, lints, type-checks and tests
+# make test-full   everything, with the suites that need more than pip
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-full lint setup docs sprout clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt tests/setup_venv.sh
+	@PYTHON=$(PYTHON) tests/setup_venv.sh
+	@touch $@
+
+demo: setup
+	@$(BIN)/tunerun +recipe=quickstart
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: lint
+	@$(BIN)/pytest
+
+test-full: lint
+	@$(BIN)/pytest -m '' -rs
+
+docs: setup
+	@$(BIN)/python -m tunerun.config.reference
+
+# Trains the shipped base model again from generated text, about half an hour on 2 cores.
+sprout: setup
+	@$(BIN)/python -m tunerun.sprout outputs/sprout
+	@$(BIN)/tunerun +recipe=sprout-pretrain run_dir=outputs/sprout/pretrain
+	@$(BIN)/tunerun +recipe=sprout-instruct run_dir=outputs/sprout/instruct
+
+clean:
+	@rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

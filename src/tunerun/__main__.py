@@ -1,0 +1,5 @@
+"""Lets `python -m tunerun` stand for `tunerun`."""
+
+from tunerun.cli import main
+
+main()

@@ -1,0 +1,136 @@
+"""The `tunerun` command: sends verbs to their modules and everything else to a run.
+
+Imports nothing heavy, Hydra included, so that `tunerun --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from tunerun import __version__
+from tunerun.errors import ExitCode, TunerunError, UserError
+
+# Verb: where its function is, its arguments, and what it does.
+VERBS: dict[str, tuple[str, str, str]] = {
+    "plan": ("plan", "[+recipe=NAME] [key=value] [--json]", "print what a run would do, and stop"),
+    "data": ("data", "[+recipe=NAME] [key=value]", "prepare the data only, and print the report"),
+    "runs": ("runs", "[FOLDER]", "list runs, newest first"),
+    "show": ("show", "RUN", "what a run did and made"),
+    "resume": ("resume", "RUN [key=value] [--allow KEY]", "go on with a stopped run"),
+    "chat": ("chat", "TARGET [--base] [--system TEXT] ...", "talk to a run, a model folder or a GGUF file"),
+    "serve": ("serve", "TARGET [serve.port=N] ...", "serve it to OpenAI clients"),
+    "recipes": ("recipes", "", "list recipes"),
+    "copy": ("copy", "RECIPE [FILE]", "copy a recipe into ./recipes to change it"),
+    "pull": ("pull", "MODEL [--hub hf|modelscope] [--revision REV]", "download a model"),
+    "doctor": ("doctor", "", "check this machine: cores, GPUs, extras"),
+}
+
+_SWEEP_FLAGS = ("-m", "--multirun")
+_HYDRA_FLAGS = ("-c", "--cfg", "-i", "--info", "--hydra-help", "-sc", "--shell-completion")
+
+_HELP = """\
+tunerun {version}: one composed recipe from data to a checked, servable model
+
+  tunerun +recipe=NAME [group=option] [key=value]     run a recipe
+  tunerun -m +recipe=NAME key=a,b,c                   run it for each value
+  tunerun +recipe=NAME --cfg job --resolve            print the composed config
+
+Groups: model data objective method hardware cluster eval export serve track.
+Start with: tunerun +recipe=quickstart
+
+Verbs:
+{verbs}
+
+Exit codes: 0 done, 1 a stage failed, 2 the config or the data is wrong,
+3 a verify gate failed, 75 stopped by a signal and resumable.
+"""
+
+
+def main() -> None:
+    """Runs the command line and exits with its code."""
+    # A child of ours may print Chinese to a pipe in the C locale.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    try:
+        code = dispatch(sys.argv[1:])
+        sys.stdout.flush()
+    except TunerunError as error:
+        print(render_error(error), file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = ExitCode.PREEMPTED
+    except BrokenPipeError:
+        # The reader closed early (`| head`): that is no fault, and Python must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = ExitCode.DONE
+    sys.exit(code)
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """Finds what the arguments ask for and does it.
+
+    Args:
+        argv: Without the program's name.
+
+    Returns:
+        The exit code.
+    """
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        print(help_text())
+        return ExitCode.DONE
+    if argv[0] in ("--version", "-V"):
+        print(f"tunerun {__version__}")
+        return ExitCode.DONE
+    first = argv[0]
+    if "=" not in first and first[0] not in "+-~":
+        return _command(_verb(first))(argv[1:])
+    names = {item.split("=")[0] for item in argv}
+    if names & set(_HYDRA_FLAGS):
+        return _command("hydra_app")(argv)
+    if names & set(_SWEEP_FLAGS):
+        return _command("sweep")(argv)
+    return _command("run")(argv)
+
+
+def help_text() -> str:
+    """Returns what `tunerun --help` prints."""
+    rows = []
+    for verb, (_, arguments, text) in VERBS.items():
+        head = f"  {verb} {arguments}".rstrip()
+        rows.append(f"{head:<52} {text}" if len(head) < 52 else f"{head}\n{'':<52} {text}")
+    return _HELP.format(version=__version__, verbs="\n".join(rows)).rstrip()
+
+
+def render_error(error: TunerunError) -> str:
+    """Lays an error out for a terminal: one problem a paragraph, at most 100 columns."""
+    width = min(100, shutil.get_terminal_size().columns)
+    problems = error.problems if isinstance(error, UserError) and error.problems else (str(error),)
+    head = "tunerun: " if len(problems) == 1 else f"tunerun: {len(problems)} problems\n"
+    lines = [
+        textwrap.fill(line, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        for problem in problems
+        for line in str(problem).splitlines()
+    ]
+    return head + "\n".join(lines if len(problems) == 1 else [f"  {line}" for line in lines])
+
+
+def _verb(word: str) -> str:
+    if word in VERBS:
+        return VERBS[word][0]
+    # Imported here: only a mistake needs it.
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, VERBS, n=1)
+    hint = f"Did you mean `tunerun {near[0]}`?" if near else f"Verbs: {', '.join(VERBS)}."
+    raise UserError(f"there is no verb `{word}`. {hint} To run a recipe: tunerun +recipe={word}")
+
+
+def _command(module: str) -> Callable[[Sequence[str]], int]:
+    loaded = importlib.import_module(f"tunerun.commands.{module}")
+    return cast(Callable[[Sequence[str]], int], vars(loaded)["main"])

@@ -1,0 +1,70 @@
+"""Separates a verb's own options from overrides, which only Hydra's grammar understands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tunerun.errors import UserError
+
+
+def split(
+    argv: Sequence[str], *, flags: Sequence[str], values: Sequence[str]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Takes known options out of the arguments.
+
+    Args:
+        argv: All arguments after the verb.
+        flags: Options without a value.
+        values: Options that take the next argument, or `--option=value`; may be repeated.
+
+    Returns:
+        Values by option (an empty list for a flag that is present), and the other arguments.
+
+    Raises:
+        UserError: An option is unknown or lacks its value.
+    """
+    options: dict[str, list[str]] = {}
+    rest: list[str] = []
+    waiting = iter(argv)
+    for item in waiting:
+        name, equals, value = item.partition("=")
+        if name in flags and not equals:
+            options.setdefault(name, [])
+        elif name in values:
+            found = value if equals else next(waiting, None)
+            if found is None:
+                raise UserError(f"{name} needs a value.")
+            options.setdefault(name, []).append(found)
+        elif item.startswith("-"):
+            known = ", ".join([*flags, *values]) or "none"
+            raise UserError(f"there is no option {name} here. Known: {known}.")
+        else:
+            rest.append(item)
+    return options, rest
+
+
+def config_dir(options: Mapping[str, Sequence[str]]) -> Path | None:
+    """Returns the folder of `--config-dir`.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    named = [*options.get("--config-dir", ()), *options.get("-cd", ())]
+    if not named:
+        return None
+    folder = Path(named[-1])
+    if not folder.is_dir():
+        raise UserError(f"--config-dir: there is no folder {folder}.")
+    return folder
+
+
+def one(rest: Sequence[str], what: str) -> str:
+    """Returns the only argument.
+
+    Raises:
+        UserError: There are none or several.
+    """
+    if len(rest) != 1:
+        raise UserError(f"name {what}, and nothing else." if rest else f"name {what}.")
+    return rest[0]

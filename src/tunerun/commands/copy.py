@@ -1,0 +1,38 @@
+"""`tunerun copy RECIPE [NAME]`: puts a recipe into ./recipes, where it can be changed and goes first."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunerun.commands import arguments
+from tunerun.config import typed
+from tunerun.config.reference import recipe_files
+from tunerun.config.sources import recipe_file
+from tunerun.errors import ExitCode, Problem, UserError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Copies a recipe.
+
+    Args:
+        argv: Name of the recipe, and optionally the name of the copy.
+
+    Raises:
+        UserError: There is no such recipe, or the target exists.
+    """
+    _, rest = arguments.split(argv, flags=(), values=())
+    if not 1 <= len(rest) <= 2:
+        raise UserError("name a recipe, and optionally the name of the copy: tunerun copy qwen2.5-lora mine")
+    source = recipe_file(rest[0])
+    if source is None:
+        known = [file.stem for file in recipe_files()]
+        raise UserError(Problem(where=rest[0], what="there is no such recipe.", fix=typed.nearest(rest[0], known)))
+    target = Path("recipes") / f"{rest[-1].removesuffix('.yaml')}.yaml"
+    if target.exists():
+        raise UserError(Problem(where=str(target), what="exists already.", fix="Name the copy otherwise."))
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(source, target)
+    print(f"{target}: change it, and run it with tunerun +recipe={target.stem}")
+    return ExitCode.DONE

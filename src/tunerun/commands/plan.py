@@ -1,0 +1,37 @@
+"""`tunerun plan ...`: prints what a run would do, without torch, a download or a GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunerun.commands import arguments
+from tunerun.commands.prepare import prepare
+from tunerun.config.resolve import resolve
+from tunerun.errors import ExitCode
+from tunerun.launch import command
+from tunerun.plan import plan as plans
+from tunerun.plan.render import render
+
+
+def main(argv: Sequence[str]) -> int:
+    """Composes and plans.
+
+    Args:
+        argv: Overrides, `--json`, `--config-dir FOLDER`.
+
+    Returns:
+        The exit code: 0 also when this machine could not run the plan, which is then a warning.
+    """
+    options, overrides = arguments.split(argv, flags=("--json",), values=("--config-dir", "-cd"))
+    prepared = prepare(resolve(overrides, arguments.config_dir(options)))
+    obstacles = [str(problem) for problem in prepared.obstacles]
+    run_dir = Path(prepared.plan.run_dir)
+    commands = {step.stage: list(command.command(step, run_dir).argv) for step in prepared.plan.steps}
+    if "--json" in options:
+        data = {**plans.to_json(prepared.plan), "commands": commands, "obstacles": obstacles}
+        print(json.dumps(data, ensure_ascii=False, indent=2))
+    else:
+        print(render(prepared.plan, commands=commands, obstacles=obstacles))
+    return ExitCode.DONE

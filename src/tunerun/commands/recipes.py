@@ -1,0 +1,32 @@
+"""`tunerun recipes`: lists the user's recipes and the shipped ones."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from tunerun import paths
+from tunerun.commands import arguments
+from tunerun.config.reference import head_comment
+from tunerun.errors import ExitCode, UserError
+
+_WIDTH = 100
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints one recipe a line with its first comment.
+
+    Raises:
+        UserError: Arguments were given.
+    """
+    _, rest = arguments.split(argv, flags=(), values=())
+    if rest:
+        raise UserError("recipes takes no arguments. To see one: tunerun +recipe=NAME --cfg job")
+    seen: set[str] = set()
+    for folder in (*paths.user_folders("recipes"), paths.shipped("recipes")):
+        for file in sorted(folder.glob("*.yaml")):
+            if file.stem not in seen:
+                seen.add(file.stem)
+                line = f"{file.stem:<26}{head_comment(file)}"
+                print(textwrap.fill(line, _WIDTH, subsequent_indent=" " * 26))
+    return ExitCode.DONE

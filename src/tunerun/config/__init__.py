@@ -1,0 +1,1 @@
+"""The config layer: schema, composition and checks."""

@@ -1,0 +1,249 @@
+"""Rules between keys, each a pure function that returns the problems it finds.
+
+A rule is about the config alone. What depends on the machine (GPUs, free memory, installed extras) is in
+`plan/readiness.py`, so that a cluster's run can be planned on a laptop.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import typing
+from collections.abc import Callable
+
+from tunerun.config.schema import RunConfig, Stage
+from tunerun.errors import Problem
+
+PACKABLE = ("sft", "pretrain", "distill")
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)B", re.IGNORECASE)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_STAGES = typing.get_args(Stage)
+
+Rule = Callable[[RunConfig], list[Problem]]
+
+
+def check(config: RunConfig) -> list[Problem]:
+    """Applies every rule."""
+    return [problem for rule in RULES for problem in rule(config)]
+
+
+def size_bytes(text: str) -> int:
+    """Turns `2GB` into bytes; units are powers of 1000, as in transformers.
+
+    Raises:
+        ValueError: The text is not a size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(text)
+    return int(float(match["number"]) * _UNITS[match["unit"].upper()])
+
+
+def _ranges(config: RunConfig) -> list[Problem]:
+    method, train, data, evaluation = config.method, config.train, config.data, config.eval
+    rows: list[tuple[str, float | None, bool, str]] = [
+        ("seed", config.seed, config.seed >= 0, ">= 0"),
+        ("method.rank", method.rank, method.rank >= 1, ">= 1"),
+        ("method.alpha", method.alpha, method.alpha > 0, "> 0"),
+        ("method.dropout", method.dropout, 0 <= method.dropout < 1, "at least 0 and below 1"),
+        ("train.epochs", train.epochs, train.epochs > 0, "> 0"),
+        ("train.max_steps", train.max_steps, _positive(train.max_steps), ">= 1"),
+        ("train.global_batch_size", train.global_batch_size, train.global_batch_size >= 1, ">= 1"),
+        ("train.micro_batch_size", train.micro_batch_size, _positive(train.micro_batch_size), ">= 1"),
+        ("train.learning_rate", train.learning_rate, train.learning_rate > 0, "> 0"),
+        ("train.min_learning_rate_fraction", train.min_learning_rate_fraction,
+         0 <= train.min_learning_rate_fraction <= 1, "from 0 to 1"),
+        ("train.warmup_fraction", train.warmup_fraction, 0 <= train.warmup_fraction <= 1, "from 0 to 1"),
+        ("train.weight_decay", train.weight_decay, train.weight_decay >= 0, ">= 0"),
+        ("train.adam_beta1", train.adam_beta1, 0 <= train.adam_beta1 < 1, "at least 0 and below 1"),
+        ("train.adam_beta2", train.adam_beta2, 0 <= train.adam_beta2 < 1, "at least 0 and below 1"),
+        ("train.max_grad_norm", train.max_grad_norm, train.max_grad_norm is None or train.max_grad_norm > 0, "> 0"),
+        ("train.checkpoint_steps", train.checkpoint_steps, _positive(train.checkpoint_steps), ">= 1"),
+        ("train.keep_checkpoints", train.keep_checkpoints, train.keep_checkpoints >= 1, ">= 1"),
+        ("train.eval_steps", train.eval_steps, _positive(train.eval_steps), ">= 1"),
+        ("train.log_steps", train.log_steps, train.log_steps >= 1, ">= 1"),
+        ("data.max_length", data.max_length, data.max_length >= 8, ">= 8"),
+        ("data.max_rows", data.max_rows, _positive(data.max_rows), ">= 1"),
+        ("data.eval_fraction", data.eval_fraction, 0 <= data.eval_fraction <= 0.5, "from 0 to 0.5"),
+        ("data.max_dropped_fraction", data.max_dropped_fraction, 0 <= data.max_dropped_fraction <= 1, "from 0 to 1"),
+        ("hardware.processes", config.hardware.processes, _positive(config.hardware.processes), ">= 1"),
+        ("hardware.threads", config.hardware.threads, _positive(config.hardware.threads), ">= 1"),
+        ("cluster.nodes", config.cluster.nodes, config.cluster.nodes >= 1, ">= 1"),
+        ("eval.max_new_tokens", evaluation.max_new_tokens, evaluation.max_new_tokens >= 1, ">= 1"),
+        ("eval.batch_size", evaluation.batch_size, evaluation.batch_size >= 1, ">= 1"),
+        ("eval.max_rows", evaluation.max_rows, _positive(evaluation.max_rows), ">= 1"),
+        ("export.gguf.context", config.export.gguf.context, _positive(config.export.gguf.context), ">= 1"),
+        ("serve.port", config.serve.port, 0 <= config.serve.port <= 65535, "from 0 to 65535"),
+        ("serve.context", config.serve.context, _positive(config.serve.context), ">= 1"),
+        ("serve.max_concurrent", config.serve.max_concurrent, config.serve.max_concurrent >= 1, ">= 1"),
+    ]  # fmt: skip
+    return [Problem(where=key, what=f"{value} is not {bound}.") for key, value, good, bound in rows if not good]
+
+
+def _positive(value: int | None) -> bool:
+    return value is None or value >= 1
+
+
+def _stages(config: RunConfig) -> list[Problem]:
+    if not config.stages:
+        return [Problem(where="stages", what="is empty.", fix=f"Name some of: {', '.join(_STAGES)}.")]
+    order = [_STAGES.index(stage) for stage in config.stages]
+    if order != sorted(set(order)):
+        wanted = ",".join(stage for stage in _STAGES if stage in config.stages)
+        return [Problem(where="stages", what="stages run once, in a fixed order.", fix=f"Write stages=[{wanted}].")]
+    return []
+
+
+def _needs(config: RunConfig) -> list[Problem]:
+    """What a stage cannot do without."""
+    problems = []
+    stages = config.stages
+    if config.model.path is None:
+        fix = "Choose model=NAME or set model.path to a folder or a hub id."
+        problems.append(Problem(where="model.path", what="no model is chosen.", fix=fix))
+    if "data" in stages and not config.data.path:
+        fix = "Set data.path to a file, a folder or a hub id, or choose data=NAME."
+        problems.append(Problem(where="data.path", what="no data is chosen.", fix=fix))
+    if "train" in stages and "data" not in stages:
+        problems.append(Problem(where="stages", what="train needs the data stage.", fix="Add data to the stages."))
+    trained = "train" in stages or config.model.adapter is not None
+    if "merge" in stages and not trained:
+        fix = "Add train to the stages, or set model.adapter to an existing adapter."
+        problems.append(Problem(where="stages", what="merge has no adapter to merge.", fix=fix))
+    if "export" in stages and not config.export.gguf.types:
+        fix = "Choose export=gguf, set export.gguf.types=[f16,q4_k_m], or leave export out of the stages."
+        problems.append(Problem(where="export.gguf.types", what="export has nothing to write.", fix=fix))
+    needs_merge = trained and not ("train" in stages and config.method.kind in ("full", "freeze"))
+    if "export" in stages and needs_merge and "merge" not in stages:
+        problems.append(Problem(where="stages", what="export needs the merged model.", fix="Add merge to the stages."))
+    if "verify" in stages and not {"merge", "export", "train"} & set(stages):
+        fix = "Add merge or export, or leave verify out."
+        problems.append(Problem(where="stages", what="verify has nothing to compare.", fix=fix))
+    return problems
+
+
+def _packing(config: RunConfig) -> list[Problem]:
+    if not config.data.packing or config.objective.kind in PACKABLE:
+        return []
+    what = f"objective {config.objective.kind} compares whole answers and cannot pack rows."
+    return [Problem(where="data.packing", what=what, fix="Set data.packing=false.")]
+
+
+def _length(config: RunConfig) -> list[Problem]:
+    context = config.model.shape.context
+    if context is None or config.data.max_length <= context:
+        return []
+    what = f"{config.data.max_length} tokens are more than the model's context of {context}."
+    return [Problem(where="data.max_length", what=what, fix=f"Set data.max_length={context} or less.")]
+
+
+def _data(config: RunConfig) -> list[Problem]:
+    problems = []
+    if config.data.eval_path and config.data.eval_fraction:
+        what = "evaluation rows come either from a share of the data or from files of their own."
+        problems.append(Problem(where="data.eval_fraction", what=what, fix="Set only one of it and data.eval_path."))
+    parts = ("system", "user", "assistant", "text")
+    for part in config.data.columns:
+        if part not in parts:
+            what = "columns maps a part of a row to the name of its column."
+            problems.append(Problem(where=f"data.columns.{part}", what=what, fix=f"Parts: {', '.join(parts)}."))
+    return problems
+
+
+def _processes(config: RunConfig) -> list[Problem]:
+    hardware, cluster = config.hardware, config.cluster
+    if hardware.processes is None:
+        return []
+    world = hardware.processes * cluster.nodes
+    problems = []
+    if hardware.strategy == "single" and world > 1:
+        what = f"single is one process, not {world}."
+        fix = "Choose hardware=ddp, zero2, zero3 or fsdp2."
+        problems.append(Problem(where="hardware.processes", what=what, fix=fix))
+    if hardware.strategy == "zero3" and world == 1 and not hardware.offload:
+        what = "zero3 with one process shares nothing and only costs time."
+        fix = "Set hardware.processes to 2 or more, hardware.offload=true, or hardware=1gpu."
+        problems.append(Problem(where="hardware.strategy", what=what, fix=fix))
+    elif hardware.strategy in ("ddp", "zero1", "zero2", "fsdp2") and world == 1 and not hardware.offload:
+        what = f"{hardware.strategy} needs at least 2 processes."
+        fix = "Set hardware.processes to 2 or more, or choose hardware=1gpu."
+        problems.append(Problem(where="hardware.processes", what=what, fix=fix))
+    batch, micro = config.train.global_batch_size, config.train.micro_batch_size or 1
+    if batch % (micro * world):
+        what = f"{batch} is not a multiple of micro-batch {micro} x {world} processes."
+        fix = f"Set train.global_batch_size={-(-batch // (micro * world)) * micro * world}."
+        problems.append(Problem(where="train.global_batch_size", what=what, fix=fix))
+    return problems
+
+
+def _micro_batch(config: RunConfig) -> list[Problem]:
+    batch, micro = config.train.global_batch_size, config.train.micro_batch_size
+    if config.hardware.processes is not None or micro is None or batch % micro == 0:
+        return []
+    what = f"{micro} does not divide train.global_batch_size={batch}."
+    return [Problem(where="train.micro_batch_size", what=what, fix="Choose a divisor.")]
+
+
+def _method(config: RunConfig) -> list[Problem]:
+    problems = []
+    if config.model.init == "random" and config.method.kind != "full":
+        what = "an adapter on random weights learns nothing of use."
+        problems.append(Problem(where="model.init", what=what, fix="Choose method=full."))
+    if config.model.init == "random" and config.model.adapter is not None:
+        problems.append(Problem(where="model.adapter", what="an adapter does not fit random weights.", fix="Unset it."))
+    if config.method.kind == "qlora" and config.hardware.strategy == "zero3":
+        what = "4-bit weights cannot be sharded by ZeRO-3."
+        problems.append(Problem(where="hardware.strategy", what=what, fix="Choose hardware=ddp or zero2."))
+    return problems
+
+
+def _shards(config: RunConfig) -> list[Problem]:
+    try:
+        size = size_bytes(config.export.max_shard_size)
+    except ValueError:
+        what = f"{config.export.max_shard_size!r} is not a size."
+        return [Problem(where="export.max_shard_size", what=what, fix="Write 2GB or 500MB.")]
+    if size < 10**6:
+        return [Problem(where="export.max_shard_size", what="is below 1MB.", fix="Write 500MB, say.")]
+    return []
+
+
+def _names(config: RunConfig) -> list[Problem]:
+    if config.name is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
+        return []
+    what = f"{config.name!r} cannot name a folder and files."
+    return [Problem(where="name", what=what, fix="Use letters, digits, dot, dash and underscore.")]
+
+
+def _serve(config: RunConfig) -> list[Problem]:
+    if is_loopback(config.serve.host) or config.serve.api_key_env:
+        return []
+    what = f"{config.serve.host} can be reached from other machines, and no key is asked for."
+    fix = "Set serve.api_key_env to the name of a variable that holds a key."
+    return [Problem(where="serve.host", what=what, fix=fix)]
+
+
+def is_loopback(host: str) -> bool:
+    """Says whether an address can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+RULES: tuple[Rule, ...] = (
+    _ranges,
+    _stages,
+    _needs,
+    _packing,
+    _length,
+    _data,
+    _processes,
+    _micro_batch,
+    _method,
+    _shards,
+    _names,
+    _serve,
+)

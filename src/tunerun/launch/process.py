@@ -1,0 +1,192 @@
+"""Runs one child process: streams what it says, passes signals on, and leaves nothing of it behind.
+
+The child leads a session of its own, so that Ctrl+C in a terminal reaches only the runner. It inherits three
+descriptors: where to write progress events, the read end of a pipe whose write end only the runner holds (its end of
+file tells the child that the runner died, whatever killed it), and the run's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+from tunerun.child import PARENT_FD, STOP_GRACE_SECONDS
+from tunerun.launch.command import Launch
+from tunerun.launch.terminal import Event, Terminal
+from tunerun.progress import EVENTS_FD
+
+_POLL_SECONDS = 0.1
+_EXIT_POLL_SECONDS = 0.005
+_CHUNK_BYTES = 1 << 16
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """How a child ended."""
+
+    exit_code: int
+    """Its code, or the negative number of the signal that killed it."""
+    seconds: float
+    """Wall-clock time it took."""
+
+
+class StopSignals:
+    """Counts SIGINT, SIGTERM and SIGHUP instead of dying of them, while it is entered."""
+
+    def __init__(self) -> None:
+        self.received: list[signal.Signals] = []
+        self._previous: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
+
+    def __enter__(self) -> Self:
+        for number in _SIGNALS:
+            # nohup ignores the hang-up: it stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 (the interpreter's signature)
+        self.received.append(signal.Signals(number))
+
+
+def run(
+    launch: Launch,
+    *,
+    log: Path,
+    terminal: Terminal,
+    stop: StopSignals,
+    clean: Callable[[str], str],
+    lock: int,
+    grace_seconds: float = STOP_GRACE_SECONDS,
+) -> Ended:
+    """Runs a child to its end.
+
+    The first signal in `stop` is passed to the child as SIGTERM; a second one, or `grace_seconds` without an end, kills
+    it and its whole process group. What is left of the group when the child ends is killed too.
+
+    Args:
+        launch: Command line and environment.
+        log: File that every line of output is appended to.
+        terminal: Shows the lines and the progress.
+        stop: Signals received so far, and from now on.
+        clean: Takes secrets out of a line.
+        lock: Descriptor of the run's lock, held by the child as long as it lives.
+        grace_seconds: Longest time between the first signal and the kill.
+
+    Raises:
+        OSError: The program could not be started, or the log could not be written; no child is left.
+    """
+    started = time.monotonic()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as log_file, _spawned(launch, lock) as child:
+
+        def output(line: bytes) -> None:
+            text = clean(line.decode("utf-8", "replace").rstrip("\r\n").rsplit("\r", 1)[-1])
+            log_file.write(text + "\n")
+            log_file.flush()
+            terminal.line(text)
+
+        def event(line: bytes) -> None:
+            terminal.event(Event.from_json(json.loads(line)))
+
+        _follow(child, {child.output: output, child.events: event}, stop, grace_seconds)
+        terminal.clear()
+    return Ended(exit_code=child.process.returncode, seconds=time.monotonic() - started)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Child:
+    process: subprocess.Popen[bytes]
+    output: int
+    events: int
+
+
+@contextlib.contextmanager
+def _spawned(launch: Launch, lock: int) -> Iterator[_Child]:
+    with contextlib.ExitStack() as stack:
+        (output, output_end), (events, events_end), (alive, alive_end) = (os.pipe() for _ in range(3))
+        for descriptor in (output, events, alive_end):
+            stack.callback(os.close, descriptor)
+        env = {**os.environ, **launch.env, EVENTS_FD: str(events_end), PARENT_FD: str(alive)}
+        try:
+            process = subprocess.Popen(
+                launch.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output_end,
+                stderr=output_end,
+                env=env,
+                start_new_session=True,
+                pass_fds=(events_end, alive, lock),
+            )
+        finally:
+            for descriptor in (output_end, events_end, alive):
+                os.close(descriptor)
+        stack.callback(_end, process)
+        yield _Child(process=process, output=output, events=events)
+
+
+def _follow(
+    child: _Child, consumers: Mapping[int, Callable[[bytes], None]], stop: StopSignals, grace_seconds: float
+) -> None:
+    buffers = dict.fromkeys(consumers, b"")
+    passed_on = False
+    deadline = float("inf")
+    with selectors.DefaultSelector() as selector:
+        for descriptor in consumers:
+            os.set_blocking(descriptor, False)
+            selector.register(descriptor, selectors.EVENT_READ)
+        while child.process.poll() is None:
+            for key, _ in selector.select(_POLL_SECONDS if selector.get_map() else _EXIT_POLL_SECONDS):
+                if _read_lines(key.fd, buffers, consumers[key.fd]) == b"":
+                    selector.unregister(key.fd)
+            if stop.received and not passed_on:
+                passed_on, deadline = True, time.monotonic() + grace_seconds
+                child.process.send_signal(signal.SIGTERM)
+            if len(stop.received) > 1 or time.monotonic() > deadline:
+                _kill_group(child.process)
+    # Whatever the child left running goes before the pipes are drained: it could hold them open for ever.
+    _kill_group(child.process)
+    for descriptor, consume in consumers.items():
+        while _read_lines(descriptor, buffers, consume):
+            pass
+        if buffers[descriptor]:
+            consume(buffers[descriptor])
+
+
+def _read_lines(descriptor: int, buffers: dict[int, bytes], consume: Callable[[bytes], None]) -> bytes | None:
+    """Hands over the complete lines that can be read; returns what was read: b"" at the end, None when nothing yet."""
+    try:
+        chunk = os.read(descriptor, _CHUNK_BYTES)
+    except BlockingIOError:
+        return None
+    *lines, buffers[descriptor] = (buffers[descriptor] + chunk).split(b"\n")
+    for line in lines:
+        consume(line)
+    return chunk
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    _kill_group(process)
+    process.wait()
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    # The group outlives its leader as long as it has members; then its number means nothing.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,28 @@
+"""Where tunerun's own files are, and where a user's are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+ASSET_SCHEME = "tunerun://"
+SHARED_CACHE_NAME = "tunerun"
+
+
+def shipped(name: str) -> Path:
+    """Returns the shipped `conf` or `recipes` folder: inside the wheel, or beside `src` in a checkout."""
+    in_wheel = _PACKAGE / "_shipped" / name
+    return in_wheel if in_wheel.is_dir() else _PACKAGE.parents[1] / name
+
+
+def resolve_asset(path: str) -> str:
+    """Turns `tunerun://sprout` into the absolute path of that shipped file or folder; other paths stay."""
+    if not path.startswith(ASSET_SCHEME):
+        return path
+    return str(_PACKAGE / "assets" / path.removeprefix(ASSET_SCHEME))
+
+
+def user_folders(name: str) -> tuple[Path, ...]:
+    """Returns `./conf` or `./recipes` when the current directory has one that is not the shipped one."""
+    folder = Path.cwd() / name
+    return (folder,) if folder.is_dir() and folder.resolve() != shipped(name).resolve() else ()

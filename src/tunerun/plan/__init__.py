@@ -1,0 +1,1 @@
+"""The plan: what a run will do, as a frozen value."""

@@ -1,0 +1,295 @@
+"""Builds the plan of a run from its config and the facts about machine, model and data. Pure: reads nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tunerun.config.checks import size_bytes
+from tunerun.config.schema import ADAPTER_METHODS, RunConfig
+from tunerun.machine import Machine
+from tunerun.plan import devices, estimate, shape
+from tunerun.plan.dataset import DataSize
+from tunerun.plan.devices import Device
+from tunerun.plan.estimate import Estimate
+from tunerun.plan.memory import Work
+from tunerun.plan.plan import Plan, Volume
+from tunerun.plan.steps import (
+    DataStep,
+    EvalStep,
+    ExportStep,
+    MergeStep,
+    ModelStep,
+    Placement,
+    ServeStep,
+    Step,
+    TrainStep,
+    VerifyStep,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What the plan depends on besides the config."""
+
+    machine: Machine
+    data: DataSize | None
+    """Size of the data, when it can be told without a download."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Decisions:
+    """What the plan decides for the user."""
+
+    train: Placement
+    single: Placement
+    micro_batch_size: int
+    activation_checkpointing: bool
+    estimate: Estimate | None
+    notes: tuple[str, ...]
+
+
+def build(config: RunConfig, facts: Facts, notes: tuple[str, ...] = ()) -> Plan:
+    """Builds the plan.
+
+    Args:
+        config: Checked, with `name` and `run_dir` filled in and local paths absolute.
+        facts: About machine, device and data.
+        notes: What was already decided, shown with the plan's own notes.
+    """
+    assert config.name is not None and config.run_dir is not None and config.model.path is not None
+    decided = _decide(config, facts)
+    return Plan(
+        name=config.name,
+        run_dir=config.run_dir,
+        steps=_steps(config, decided),
+        estimate=decided.estimate,
+        volume=_volume(config, facts.data) if "train" in config.stages else None,
+        notes=notes + decided.notes,
+        warnings=_warnings(config, decided),
+    )
+
+
+def trains_adapter(config: RunConfig) -> bool:
+    """Says whether training makes an adapter."""
+    return "train" in config.stages and config.method.kind in ADAPTER_METHODS
+
+
+def trains_weights(config: RunConfig) -> bool:
+    """Says whether training makes a whole model."""
+    return "train" in config.stages and config.method.kind not in ADAPTER_METHODS
+
+
+def _decide(config: RunConfig, facts: Facts) -> _Decisions:
+    device = _device(config, facts.machine)
+    train, single = _placements(config, facts.machine, device)
+    found = _estimate(config, train, device) if "train" in config.stages else None
+    notes: list[str] = []
+    if "merge" in config.stages and trains_weights(config):
+        notes.append(f"method {config.method.kind} trains whole weights: nothing to merge, train writes merged/")
+    if found is not None and found.activation_checkpointing and config.train.activation_checkpointing is None:
+        notes.append("activations are computed twice: without that the memory estimate does not fit the device")
+    if found is None and "train" in config.stages and config.train.micro_batch_size is None:
+        notes.append("the model's shape is unknown, so there is no estimate and the micro-batch is 1")
+    return _Decisions(
+        train=train,
+        single=single,
+        micro_batch_size=found.micro_batch_size if found is not None else config.train.micro_batch_size or 1,
+        activation_checkpointing=found is not None and found.activation_checkpointing,
+        estimate=found,
+        notes=tuple(notes),
+    )
+
+
+def _device(config: RunConfig, machine: Machine) -> Device | None:
+    """Returns what a process computes on, or None for a GPU that nothing is known of."""
+    hardware = config.hardware
+    if hardware.gpu is not None:
+        return devices.find(hardware.gpu)
+    if hardware.device == "cuda" or (hardware.device == "auto" and machine.gpus):
+        return devices.of_gpu(machine.gpus[0]) if machine.gpus else None
+    return devices.of_cpu(machine, hardware.processes or 1)
+
+
+def _placements(config: RunConfig, machine: Machine, device: Device | None) -> tuple[Placement, Placement]:
+    """Returns where training runs, and where the single-process stages do."""
+    hardware = config.hardware
+    on_gpu = device is None or device.name != "cpu"
+    wants_bf16 = hardware.precision == "bf16" or (
+        hardware.precision == "auto" and on_gpu and (device is None or device.bf16)
+    )
+    processes = hardware.processes
+    if processes is None:
+        processes = 1 if hardware.strategy == "single" else max(len(machine.gpus), 1)
+    single = Placement(
+        device="cuda" if on_gpu else "cpu",
+        precision="bf16" if wants_bf16 else "fp32",
+        threads=hardware.threads or machine.cores,
+    )
+    train = replace(
+        single,
+        threads=hardware.threads or max(machine.cores // processes, 1),
+        strategy=hardware.strategy,
+        processes=processes,
+        nodes=config.cluster.nodes,
+        offload=hardware.offload,
+    )
+    return train, single
+
+
+def _estimate(config: RunConfig, placement: Placement, device: Device | None) -> Estimate | None:
+    if not shape.is_complete(config.model.shape):
+        return None
+    size = shape.sizes(config.model.shape)
+    work = Work(
+        objective=config.objective.kind,
+        method=config.method.kind,
+        rank=config.method.rank,
+        target_modules=config.method.target_modules,
+        modules_to_save=config.method.modules_to_save,
+        row_tokens=config.data.max_length,
+        global_batch_size=config.train.global_batch_size,
+        precision=placement.precision,
+        device=placement.device,
+        strategy=placement.strategy,
+        world_size=placement.world_size,
+        offload=placement.offload,
+    )
+    disk = estimate.disk(
+        size,
+        work,
+        checkpoints=config.train.keep_checkpoints if config.train.checkpoint_steps is not None else 1,
+        merged=trains_weights(config) or "merge" in config.stages,
+        gguf_types=config.export.gguf.types if "export" in config.stages else (),
+    )
+    return estimate.estimate(
+        size,
+        work,
+        device,
+        disk=disk,
+        micro_batch_size=config.train.micro_batch_size,
+        activation_checkpointing=config.train.activation_checkpointing,
+    )
+
+
+def _volume(config: RunConfig, data: DataSize | None) -> Volume:
+    train = config.train
+    if data is None:
+        return Volume(rows=None, optimiser_steps=train.max_steps, tokens=None)
+    rows = min(data.rows, config.data.max_rows or data.rows)
+    rows = max(rows - round(rows * config.data.eval_fraction), 1)
+    row_tokens = min(data.tokens // max(data.rows, 1), config.data.max_length)
+    samples = -(-rows * row_tokens // config.data.max_length) if config.data.packing else rows
+    steps = train.max_steps or max(round(samples * train.epochs / train.global_batch_size), 1)
+    tokens = round(steps * train.global_batch_size * row_tokens * rows / samples)
+    return Volume(rows=rows, optimiser_steps=steps, tokens=tokens)
+
+
+def _steps(config: RunConfig, decided: _Decisions) -> tuple[Step, ...]:
+    steps: list[Step] = [_model_step(config)]
+    if "data" in config.stages:
+        steps.append(
+            DataStep(
+                data=config.data,
+                objective=config.objective,
+                chat_template=config.model.chat_template,
+                seed=config.seed,
+            )
+        )
+    if "train" in config.stages:
+        steps.append(_train_step(config, decided))
+    if "eval" in config.stages:
+        steps.append(_eval_step(config, decided))
+    steps.extend(_delivery(config, decided))
+    return tuple(steps)
+
+
+def _model_step(config: RunConfig) -> ModelStep:
+    weights = config.model.init == "pretrained" and set(config.stages) != {"data"}
+    return ModelStep(model=config.model, cache_dir=config.env.cache_dir, weights=weights)
+
+
+def _train_step(config: RunConfig, decided: _Decisions) -> TrainStep:
+    assert config.name is not None
+    per_micro = decided.micro_batch_size * decided.train.world_size
+    return TrainStep(
+        model=config.model,
+        objective=config.objective,
+        method=config.method,
+        train=config.train,
+        eval=config.eval,
+        track=config.track,
+        name=config.name,
+        placement=decided.train,
+        micro_batch_size=decided.micro_batch_size,
+        accumulation_steps=max(config.train.global_batch_size // per_micro, 1),
+        activation_checkpointing=decided.activation_checkpointing,
+        max_shard_size_bytes=size_bytes(config.export.max_shard_size),
+        seed=config.seed,
+    )
+
+
+def _eval_step(config: RunConfig, decided: _Decisions) -> EvalStep:
+    return EvalStep(
+        model=config.model,
+        eval=config.eval,
+        adapter=_adapter(config),
+        tuned="merged" if trains_weights(config) else None,
+        chat=_chat(config),
+        placement=decided.single,
+        seed=config.seed,
+    )
+
+
+def _delivery(config: RunConfig, decided: _Decisions) -> list[Step]:
+    """Returns the steps after training and evaluation."""
+    assert config.name is not None
+    steps: list[Step] = []
+    adapter = _adapter(config)
+    merges = "merge" in config.stages and adapter is not None
+    merged = merges or trains_weights(config)
+    if merges:
+        assert adapter is not None
+        shard = size_bytes(config.export.max_shard_size)
+        steps.append(MergeStep(adapter=adapter, chat_template=config.model.chat_template, max_shard_size_bytes=shard))
+    if "export" in config.stages:
+        template = None if merged else config.model.chat_template
+        steps.append(ExportStep(name=config.name, merged=merged, gguf=config.export.gguf, chat_template=template))
+    if "verify" in config.stages and config.verify.level != "off":
+        steps.append(
+            VerifyStep(
+                level=config.verify.level,
+                adapter=adapter if merges else None,
+                merged=merged,
+                gguf_types=config.export.gguf.types if "export" in config.stages else (),
+                chat=_chat(config),
+                prompts=config.eval.prompts,
+                placement=decided.single,
+                seed=config.seed,
+            )
+        )
+    if "serve" in config.stages:
+        steps.append(ServeStep(serve=config.serve, placement=decided.single))
+    return steps
+
+
+def _adapter(config: RunConfig) -> str | None:
+    if trains_adapter(config):
+        return "adapter"
+    return None if "train" in config.stages else config.model.adapter
+
+
+def _chat(config: RunConfig) -> bool:
+    return config.objective.kind != "pretrain"
+
+
+def _warnings(config: RunConfig, decided: _Decisions) -> tuple[str, ...]:
+    warnings: list[str] = []
+    found = decided.estimate
+    if found is not None and found.fits is False and found.device_bytes is not None:
+        needed, there = found.memory.total_bytes / 1e9, found.device_bytes / 1e9
+        warnings.append(f"about {needed:.1f} GB are needed on each device, which has {there:.1f} GB")
+    if config.model.trust_remote_code:
+        warnings.append("model.trust_remote_code=true lets Python code of the model run")
+    if "train" in config.stages and not (config.data.eval_fraction or config.data.eval_path):
+        warnings.append("no rows are held out: the loss before and after is measured on training rows")
+    return tuple(warnings)

@@ -1,0 +1,227 @@
+"""Peak memory of one training process by part, and the weights that move. Arithmetic only.
+
+Assumptions, measured against real runs in tests/plan/test_memory.py:
+
+- transformers' layers with torch's attention (no score matrix is kept) and cross entropy over all tokens at once;
+- bf16: full training keeps fp32 weights and computes in bf16 (autocast keeps a bf16 copy of them), ZeRO keeps bf16
+  weights and gradients and puts an fp32 copy beside AdamW's two moments; a frozen base is bf16, adapters are fp32;
+- gradients of an accumulated step exist while the next micro-batch is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tunerun.config import typed
+from tunerun.config.schema import ADAPTER_METHODS, MethodKind, ObjectiveKind, Strategy
+from tunerun.errors import Problem, UserError
+from tunerun.plan.shape import Linear, Sizes
+
+ALL_LINEAR = "all-linear"
+# CUDA's context and libraries; Python with torch and transformers.
+_RUNTIME_BYTES = {"cpu": 450_000_000, "cuda": 800_000_000}
+# NF4 with double quantisation: 4 + 8/64 + 32/(64 * 256) bits (Dettmers et al. 2023, "QLoRA", section 3).
+_NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What is to be trained, and how it is spread."""
+
+    objective: ObjectiveKind
+    method: MethodKind
+    rank: int
+    target_modules: tuple[str, ...]
+    modules_to_save: tuple[str, ...]
+    row_tokens: int
+    """Tokens of a row as computed: `data.max_length`, or the longest row when that is known."""
+    global_batch_size: int
+    """Samples in an optimiser step over all processes."""
+    precision: Literal["bf16", "fp32"]
+    device: Literal["cpu", "cuda"]
+    strategy: Strategy = "single"
+    world_size: int = 1
+    """Processes on all nodes."""
+    offload: bool = False
+
+    @property
+    def rows_per_sample(self) -> int:
+        """Rows that one sample is made of: preference losses compute a chosen and a rejected answer."""
+        return 2 if self.objective in ("dpo", "orpo", "simpo", "reward") else 1
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss compares with the model before training (its frozen base, when an adapter is trained)."""
+        return self.objective in ("dpo", "kto")
+
+    @property
+    def number_bytes(self) -> int:
+        """Size of a number in the computation."""
+        return 2 if self.precision == "bf16" else 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Peak memory of one process, by part."""
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimiser_bytes: int
+    activations_bytes: int
+    """Kept by the forward pass for the backward pass."""
+    logits_bytes: int
+    """Scores over the vocabulary, their logarithms and their gradients."""
+    runtime_bytes: int
+    """Libraries and contexts."""
+    host_bytes: int
+    """Moved to host memory by `hardware.offload`; not part of the device's total."""
+
+    @property
+    def total_bytes(self) -> int:
+        """What the device has to hold."""
+        states = self.weights_bytes + self.gradients_bytes + self.optimiser_bytes
+        return states + self.activations_bytes + self.logits_bytes + self.runtime_bytes
+
+
+def trainable_parameters(size: Sizes, work: Work) -> int:
+    """Counts the weights that move.
+
+    Raises:
+        UserError: The method or one of its modules cannot be counted.
+    """
+    if work.method == "full":
+        return size.parameters
+    if work.method not in ADAPTER_METHODS:
+        raise UserError(
+            Problem(where="method.kind", what=f"{work.method} cannot be planned yet.", fix="Use full or lora.")
+        )
+    linears = _targets(size, work.target_modules)
+    each = sum(work.rank * (linear.inputs + linear.outputs) for linear in linears)
+    if work.method == "dora":
+        each += sum(linear.outputs for linear in linears)
+    return size.layers * each + sum(_module_parameters(size, name) for name in work.modules_to_save)
+
+
+def memory(size: Sizes, work: Work, *, micro_batch_size: int, activation_checkpointing: bool) -> Memory:
+    """Adds up the peak memory of one process.
+
+    Args:
+        size: Of the model.
+        work: What is trained and how it is spread.
+        micro_batch_size: Samples computed at a time.
+        activation_checkpointing: Whether layers are computed again in the backward pass.
+    """
+    tokens = micro_batch_size * work.rows_per_sample * work.row_tokens
+    adapter = work.method in ADAPTER_METHODS
+    weights, gradients, optimiser = _adapter_states(size, work) if adapter else _full_states(size, work)
+    if work.has_reference and not adapter:
+        weights += size.parameters * work.number_bytes / _parts(work, "weights")
+    host = 0.0
+    if work.offload:
+        host, optimiser = optimiser, 0.0
+        if work.strategy in ("zero3", "fsdp2"):
+            host, weights = host + weights, 0.0
+    if work.strategy in ("zero3", "fsdp2"):
+        weights += _gathered_bytes(size, work)
+    layer = _layer_activation_bytes(size, work)
+    kept = (size.layers * size.hidden * work.number_bytes + layer) if activation_checkpointing else size.layers * layer
+    # The scores, their logarithms and the gradient, in fp32.
+    logits = 12 * size.vocabulary
+    return Memory(
+        weights_bytes=int(weights),
+        gradients_bytes=int(gradients),
+        optimiser_bytes=int(optimiser),
+        activations_bytes=int(tokens * kept),
+        logits_bytes=tokens * logits,
+        runtime_bytes=_RUNTIME_BYTES[work.device],
+        host_bytes=int(host),
+    )
+
+
+def _targets(size: Sizes, names: tuple[str, ...]) -> list[Linear]:
+    linears = size.linears
+    if names == (ALL_LINEAR,):
+        return list(linears.values())
+    problems = [
+        Problem(
+            where="method.target_modules",
+            what=f"the model has no module `{name}`.",
+            fix=typed.nearest(name, [*linears]),
+        )
+        for name in names
+        if name not in linears
+    ]
+    if problems:
+        raise UserError(problems)
+    return [linears[name] for name in names]
+
+
+def _module_parameters(size: Sizes, name: str) -> int:
+    if name in ("embed_tokens", "lm_head"):
+        return size.embedding_parameters
+    if name in size.linears:
+        return size.layers * size.linears[name].parameters
+    fix = typed.nearest(name, ["embed_tokens", "lm_head", *size.linears])
+    raise UserError(Problem(where="method.modules_to_save", what=f"the model has no module `{name}`.", fix=fix))
+
+
+def _parts(work: Work, state: Literal["weights", "gradients", "optimiser"]) -> int:
+    """Among how many processes a state is divided (Rajbhandari et al. 2020, "ZeRO", section 5)."""
+    divided: dict[Strategy, tuple[str, ...]] = {
+        "single": (),
+        "ddp": (),
+        "zero1": ("optimiser",),
+        "zero2": ("optimiser", "gradients"),
+        "zero3": ("optimiser", "gradients", "weights"),
+        "fsdp2": ("optimiser", "gradients", "weights"),
+    }
+    return work.world_size if state in divided[work.strategy] else 1
+
+
+def _full_states(size: Sizes, work: Work) -> tuple[float, float, float]:
+    zero = work.strategy.startswith("zero")
+    if work.precision == "fp32":
+        each = (4, 4, 8)
+    elif zero:
+        each = (2, 2, 12)
+    else:
+        each = (4, 4, 8)
+    weights = size.parameters * each[0] / _parts(work, "weights")
+    if work.precision == "bf16" and work.strategy in ("single", "ddp"):
+        weights += 2 * size.parameters
+    gradients = size.parameters * each[1] / _parts(work, "gradients")
+    return weights, gradients, size.parameters * each[2] / _parts(work, "optimiser")
+
+
+def _adapter_states(size: Sizes, work: Work) -> tuple[float, float, float]:
+    trainable = trainable_parameters(size, work)
+    base = size.parameters * float(work.number_bytes)
+    if work.method == "qlora":
+        linear = size.layers * size.layer_linear_parameters
+        base = linear * _NF4_BYTES + (size.parameters - linear) * work.number_bytes
+    weights = (base + 4 * trainable) / _parts(work, "weights")
+    return weights, 4 * trainable / _parts(work, "gradients"), 8 * trainable / _parts(work, "optimiser")
+
+
+def _gathered_bytes(size: Sizes, work: Work) -> float:
+    """The layer that computes and the next one, whole, and the embedding or head."""
+    return (2 * size.layer_parameters + size.embedding_parameters) * work.number_bytes
+
+
+def _layer_activation_bytes(size: Sizes, work: Work) -> float:
+    """What one decoder layer keeps for each token."""
+    number = work.number_bytes
+    full = work.method not in ADAPTER_METHODS
+    adapted = set(size.linears) if full or work.target_modules == (ALL_LINEAR,) else set(work.target_modules)
+    # Norms compute in fp32: their input, and for a trained norm its normalised input.
+    norms = 2 * size.hidden * (4 + (number if full else 0))
+    inputs = [linear.inputs for name, linear in size.linears.items() if name in adapted]
+    shared = size.hidden * (bool(adapted & {"q_proj", "k_proj", "v_proj"}) + bool(adapted & {"gate_proj", "up_proj"}))
+    down = size.intermediate if "down_proj" in adapted else 0
+    # peft casts the input of every adapted module to the adapter's fp32 and autocast casts it back: a copy each.
+    linear_inputs = sum(inputs) if not full and number == 2 else shared + down
+    attention = 2 * size.query_width + 2 * size.kv_width
+    feed_forward = 3 * size.intermediate
+    ranks = 0 if full else work.rank * len(inputs)
+    return norms + number * (linear_inputs + attention + feed_forward + ranks)

@@ -1,0 +1,94 @@
+"""The plan of a run: a frozen value that round-trips through JSON; children read it from plan.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tunerun.config import typed
+from tunerun.plan import steps
+from tunerun.plan.estimate import Estimate
+from tunerun.plan.steps import Step, TrainStep
+
+SCHEMA = 1
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Volume:
+    """How much is trained on; guessed from the files until the data stage has counted."""
+
+    rows: int | None
+    """Rows to train on; None when nothing can be told without a download."""
+    optimiser_steps: int | None
+    tokens: int | None
+    """Over all steps, padding left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a run will do."""
+
+    name: str
+    """Of the run."""
+    run_dir: str
+    """Absolute path."""
+    steps: tuple[Step, ...]
+    """In order."""
+    estimate: Estimate | None
+    """What training will take; None without training, or when the model's shape is unknown."""
+    volume: Volume | None
+    """How much is trained on; None without training."""
+    notes: tuple[str, ...]
+    """What was decided for the user, and why."""
+    warnings: tuple[str, ...]
+    """What may go wrong."""
+
+    @property
+    def train(self) -> TrainStep | None:
+        """The training step, when there is one."""
+        return next((step for step in self.steps if isinstance(step, TrainStep)), None)
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """Turns a plan into plain data."""
+    return {
+        "schema": SCHEMA,
+        "name": plan.name,
+        "run_dir": plan.run_dir,
+        "steps": [steps.to_json(step) for step in plan.steps],
+        "estimate": typed.plain(plan.estimate),
+        "volume": typed.plain(plan.volume),
+        "notes": list(plan.notes),
+        "warnings": list(plan.warnings),
+    }
+
+
+def from_json(data: Mapping[str, Any]) -> Plan:
+    """Builds a plan from plain data.
+
+    Raises:
+        ValueError: The data was written by a newer version, or is no plan.
+    """
+    if data["schema"] > SCHEMA:
+        raise ValueError(f"plan.json has schema {data['schema']}; this version reads up to {SCHEMA}")
+    return Plan(
+        name=data["name"],
+        run_dir=data["run_dir"],
+        steps=tuple(steps.from_json(step) for step in data["steps"]),
+        estimate=_optional(Estimate, data["estimate"]),
+        volume=_optional(Volume, data["volume"]),
+        notes=tuple(data["notes"]),
+        warnings=tuple(data["warnings"]),
+    )
+
+
+def _optional(cls: type[_T], data: Mapping[str, Any] | None) -> _T | None:
+    if data is None:
+        return None
+    value, problems = typed.build(cls, data, cls.__name__.lower())
+    if problems:
+        raise ValueError("\n".join(str(problem) for problem in problems))
+    return value

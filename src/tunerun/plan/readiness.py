@@ -1,0 +1,110 @@
+"""What stands between a plan and running it here: errors when running, warnings in `tunerun plan`."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from tunerun import machine as machines
+from tunerun import paths
+from tunerun.config.schema import RunConfig
+from tunerun.errors import Problem
+from tunerun.machine import Machine
+from tunerun.plan.plan import Plan
+
+# What this version trains and starts; the schema and the estimates already know more.
+TRAINED_OBJECTIVES = ("sft", "pretrain")
+TRAINED_METHODS = ("full", "lora")
+STARTED_STRATEGIES = ("single",)
+STARTED_CLUSTERS = ("local",)
+SERVED_ENGINES = ("auto", "llamacpp", "transformers")
+
+
+def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
+    """Finds everything that keeps this machine or this version from running a plan."""
+    return [
+        *_not_built(config),
+        *_files(config),
+        *_gpus(plan, machine),
+        *_extras(config),
+        *_disk(plan),
+    ]
+
+
+def _not_built(config: RunConfig) -> list[Problem]:
+    rows = [
+        ("objective.kind", config.objective.kind, TRAINED_OBJECTIVES, "data" in config.stages),
+        ("method.kind", config.method.kind, TRAINED_METHODS, "train" in config.stages),
+        ("hardware.strategy", config.hardware.strategy, STARTED_STRATEGIES, "train" in config.stages),
+        ("cluster.kind", config.cluster.kind, STARTED_CLUSTERS, True),
+        ("serve.engine", config.serve.engine, SERVED_ENGINES, "serve" in config.stages),
+    ]
+    found = [
+        Problem(where=key, what=f"this version plans {value} but cannot run it.", fix=f"It runs: {', '.join(known)}.")
+        for key, value, known, needed in rows
+        if needed and value not in known
+    ]
+    if "publish" in config.stages:
+        found.append(Problem(where="stages", what="this version cannot publish.", fix="Leave publish out."))
+    return found
+
+
+def _files(config: RunConfig) -> list[Problem]:
+    rows = [("model.path", config.model.path), ("model.adapter", config.model.adapter)]
+    rows += [("data.path", path) for path in config.data.path]
+    rows += [("data.eval_path", path) for path in config.data.eval_path]
+    found = []
+    for key, value in rows:
+        if value is not None and looks_local(value) and not Path(paths.resolve_asset(value)).exists():
+            found.append(Problem(where=key, what=f"there is no file or folder {value}."))
+    return found
+
+
+def looks_local(path: str) -> bool:
+    """Says whether a path can only be a file or folder, not a hub id (`org/name`)."""
+    suffixes = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".gz", ".gguf")
+    return path.startswith((".", "/", "~", paths.ASSET_SCHEME)) or path.endswith(suffixes) or path.count("/") != 1
+
+
+def _gpus(plan: Plan, machine: Machine) -> list[Problem]:
+    if plan.train is None or plan.train.placement.device != "cuda":
+        return []
+    needed, here = plan.train.placement.processes, len(machine.gpus)
+    if needed <= here:
+        return []
+    what = f"{needed} GPUs are planned on each node, and this machine has {here}."
+    return [Problem(where="hardware", what=what, fix="Choose hardware=cpu, or run it where the GPUs are.")]
+
+
+def _extras(config: RunConfig) -> list[Problem]:
+    rows = [
+        ("export.gguf.types", "gguf", "gguf", "export" in config.stages),
+        ("export.gguf.types", "llama_cpp", "gguf", "export" in config.stages and _quantises(config)),
+        ("serve.engine", "llama_cpp", "gguf", "serve" in config.stages and config.serve.engine == "llamacpp"),
+        ("track.tensorboard", "tensorboard", "tensorboard", config.track.tensorboard),
+        ("track.wandb", "wandb", "wandb", config.track.wandb),
+        ("model.hub", "modelscope", "hub", config.model.hub == "modelscope" and not _is_folder(config.model.path)),
+    ]
+    return [
+        Problem(where=key, what=f"{module} is not installed.", fix=f"Install it: pip install 'tunerun[{extra}]'")
+        for key, module, extra, needed in rows
+        if needed and importlib.util.find_spec(module) is None
+    ]
+
+
+def _quantises(config: RunConfig) -> bool:
+    return any(kind not in ("f32", "f16", "bf16") for kind in config.export.gguf.types)
+
+
+def _is_folder(path: str | None) -> bool:
+    return path is not None and Path(paths.resolve_asset(path)).is_dir()
+
+
+def _disk(plan: Plan) -> list[Problem]:
+    if plan.estimate is None:
+        return []
+    needed, free = plan.estimate.disk.run_bytes, machines.free_bytes(Path(plan.run_dir))
+    if needed <= free:
+        return []
+    what = f"the run writes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free."
+    return [Problem(where="run_dir", what=what, fix="Free some space, or set run_dir to another disk.")]

@@ -1,0 +1,132 @@
+"""The plan as text for a terminal, at most 100 columns wide."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from tunerun.plan.estimate import Estimate
+from tunerun.plan.plan import Plan, Volume
+from tunerun.plan.steps import TrainStep
+
+_WIDTH = 100
+_LABEL_WIDTH = 14
+
+
+def render(plan: Plan, *, commands: Mapping[str, Sequence[str]], obstacles: Sequence[str]) -> str:
+    """Lays a plan out.
+
+    Args:
+        plan: What to show.
+        commands: Command line by stage.
+        obstacles: What keeps this machine from running the plan.
+    """
+    lines = [f"plan: {plan.name} -> {plan.run_dir}", ""]
+    lines += _row("stages", " -> ".join(step.stage for step in plan.steps))
+    train = plan.train
+    if train is not None:
+        lines += _training(train, plan.volume)
+    if plan.estimate is not None:
+        lines += _estimate(plan.estimate, on_cpu=train is not None and train.placement.device == "cpu")
+    lines += ["", "commands", *_commands(commands)]
+    for title, texts in (("notes", plan.notes), ("warnings", plan.warnings), ("cannot run here", obstacles)):
+        if texts:
+            lines += ["", title, *(line for text in texts for line in _wrapped(f"  - {text}", "    "))]
+    return "\n".join(lines)
+
+
+def quantity(value: float) -> str:
+    """Writes a count with three digits and a unit: `1.54 B`."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def gigabytes(value: float) -> str:
+    """Writes a size: `3.1 GB`, or `12 MB` below a tenth of a gigabyte."""
+    return f"{value / 1e9:.1f} GB" if value >= 1e8 else f"{value / 1e6:.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Writes a time with its two largest units: `2 h 5 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{minutes / 1440:.1f} days"
+
+
+def _training(train: TrainStep, volume: Volume | None) -> list[str]:
+    placement = train.placement
+    where = "GPU" if placement.device == "cuda" else f"CPU, {placement.threads} threads each"
+    spread = f"{placement.processes} x {placement.nodes} nodes" if placement.nodes > 1 else str(placement.processes)
+    lines = _row("train", f"{train.objective.kind}, {train.method.kind}, {placement.precision}")
+    lines += _row("processes", f"{spread} ({placement.strategy}), {where}")
+    batch = train.micro_batch_size * train.accumulation_steps * placement.world_size
+    parts = f"{train.micro_batch_size} x {train.accumulation_steps} accumulated x {placement.world_size} processes"
+    lines += _row("batch", f"{batch} = {parts}")
+    if volume is not None and volume.optimiser_steps is not None:
+        about = "" if volume.rows is None else f", about {quantity(volume.rows)} rows"
+        tokens = "" if volume.tokens is None else f", about {quantity(volume.tokens)} tokens"
+        lines += _row("steps", f"{volume.optimiser_steps}{about}{tokens}")
+    elif volume is not None:
+        lines += _row("steps", "known when the data has been read")
+    return lines
+
+
+def _estimate(found: Estimate, *, on_cpu: bool) -> list[str]:
+    share = 100 * found.trainable_parameters / found.parameters
+    lines = _row(
+        "parameters",
+        f"{quantity(found.parameters)} in all, {quantity(found.trainable_parameters)} trainable ({share:.2g} %)",
+    )
+    memory = found.memory
+    parts = [
+        ("weights", memory.weights_bytes),
+        ("gradients", memory.gradients_bytes),
+        ("optimiser", memory.optimiser_bytes),
+        ("activations", memory.activations_bytes),
+        ("logits", memory.logits_bytes),
+        ("libraries", memory.runtime_bytes),
+    ]
+    device = "" if found.device_bytes is None else f" of {gigabytes(found.device_bytes)}"
+    place = "this machine" if on_cpu else "each GPU"
+    lines += _row("memory", f"about {gigabytes(memory.total_bytes)}{device} on {place}: "
+                  + ", ".join(f"{name} {gigabytes(size)}" for name, size in parts))  # fmt: skip
+    if memory.host_bytes:
+        lines += _row("", f"and {gigabytes(memory.host_bytes)} of host memory for what is offloaded")
+    if found.step_seconds_low is not None and found.step_seconds_high is not None:
+        lines += _row("time", f"{_seconds(found.step_seconds_low)} to {_seconds(found.step_seconds_high)} a step of at "
+                      f"most {quantity(found.step_tokens)} tokens, once warm")  # fmt: skip
+    disk = found.disk
+    sizes = [("adapter", disk.adapter_bytes), ("merged", disk.merged_bytes), ("gguf", disk.gguf_bytes),
+             ("checkpoints", disk.checkpoints_bytes)]  # fmt: skip
+    detail = ", ".join(f"{name} {gigabytes(size)}" for name, size in sizes if size)
+    return lines + _row("disk", f"{gigabytes(disk.run_bytes)}: {detail}")
+
+
+def _commands(commands: Mapping[str, Sequence[str]]) -> list[str]:
+    """Shows command lines; those that differ in the stage's name only, which comes last, are one."""
+    stages: dict[str, list[str]] = {}
+    for stage, argv in commands.items():
+        stages.setdefault(shlex.join(argv[:-1]), []).append(stage)
+    lines = []
+    for command, names in stages.items():
+        text = command + (f" {names[0]}" if len(names) == 1 else f" STAGE   (STAGE: {', '.join(names)})")
+        lines += _wrapped(f"  {text}", " " * 6)
+    return lines
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2g} s" if value < 90 else duration(value)
+
+
+def _row(label: str, text: str) -> list[str]:
+    return _wrapped(f"{label:<{_LABEL_WIDTH}}{text}", " " * _LABEL_WIDTH)
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,239 @@
+"""The steps of a plan: frozen values that say all a stage needs to know.
+
+A stage is `run(step, out) -> list[Artifact]`, where `out` is the run directory. Files that stages hand to each other
+have fixed names there (`tunerun.artifacts`), so a step holds only choices. Everything a step holds is part of its
+fingerprint unless `UNFINGERPRINTED` names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from tunerun.config import typed
+from tunerun.config.schema import (
+    DataConfig,
+    EvalConfig,
+    GgufConfig,
+    MethodConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    ServeConfig,
+    Strategy,
+    TrackConfig,
+    TrainConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """What a step's processes compute on."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Kind of device."""
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """Number format of the computation."""
+    threads: int = 1
+    """CPU threads for each process; results differ in bits between thread counts."""
+    strategy: Strategy = "single"
+    """How the processes share the model."""
+    processes: int = 1
+    """Processes on each node."""
+    nodes: int = 1
+    """Machines."""
+    offload: bool = False
+    """Whether optimiser state is kept in host memory."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes on all nodes."""
+        return self.processes * self.nodes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelStep:
+    """Finds or downloads the base model and records what it is: writes model.json."""
+
+    stage: ClassVar[str] = "model"
+    model: ModelConfig
+    cache_dir: str | None
+    """Folder for downloads; null takes the hub's own."""
+    weights: bool
+    """Whether the weights are needed, or only the tokenizer and the config."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataStep:
+    """Turns rows into a token store: writes data/."""
+
+    stage: ClassVar[str] = "data"
+    data: DataConfig
+    objective: ObjectiveConfig
+    chat_template: str | None
+    """Name or file that replaces the model's own template."""
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainStep:
+    """Trains: writes adapter/ (adapter methods) or merged/ (full), checkpoints/ and metrics.jsonl."""
+
+    stage: ClassVar[str] = "train"
+    model: ModelConfig
+    objective: ObjectiveConfig
+    method: MethodConfig
+    train: TrainConfig
+    eval: EvalConfig
+    track: TrackConfig
+    name: str
+    """Of the run, for trackers."""
+    placement: Placement
+    micro_batch_size: int
+    """Rows each process computes at a time."""
+    accumulation_steps: int
+    """Micro-batches in an optimiser step."""
+    activation_checkpointing: bool
+    max_shard_size_bytes: int
+    """Largest weights file written by full training."""
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalStep:
+    """Measures loss and answers prompts, base and tuned: writes eval/report.json."""
+
+    stage: ClassVar[str] = "eval"
+    model: ModelConfig
+    eval: EvalConfig
+    adapter: str | None
+    """Adapter of the tuned model: a folder in the run directory, or an absolute path."""
+    tuned: str | None
+    """Folder of a fully trained model in the run directory, instead of an adapter."""
+    chat: bool
+    """Whether prompts are asked through the chat template, or continued as plain text."""
+    placement: Placement
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MergeStep:
+    """Folds an adapter into the base model: writes merged/."""
+
+    stage: ClassVar[str] = "merge"
+    adapter: str
+    """Folder in the run directory, or an absolute path."""
+    chat_template: str | None
+    """Name or file that replaces the model's own template in the merged folder."""
+    max_shard_size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportStep:
+    """Writes what is deployed: export/."""
+
+    stage: ClassVar[str] = "export"
+    name: str
+    """First part of the file names."""
+    merged: bool
+    """Whether merged/ is exported, or the base model itself."""
+    gguf: GgufConfig
+    chat_template: str | None
+    """Name or file that replaces the base model's own template; merged/ already has it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyStep:
+    """Compares tokens and logits across every hand-off: writes verify/report.json."""
+
+    stage: ClassVar[str] = "verify"
+    level: Literal["quick", "full"]
+    adapter: str | None
+    """Folder in the run directory, or an absolute path; null when nothing was merged."""
+    merged: bool
+    """Whether merged/ exists."""
+    gguf_types: tuple[str, ...]
+    """GGUF files in export/ to compare."""
+    chat: bool
+    """Whether the model is used through a chat template."""
+    prompts: tuple[str, ...]
+    placement: Placement
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeStep:
+    """Serves what the run made until it is stopped."""
+
+    stage: ClassVar[str] = "serve"
+    serve: ServeConfig
+    placement: Placement
+
+
+Step = ModelStep | DataStep | TrainStep | EvalStep | MergeStep | ExportStep | VerifyStep | ServeStep
+
+STEP_TYPES: dict[str, type[Step]] = {
+    kind.stage: kind
+    for kind in (ModelStep, DataStep, TrainStep, EvalStep, MergeStep, ExportStep, VerifyStep, ServeStep)
+}
+
+# What a step needs, by stage: it runs again when one of these did.
+INPUTS: dict[str, tuple[str, ...]] = {
+    "model": (),
+    "data": ("model",),
+    "train": ("model", "data"),
+    "eval": ("model", "data", "train"),
+    "merge": ("model", "train"),
+    "export": ("model", "train", "merge"),
+    "verify": ("model", "data", "train", "merge", "export"),
+    "serve": ("model", "merge", "export"),
+}
+
+# Keys that change neither weights nor files: a step is not run again for them.
+UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
+    "model": ("cache_dir", "model.shape", "model.adapter", "model.chat_template", "model.init"),
+    "data": (),
+    "train": (
+        "model.shape",
+        "name",
+        "track",
+        "eval",
+        "train.log_steps",
+        "train.checkpoint_steps",
+        "train.keep_checkpoints",
+    ),
+    "eval": ("model.shape",),
+    "merge": (),
+    "export": (),
+    "verify": (),
+    "serve": (),
+}
+
+
+def fingerprint_keys(step: Step) -> dict[str, Any]:
+    """Returns the choices of a step that its results depend on, by dotted key."""
+    ignored = UNFINGERPRINTED[step.stage]
+    flat = typed.flatten(typed.plain(step))
+    return {key: value for key, value in flat.items() if not _within(key, ignored)}
+
+
+def to_json(step: Step) -> dict[str, Any]:
+    """Turns a step into plain data."""
+    return {"stage": step.stage, **typed.plain(step)}
+
+
+def from_json(data: Mapping[str, Any]) -> Step:
+    """Builds a step from plain data.
+
+    Raises:
+        ValueError: The data does not describe a step of this version.
+    """
+    fields = {key: value for key, value in data.items() if key != "stage"}
+    step, problems = typed.build(STEP_TYPES[data["stage"]], fields, data["stage"])
+    if step is None or problems:
+        raise ValueError("\n".join(str(problem) for problem in problems))
+    return step
+
+
+def _within(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)

@@ -1,0 +1,1 @@
+"""Executes plans and keeps the record of what was run."""

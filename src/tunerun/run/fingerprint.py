@@ -1,0 +1,113 @@
+"""What a stage's results depend on, so that it is run again exactly when one of these changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunerun import artifacts
+from tunerun.artifacts import Artifact
+from tunerun.models.base import read_base
+from tunerun.paths import resolve_asset
+from tunerun.plan import steps
+from tunerun.plan.steps import DataStep, EvalStep, ExportStep, MergeStep, ModelStep, Step, TrainStep, VerifyStep
+from tunerun.run.hashes import Hashes, stat_identity
+
+_CHAT_TEMPLATE_KEY = "model.chat_template"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fingerprint:
+    """What a stage's results depend on."""
+
+    keys: Mapping[str, Any]
+    """Choices of the step, by dotted key."""
+    inputs: Mapping[str, str]
+    """Hashes of what earlier stages made: `stage path` to sha256."""
+    files: Mapping[str, str]
+    """Hashes of the user's files: `key path` to sha256."""
+
+    @property
+    def digest(self) -> str:
+        """One hash over all of it."""
+        parts = {"keys": self.keys, "inputs": self.inputs, "files": self.files}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def fingerprint(step: Step, run_dir: Path, made: Mapping[str, tuple[Artifact, ...]], hashes: Hashes) -> Fingerprint:
+    """Computes the fingerprint of a step.
+
+    Args:
+        step: A step whose input stages are finished.
+        run_dir: The run directory.
+        made: Artifacts of the finished stages, by stage.
+        hashes: Memory of file hashes.
+
+    Raises:
+        OSError: A file that it depends on cannot be read.
+    """
+    inputs: dict[str, str] = {}
+    for stage in steps.INPUTS[step.stage]:
+        if stage == "model" and stage in made:
+            # model.json holds the absolute folder; the same weights in another place are the same input.
+            inputs[stage] = read_base(run_dir).sha256
+        elif stage in made:
+            inputs.update({f"{stage} {artifact.path}": artifact.sha256 for artifact in made[stage]})
+    return Fingerprint(keys=steps.fingerprint_keys(step), inputs=inputs, files=user_files(step, hashes))
+
+
+def user_files(step: Step, hashes: Hashes) -> dict[str, str]:
+    """Hashes the files and folders outside the run directory that a step reads.
+
+    A path that does not exist is left out: it is a hub id or a shipped name, or the stage will say that it is missing.
+    """
+    found: dict[str, str] = {}
+    for key, path in _paths(step):
+        target = Path(resolve_asset(path))
+        if target.exists():
+            # The model step hashes the weights itself and is cheap to repeat: no need to read them all here too.
+            found[f"{key} {path}"] = stat_identity(target) if key == "model.path" else hashes.sha256(target)
+    return found
+
+
+def intact(run_dir: Path, made: tuple[Artifact, ...], hashes: Hashes) -> bool:
+    """Returns whether all artifacts are there and unchanged."""
+    return all(
+        (run_dir / item.path).exists() and hashes.sha256(run_dir / item.path) == item.sha256 for item in made
+    ) and _base_is_there(run_dir, made)
+
+
+def _base_is_there(run_dir: Path, made: tuple[Artifact, ...]) -> bool:
+    # The downloaded model lies in a cache that a user may have emptied.
+    return all(item.path != artifacts.MODEL for item in made) or read_base(run_dir).folder.is_dir()
+
+
+def _paths(step: Step) -> list[tuple[str, str]]:
+    """Returns the paths among a step's choices, by the key a user knows."""
+    match step:
+        case ModelStep():
+            found = [("model.path", step.model.path)]
+        case DataStep():
+            found = [("data.path", path) for path in step.data.path]
+            found += [("data.eval_path", path) for path in step.data.eval_path]
+            found.append((_CHAT_TEMPLATE_KEY, step.chat_template))
+        case TrainStep():
+            found = [("model.adapter", step.model.adapter)]
+        case MergeStep():
+            found = [("model.adapter", _absolute(step.adapter)), (_CHAT_TEMPLATE_KEY, step.chat_template)]
+        case EvalStep() | VerifyStep():
+            found = [("model.adapter", _absolute(step.adapter))]
+        case ExportStep():
+            found = [(_CHAT_TEMPLATE_KEY, step.chat_template)]
+        case _:
+            found = []
+    return [(key, path) for key, path in found if path is not None]
+
+
+def _absolute(path: str | None) -> str | None:
+    # A relative one lies in the run directory and is an artifact of another stage.
+    return path if path is not None and Path(path).is_absolute() else None

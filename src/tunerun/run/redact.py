@@ -1,0 +1,138 @@
+"""Takes secrets out of everything that is written: by the name of a key, by known values, by the look of a value.
+
+What counts as a secret, and the incidents behind it: research/ecosystem.md B3 "Secrets". Names such as `pad_token` or
+`max_tokens` are no secrets, and a run that loses them cannot be read any more, so the rules are narrow and tested on
+both sides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tunerun.errors import Problem
+
+MARK = "[redacted]"
+_MIN_VALUE_LENGTH = 8
+
+_ALWAYS = frozenset({"secret", "secrets", "password", "passwords", "passwd", "passphrase", "credential", "credentials"})
+_KEY_KINDS = frozenset({"api", "access", "private", "secret", "auth", "account", "signing", "encryption", "ssh"})
+# Where a secret lies, or how it is called, is no secret: `api_key_env`, `HF_TOKEN_PATH`.
+_PLACES = frozenset({"env", "file", "path", "dir", "folder", "name", "id", "ids", "count", "length", "type"})
+# Tokens that a tokenizer knows.
+_TOKENIZER_TOKENS = frozenset(
+    "pad eos bos unk sep cls mask start end stop image audio video special added im next last first new per each "
+    "tool think prefix suffix middle begin final a the prompt fill eot eom".split()
+)
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_ASSIGNMENT = re.compile(r"""([A-Za-z_][\w.-]*)(["']?\s*[=:]\s*["']?|\s+(?=\S))([^\s"',;{}()\[\]$<>]+)""")
+_LOOKS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), MARK),
+    (re.compile(r"\bsk-(?=[\w-]*\d)[\w-]{20,}"), MARK),
+    (re.compile(r"\bgh[pousr]_[A-Za-z0-9]{30,}"), MARK),
+    (re.compile(r"\bgithub_pat_\w{22,}"), MARK),
+    (re.compile(r"\bglpat-[\w-]{20,}"), MARK),
+    (re.compile(r"\bAKIA[0-9A-Z]{16}\b"), MARK),
+    (re.compile(r"\bms-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), MARK),
+    (re.compile(r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]+"), MARK),
+    (re.compile(r"(?i)\b(bearer\s+)(?=[\w.~+/-]*\d)[\w.~+/-]{16,}=*"), rf"\1{MARK}"),
+    (re.compile(r"(://)[^/\s:@]*:[^/\s@]+(?=@)"), rf"\1{MARK}"),
+    (re.compile(r"(https?://)[^/\s:@]+(?=@)"), rf"\1{MARK}"),
+    # A bare 40-digit hex number is a commit; beside the word wandb it is a key.
+    (re.compile(r"""(?i)(wandb[\w .:="'-]{0,40}?)\b[0-9a-f]{40}\b"""), rf"\1{MARK}"),
+)
+
+
+def is_secret_name(name: str) -> bool:
+    """Returns whether a key or variable of this name holds a secret.
+
+    Args:
+        name: In any spelling: `hub_token`, `HF_TOKEN`, `apiKey`, `serve.api-key`.
+    """
+    words = [word.lower() for word in _WORD.findall(name)]
+    if not words or words[-1] in _PLACES:
+        return False
+    last, before = words[-1], words[-2] if len(words) > 1 else ""
+    if _ALWAYS & set(words) or last == "apikey":
+        return True
+    if last == "token":
+        return before not in _TOKENIZER_TOKENS
+    if last == "key":
+        # `OPENAI_KEY` in an environment is a key; `sort_key` in a config is not.
+        return before in _KEY_KINDS or (name.isupper() and len(words) > 1)
+    return last == "pwd" and len(words) > 1
+
+
+def secret_values(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns the values of secret-looking variables, the longest first; shorter than 8 characters match too much."""
+    found = {value for name, value in environment.items() if is_secret_name(name) and len(value) >= _MIN_VALUE_LENGTH}
+    return tuple(sorted(found, key=lambda value: (-len(value), value)))
+
+
+def text(value: str, secrets: tuple[str, ...]) -> str:
+    """Returns a text without its secrets.
+
+    Args:
+        value: A line of output, a command line, a diff; `password=...` in it counts as a secret by its name.
+        secrets: Values that must not appear, from `secret_values`.
+    """
+    return _ASSIGNMENT.sub(_assignment, _without_values(value, secrets))
+
+
+def data(value: Any, secrets: tuple[str, ...]) -> Any:
+    """Returns plain data without its secrets; the value of a key with a secret name goes whole."""
+    if isinstance(value, Mapping):
+        return {key: MARK if _hides(str(key), item) else data(item, secrets) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [data(item, secrets) for item in value]
+    return _without_values(value, secrets) if isinstance(value, str) else value
+
+
+def problems(flat: Mapping[str, Any], secrets: tuple[str, ...]) -> list[Problem]:
+    """Finds secrets in a config, which would reach every file of the run.
+
+    Args:
+        flat: The config by dotted key.
+        secrets: Values that must not appear, from `secret_values`.
+    """
+    fix = "Take it out and put it into an environment variable (HF_TOKEN, WANDB_API_KEY, ...)."
+    return [
+        Problem(where=key, what="holds a secret, which would be written into the run's files.", fix=fix)
+        for key, value in flat.items()
+        if data({key: value}, secrets) != {key: _plain(value)}
+    ]
+
+
+def _without_values(value: str, secrets: tuple[str, ...]) -> str:
+    for secret in secrets:
+        value = value.replace(secret, MARK)
+    for pattern, replacement in _LOOKS:
+        value = pattern.sub(replacement, value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _hides(key: str, value: Any) -> bool:
+    return isinstance(value, str) and value != "" and is_secret_name(key)
+
+
+def _assignment(match: re.Match[str]) -> str:
+    name, between, value = match.groups()
+    spaced = between.isspace()
+    if not is_secret_name(name) or value == MARK or (spaced and not _is_option(match)):
+        return match.group()
+    # `token = tokenizer.decode` in a diff is code; a real token is long and has digits.
+    words = [word.lower() for word in _WORD.findall(name)]
+    if words[-1] == "token" and (len(value) < _MIN_VALUE_LENGTH or not any(letter.isdigit() for letter in value)):
+        return match.group()
+    return f"{name}{between}{MARK}"
+
+
+def _is_option(match: re.Match[str]) -> bool:
+    # `--api-key VALUE`; without the dashes a space only separates words of a sentence.
+    return match.string[max(match.start() - 2, 0) : match.start()].endswith("-")

@@ -1,0 +1,106 @@
+"""The run directory as a place to work in: lock, left-overs, config and plan."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunerun import artifacts
+from tunerun.config import typed
+from tunerun.config.schema import RunConfig
+from tunerun.errors import Problem, UserError
+from tunerun.run import redact
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[int]:
+    """Makes a run directory and holds its lock.
+
+    Yields:
+        The lock's descriptor. A process that inherits it holds the lock too, as long as it lives.
+
+    Raises:
+        UserError: Another process is at work in it, or the directory cannot be made.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(Problem(where="run_dir", what=f"{run_dir} cannot be written: {error.strerror}.")) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(_busy(run_dir, os.pread(descriptor, 32, 0).decode().strip())) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def is_busy(run_dir: Path) -> bool:
+    """Returns whether a process is at work in a run directory."""
+    path = run_dir / LOCK
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Removes staging files of a run that was killed while it wrote; only the holder of the lock may."""
+    for pattern in (".*.partial-*", ".*.old-*"):
+        for path in list(run_dir.rglob(pattern)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def write_config(run_dir: Path, config: RunConfig, secrets: tuple[str, ...]) -> None:
+    """Writes the resolved config as config.yaml, without secrets."""
+    text = yaml.safe_dump(redact.data(typed.plain(config), secrets), sort_keys=False, allow_unicode=True, width=100)
+    artifacts.write_text(run_dir / artifacts.CONFIG, text)
+
+
+def load_config(run_dir: Path) -> RunConfig:
+    """Reads the resolved config of a run.
+
+    Raises:
+        UserError: There is none, or it does not fit this version's schema, or it lost a secret.
+    """
+    path = run_dir / artifacts.CONFIG
+    if not path.is_file():
+        raise UserError(Problem(where=str(run_dir), what=f"is not the directory of a run: no {artifacts.CONFIG}."))
+    try:
+        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(Problem(where=str(path), what=f"is not YAML: {error}")) from error
+    config, problems = typed.build(RunConfig, data)
+    problems += [
+        Problem(where=key, what=f"was {redact.MARK} when {path} was written.", fix=f"Give it again: {key}=...")
+        for key, value in typed.flatten(data).items()
+        if isinstance(value, str) and redact.MARK in value
+    ]
+    if config is None or problems:
+        raise UserError(problems)
+    return config
+
+
+def _busy(run_dir: Path, process: str) -> Problem:
+    what = f"{run_dir} is being worked in by process {process or '?'}, or by a stage that it started."
+    return Problem(where="run_dir", what=what, fix="Wait for it to end, or choose another run_dir.")

@@ -1,0 +1,83 @@
+"""Runs one stage in its own process: `python -m tunerun.worker RUN_DIR STAGE`.
+
+The only importer of stages. Reads plan.json, calls the stage, and leaves `status/<stage>.json` for the runner: torchrun
+turns every exit code into 1, so the code alone could not say what happened.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from tunerun import artifacts, child
+from tunerun.artifacts import Artifact
+from tunerun.config import typed
+from tunerun.errors import ExitCode, TunerunError
+from tunerun.plan import steps
+
+STAGES = {
+    "model": "tunerun.models.fetch:run",
+    "data": "tunerun.data.stage:run",
+    "train": "tunerun.train.stage:run",
+    "eval": "tunerun.evaluate.stage:run",
+    "merge": "tunerun.merge.stage:run",
+    "export": "tunerun.export.stage:run",
+    "verify": "tunerun.verify.stage:run",
+    "serve": "tunerun.serve.stage:run",
+}
+
+StageFunction = Callable[[Any, Path], list[Artifact]]
+
+
+def load_stage(stage: str) -> StageFunction:
+    """Imports the function that runs a stage."""
+    module, _, name = STAGES[stage].partition(":")
+    return cast(StageFunction, vars(importlib.import_module(module))[name])
+
+
+def main(argv: list[str]) -> int:
+    """Runs the step of plan.json that belongs to a stage.
+
+    Args:
+        argv: Run directory and stage.
+
+    Returns:
+        The exit code.
+    """
+    child.stop_on_signals()
+    child.watch_parent()
+    run_dir, stage = Path(argv[0]), argv[1]
+    plan = artifacts.read_json(run_dir / artifacts.PLAN)
+    step = steps.from_json(next(item for item in plan["steps"] if item["stage"] == stage))
+    try:
+        made = load_stage(stage)(step, run_dir)
+    except child.Stopped as signal_name:
+        return _finish(run_dir, stage, ExitCode.PREEMPTED, f"stopped by {signal_name}", [])
+    except TunerunError as error:
+        print(error, file=sys.stderr)
+        return _finish(run_dir, stage, error.exit_code, str(error), [])
+    except OSError as error:
+        # A full disk or a missing right: the message is all a user can use.
+        print(f"{stage}: {error}", file=sys.stderr)
+        return _finish(run_dir, stage, ExitCode.STAGE_FAILED, str(error), [])
+    except Exception as error:  # noqa: BLE001 (the last line of a process: whatever it was, the runner must learn it)
+        traceback.print_exc()
+        return _finish(run_dir, stage, ExitCode.STAGE_FAILED, f"{type(error).__name__}: {error}", [])
+    return _finish(run_dir, stage, ExitCode.DONE, None, made)
+
+
+def _finish(run_dir: Path, stage: str, code: ExitCode, error: str | None, made: list[Artifact]) -> int:
+    status = {"schema": 1, "exit_code": int(code), "error": error, "artifacts": typed.plain(made)}
+    try:
+        artifacts.write_json(run_dir / artifacts.STATUS / f"{stage}.json", status)
+    except OSError as failure:
+        print(f"{stage}: the status could not be written: {failure}", file=sys.stderr)
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+
+from tunerun.config import checks, typed
+from tunerun.config.schema import RunConfig
+
+
+def config(**changes) -> RunConfig:
+    data = {
+        "model": {"path": "m"},
+        "data": {"path": ["d"]},
+        "export": {"gguf": {"types": ["f16"]}},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            data.setdefault(section, {})[name] = value
+        else:
+            data[section] = value
+    built, problems = typed.build(RunConfig, data)
+    assert problems == []
+    return built
+
+
+def test_a_sound_config_has_no_problems():
+    assert checks.check(config()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "part"),
+    [
+        ({"data__packing": True, "objective__kind": "kto"}, "data.packing", "cannot pack"),
+        ({"hardware__strategy": "zero3", "hardware__processes": 1}, "hardware.strategy", "shares nothing"),
+        ({"hardware__strategy": "ddp", "hardware__processes": 1}, "hardware.processes", "at least 2"),
+        ({"hardware__processes": 2}, "hardware.processes", "single is one process"),
+        ({"hardware__strategy": "ddp", "hardware__processes": 3}, "train.global_batch_size", "=18"),
+        ({"train__micro_batch_size": 5}, "train.micro_batch_size", "does not divide"),
+        ({"stages": ["train", "data"]}, "stages", "[data,train]"),
+        ({"stages": []}, "stages", "is empty"),
+        ({"stages": ["train"]}, "stages", "needs the data stage"),
+        ({"stages": ["merge"]}, "stages", "no adapter"),
+        ({"stages": ["data", "train", "export"]}, "stages", "needs the merged model"),
+        ({"stages": ["data", "verify"]}, "stages", "nothing to compare"),
+        ({"export": {}}, "export.gguf.types", "nothing to write"),
+        ({"model": {}}, "model.path", "no model"),
+        ({"data": {}}, "data.path", "no data"),
+        ({"data__eval_fraction": 0.1, "data__eval_path": ["e"]}, "data.eval_fraction", "only one"),
+        ({"data__columns": {"usr": "q"}}, "data.columns.usr", "Parts:"),
+        ({"model": {"path": "m", "init": "random"}}, "model.init", "method=full"),
+        ({"model": {"path": "m", "shape": {"context": 512}}}, "data.max_length", "=512"),
+        ({"export": {"gguf": {"types": ["f16"]}, "max_shard_size": "2 boxes"}}, "export.max_shard_size", "not a size"),
+        ({"serve__host": "0.0.0.0"}, "serve.host", "api_key_env"),
+        ({"name": "../up"}, "name", "letters"),
+        ({"method__rank": 0}, "method.rank", ">= 1"),
+        ({"method__kind": "qlora", "hardware__strategy": "zero3"}, "hardware.strategy", "ZeRO-3"),
+    ],
+)
+def test_an_impossible_combination_is_refused_with_its_remedy(changes, where, part):
+    found = checks.check(config(**changes))
+    assert [problem.where for problem in found] == [where]
+    assert part in str(found[0])
+
+
+def test_merging_an_adapter_made_elsewhere_needs_no_data():
+    assert checks.check(config(stages=["merge", "export", "verify"], model={"path": "m", "adapter": "a"}, data={})) == []
+
+
+def test_evaluating_a_model_that_was_not_trained_here_is_fine():
+    assert checks.check(config(stages=["data", "eval"])) == []
+
+
+@pytest.mark.parametrize(("text", "size"), [("2GB", 2 * 10**9), ("500 mb", 5 * 10**8), ("1.5kB", 1500), ("7B", 7)])
+def test_sizes_are_read(text, size):
+    assert checks.size_bytes(text) == size
+
+
+@pytest.mark.parametrize(("host", "loopback"), [("127.0.0.1", True), ("localhost", True), ("::1", True),
+                                                ("0.0.0.0", False), ("example", False)])  # fmt: skip
+def test_only_loopback_addresses_need_no_key(host, loopback):
+    assert checks.is_loopback(host) is loopback
+
+
+def test_every_rule_sees_the_default_config_without_failing():
+    assert {problem.where for problem in checks.check(RunConfig())} == {"model.path", "data.path", "export.gguf.types"}

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tunerun.config import resolve
+from tunerun.errors import UserError
+
+BASE = ["model=qwen2.5-7b", "data.path=rows.jsonl"]
+
+
+def faults(*arguments: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        resolve.resolve(arguments)
+    return [str(problem) for problem in caught.value.problems] or [str(caught.value)]
+
+
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_an_unknown_key_is_refused_however_it_is_given(sign):
+    assert faults(*BASE, f"{sign}method.rnak=3") == [
+        "method.rnak (command line): there is no key `rnak` in `method`. Did you mean rank?"
+    ]
+
+
+def test_an_unknown_key_in_a_recipe_is_refused_with_file_and_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "recipes" / "mine.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("# @package _global_\ndefaults:\n  - override /model: qwen2.5-7b\n  - _self_\n"
+                      "data:\n  path: [x.json]\n  pakcing: true\n")  # fmt: skip
+    assert faults("+recipe=mine") == [
+        "data.pakcing (recipes/mine.yaml:7): there is no key `pakcing` in `data`. Did you mean packing?"
+    ]
+
+
+def test_types_and_rules_are_reported_together():
+    found = faults(*BASE, "method.rank=ten", "train.epochs=0", "objective=dpo", "data.packing=true")
+    assert [line.split(" ")[0] for line in found] == ["method.rank", "train.epochs:"[:-1], "data.packing"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("+recipe=qwen", "recipe=qwen: there is no recipe named `qwen`. Did you mean qwen2.5-"),
+        ("model=qwn2.5-7b", "model=qwn2.5-7b: there is no model named `qwn2.5-7b`. Did you mean qwen2.5-7b"),
+        ("modle=sprout", "modle (command line): there is no key `modle`. Did you mean model?"),
+        ("method.rank=[8", "method.rank=[8: is not a valid override:"),
+        ("method.rank", "method.rank: is not a valid override: a value is missing. Write key=value."),
+        ("+recipe=3.5", "+recipe=3.5: the name of a recipe starts with a letter."),
+        ("export.gguf.types=[q4_km]", "export.gguf.types[0] (command line): 'q4_km' is not one of its values."),
+    ],
+)
+def test_each_mistake_is_one_clear_line(argument, message):
+    found = faults(*BASE, argument)
+    assert found[0].startswith(message)
+    assert len(found) == 1
+    assert "\n" not in found[0]
+
+
+def test_the_command_line_goes_before_recipes_and_recipes_before_options(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: qwen2.5-7b\n  - override /export: gguf\n  - _self_\n"
+        "data: {path: [x.json]}\nmethod: {rank: 5}\nexport: {gguf: {types: [q8_0]}}\ntrain: {epochs: 7}\n"
+    )
+    found = resolve.resolve(["+recipe=mine", "train.epochs=9"])
+    assert (found.config.method.rank, found.config.export.gguf.types, found.config.train.epochs) == (5, ("q8_0",), 9.0)
+    assert found.recipe == "mine"
+
+
+def test_a_recipe_can_be_named_without_the_plus(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve.resolve(["recipe=quickstart"]) == resolve.resolve(["+recipe=quickstart"])
+
+
+def test_the_users_options_are_found_before_the_shipped_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    option = tmp_path / "conf" / "model" / "sprout.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text("path: mine\n")
+    assert resolve.resolve(["model=sprout", "data.path=x.json"]).config.model.path == "mine"
+
+
+def test_a_project_with_its_own_hydra_config_is_not_mistaken_for_ours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").write_text("something: else\n")
+    assert resolve.resolve(BASE).config.data.path == ("rows.jsonl",)
+
+
+def test_open_mappings_take_new_keys_without_a_plus():
+    config = resolve.resolve([*BASE, "data.vars.name=Ada", "data.vars.author=某人"]).config
+    assert config.data.vars == {"name": "Ada", "author": "某人"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("eval.prompts=[你好, who are you?]", ("你好", "who are you?")),
+        ("eval.prompts=['a, b', c]", ("a, b", "c")),
+        ("eval.prompts=what is 2 (two)?", ("what is 2 (two)?",)),
+    ],
+)
+def test_values_that_hydras_grammar_cannot_read_are_quoted_for_the_user(argument, expected):
+    assert resolve.resolve([*BASE, argument]).config.eval.prompts == expected
+
+
+def test_a_typed_key_that_the_method_does_not_use_is_refused():
+    assert faults(*BASE, "method=full", "method.rank=8") == [
+        "method.rank (command line): is not used by method.kind=full. Remove it, or choose one of: "
+        "lora, dora, rslora, pissa, lora_plus, qlora."
+    ]
+
+
+def test_the_same_key_from_a_recipe_is_only_a_note(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: qwen2.5-7b\n  - _self_\n"
+        "data: {path: [x.json]}\nmethod: {rank: 5}\n"
+    )
+    found = resolve.resolve(["+recipe=mine", "method=full"])
+    assert found.notes == ("method.rank (recipes/mine.yaml:6) is not used by method.kind=full.",)
+
+
+def test_a_file_that_is_not_yaml_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "recipes" / "broken.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("data: [\n")
+    message = faults("+recipe=broken")[0]
+    assert "not valid YAML" in message
+    assert "broken.yaml" in message
+
+
+def test_a_run_can_be_rebuilt_with_changes(tmp_path: Path):
+    from tunerun.config import typed
+
+    config = resolve.resolve(BASE).config
+    again = resolve.rebuild(typed.plain(config), ["train.epochs=3", "data.vars.name=x"])
+    assert (again.train.epochs, again.data.vars) == (3.0, {"name": "x"})
+    with pytest.raises(UserError, match=r"train\.epoch "):
+        resolve.rebuild(typed.plain(config), ["train.epoch=3"])
