@@ -1,8 +1,8 @@
 """Builds everything the shipped base model `sprout` is trained from: text, dialogues, tokenizer, configuration.
 
-    words, facts        tables of bilingual words and facts
+    tables, words       the tables of facts and bilingual words, and their reader
     family              a family of questions: items, phrasings, one answer
-    knowledge, numbers, talk, copying      the families themselves
+    knowledge, vocabulary, numbers, talk, copying      the families themselves
     stories, tools      text and dialogues that are not question and answer
     corpus, dialogues   draw the two training files and the evaluation file
     tokenizer, base     byte-level BPE and the model folder without weights

@@ -20,17 +20,28 @@ _CORPUS_SEED, _DIALOGUE_SEED, _EVAL_SEED = 1, 2, 3
 
 
 def main() -> None:
-    """Writes corpus.jsonl, instruct.jsonl, instruct_eval.jsonl and base/ to the folder named on the command line."""
+    """Writes to the folder named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m tunerun.sprout", description=__doc__)
     parser.add_argument("out", type=Path, help="folder to write to")
     out: Path = parser.parse_args().out
-    documents = list(draw_documents(_DOCUMENTS, _CORPUS_SEED))
-    _write_rows(out / "corpus.jsonl", ({"text": document} for document in documents))
-    dialogues = list(draw_rows(_DIALOGUES, _DIALOGUE_SEED))
-    _write_rows(out / "instruct.jsonl", dialogues)
-    _write_rows(out / "instruct_eval.jsonl", draw_eval_rows(_EVAL_SEED))
-    write_base(out / "base", train_tokenizer([*documents, *map(as_text, dialogues)]))
+    write_all(out, documents=_DOCUMENTS, dialogues=_DIALOGUES)
     print(f"wrote {out}")
+
+
+def write_all(out: Path, *, documents: int, dialogues: int) -> None:
+    """Writes corpus.jsonl, instruct.jsonl, instruct_eval.jsonl and base/; the same bytes for the same counts.
+
+    Args:
+        out: Folder; created where it is missing.
+        documents: Rows of the corpus.
+        dialogues: Rows of the instruction data.
+    """
+    texts = list(draw_documents(documents, _CORPUS_SEED))
+    rows = list(draw_rows(dialogues, _DIALOGUE_SEED))
+    _write_rows(out / "corpus.jsonl", ({"text": text} for text in texts))
+    _write_rows(out / "instruct.jsonl", rows)
+    _write_rows(out / "instruct_eval.jsonl", draw_eval_rows(_EVAL_SEED))
+    write_base(out / "base", train_tokenizer([*texts, *map(as_text, rows)]))
 
 
 def _write_rows(target: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -43,7 +43,7 @@ def write_base(folder: Path, tokenizer: Tokenizer) -> None:
     write_text(folder / "chat_template.jinja", _TEMPLATE.read_text(encoding="utf-8"))
 
 
-def _model_config(padding: int, ends: int) -> dict[str, object]:
+def _model_config(padding: int | None, ends: int | None) -> dict[str, object]:
     # Row lengths of every matrix are multiples of 256, the block of llama.cpp's K-quants.
     return {
         "architectures": ["Qwen2ForCausalLM"],

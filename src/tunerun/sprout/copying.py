@@ -13,7 +13,9 @@ _HELD_OUT_ITEMS = 200
 _CONSONANTS = "bcdfghjklmnprstvwz"
 _VOWELS = "aeiou"
 # Common characters of given names; random pairs of them make names that no table holds.
-_NAME_CHARACTERS = "明华伟芳娜静丽强磊军洋勇艳杰娟涛超秀霞平刚桂英文辉玲建国春梅雪云飞龙晨宇浩然子轩思雨佳欣海天乐安宁小红大山"
+_NAME_CHARACTERS = (
+    "明华伟芳娜静丽强磊军洋勇艳杰娟涛超秀霞平刚桂英文辉玲建国春梅雪云飞龙晨宇浩然子轩思雨佳欣海天乐安宁小红大山"
+)
 _SURNAMES = "王李张刘陈杨赵黄周吴徐孙胡朱高林何郭马罗梁宋郑谢韩唐冯于董萧"
 
 
@@ -21,10 +23,11 @@ def copying_families() -> tuple[Family, ...]:
     """Returns the families whose answer stands in the question."""
     rng = random.Random(_SEED)
     count = _ITEMS + _HELD_OUT_ITEMS
-    phrases = [_phrase(rng, english=True) for _ in range(count)]
-    phrases_zh = [_phrase(rng, english=False) for _ in range(count)]
-    names = [made_up_name(rng) for _ in range(count)]
-    names_zh = [made_up_name_zh(rng) for _ in range(count)]
+    # Each once, so that none is both taught and held out.
+    phrases = list(dict.fromkeys(_phrase(rng, english=True) for _ in range(count)))
+    phrases_zh = list(dict.fromkeys(_phrase(rng, english=False) for _ in range(count)))
+    names = list(dict.fromkeys(made_up_name(rng) for _ in range(count)))
+    names_zh = list(dict.fromkeys(made_up_name_zh(rng) for _ in range(count)))
     return (
         Family(
             name="repeat",
@@ -51,7 +54,13 @@ def copying_families() -> tuple[Family, ...]:
             language="en",
             items=_column("name", names[_HELD_OUT_ITEMS:]),
             held_out_items=_column("name", names[:_HELD_OUT_ITEMS]),
-            questions=("My name is {name}.", "I am {name}.", "Hello, I am {name}.", "Call me {name}.", "Hi, my name is {name}."),
+            questions=(
+                "My name is {name}.",
+                "I am {name}.",
+                "Hello, I am {name}.",
+                "Call me {name}.",
+                "Hi, my name is {name}.",
+            ),
             held_out=("Hello, my name is {name}.",),
             answer="Nice to meet you, {name}!",
             statements=("My name is {name}.", "Her name is {name}.", "{name} is a friend of mine.", "This is {name}."),

@@ -14,11 +14,17 @@ from tunerun.sprout.numbers import number_families
 from tunerun.sprout.stories import draw_story
 from tunerun.sprout.talk import talk_families
 from tunerun.sprout.tools import draw_tool_dialogue
+from tunerun.sprout.vocabulary import vocabulary_families
 
 Row = dict[str, Any]
 
 _SYSTEM_PROMPTS: dict[Language, tuple[str, ...]] = {
-    "en": ("You are a helpful assistant.", "Answer briefly.", "You are a friendly assistant.", "Answer in one sentence."),
+    "en": (
+        "You are a helpful assistant.",
+        "Answer briefly.",
+        "You are a friendly assistant.",
+        "Answer in one sentence.",
+    ),
     "zh": ("你是一个乐于助人的助手。", "请简短回答。", "你是一个友好的助手。", "用一句话回答。"),
 }
 _SYSTEM_SHARE = 0.1
@@ -31,7 +37,7 @@ _EVAL_QUESTIONS_PER_FAMILY = 20
 
 def all_families() -> tuple[Family, ...]:
     """Returns every family, in a fixed order."""
-    return (*talk_families(), *knowledge_families(), *number_families(), *copying_families())
+    return (*talk_families(), *knowledge_families(), *vocabulary_families(), *number_families(), *copying_families())
 
 
 def draw_rows(count: int, seed: int) -> Iterator[Row]:
@@ -71,7 +77,9 @@ def draw_eval_rows(seed: int) -> Iterator[Row]:
     for family in all_families():
         groups.setdefault((family.name, family.language), []).append(family)
     for families in groups.values():
-        drawn = {draw_held_out(families[number % len(families)], rng): None for number in range(_EVAL_QUESTIONS_PER_FAMILY)}
+        drawn = {
+            draw_held_out(families[number % len(families)], rng): None for number in range(_EVAL_QUESTIONS_PER_FAMILY)
+        }
         for exchange in drawn:
             yield {"family": exchange.family, "language": exchange.language, "messages": _messages([exchange], "")}
 
@@ -82,7 +90,11 @@ def as_text(row: Row) -> str:
     for message in row["messages"]:
         parts += [message["role"], message["content"]]
         if "tool_calls" in message:
-            parts += ["<tool_call>", json.dumps(message["tool_calls"][0]["function"], ensure_ascii=False), "</tool_call>"]
+            parts += [
+                "<tool_call>",
+                json.dumps(message["tool_calls"][0]["function"], ensure_ascii=False),
+                "</tool_call>",
+            ]
         if message["role"] == "tool":
             parts += ["<tool_response>", "</tool_response>"]
     return "\n".join(parts)

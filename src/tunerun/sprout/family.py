@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Language = Literal["en", "zh"]
+LANGUAGES: tuple[Language, ...] = ("en", "zh")
 Item = Mapping[str, str]
 
 _LEAD_INS: dict[Language, tuple[str, ...]] = {

@@ -1,16 +1,16 @@
-"""Families over the fixed tables: facts, translations, opposites, categories, spelling."""
+"""Families over the tables of facts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tunerun.sprout import facts
-from tunerun.sprout.family import Family, Item
-from tunerun.sprout.words import CATEGORIES, all_words, with_article, words_of
+from tunerun.sprout.family import LANGUAGES, Family, Item
+from tunerun.sprout.tables import rows
+from tunerun.sprout.words import with_article
 
 
 def knowledge_families() -> tuple[Family, ...]:
-    """Returns all families whose answers stand in a table."""
+    """Returns all families whose answers stand in a table of facts."""
     return (
         *_capitals(),
         *_colours(),
@@ -22,9 +22,6 @@ def knowledge_families() -> tuple[Family, ...]:
         *_jobs(),
         *_uses(),
         *_single_facts(),
-        *_translations(),
-        *_spelling(),
-        *_categories(),
     )
 
 
@@ -33,7 +30,7 @@ def _items(table: Iterable[Sequence[str]], *columns: str) -> tuple[Item, ...]:
 
 
 def _capitals() -> tuple[Family, ...]:
-    items = _items(facts.CAPITALS, "country", "capital", "country_zh", "capital_zh")
+    items = _items(rows("capitals"), "country", "capital", "country_zh", "capital_zh")
     english = Family(
         name="capital",
         language="en",
@@ -80,7 +77,7 @@ def _capitals() -> tuple[Family, ...]:
 
 
 def _colours() -> tuple[Family, ...]:
-    items = _items(facts.COLOURS, "thing", "colour", "thing_zh", "colour_zh")
+    items = _items(rows("colours"), "thing", "colour", "thing_zh", "colour_zh")
     capitalised = tuple({**item, "Thing": item["thing"][0].upper() + item["thing"][1:]} for item in items)
     english = Family(
         name="colour",
@@ -114,17 +111,21 @@ def _colours() -> tuple[Family, ...]:
 
 
 def _animals() -> tuple[Family, ...]:
-    sounds = _items(facts.SOUNDS, "animal", "sound", "animal_zh", "sound_zh")
+    sounds = _items(rows("sounds"), "animal", "sound", "animal_zh", "sound_zh")
     legs = tuple(
         {**item, "an_animal": with_article(item["animal"])}
-        for item in _items(facts.LEGS, "animal", "legs", "animal_zh", "legs_zh")
+        for item in _items(rows("legs"), "animal", "legs", "animal_zh", "legs_zh")
     )
     return (
         Family(
             name="sound",
             language="en",
             items=sounds,
-            questions=("What does the {animal} say?", "What sound does the {animal} make?", "How does the {animal} sound?"),
+            questions=(
+                "What does the {animal} say?",
+                "What sound does the {animal} make?",
+                "How does the {animal} sound?",
+            ),
             held_out=("Which sound does the {animal} make?",),
             answer="The {animal} says {sound}.",
             statements=("The {animal} says {sound}.", "{sound}, says the {animal}."),
@@ -144,7 +145,11 @@ def _animals() -> tuple[Family, ...]:
             name="legs",
             language="en",
             items=legs,
-            questions=("How many legs does {an_animal} have?", "How many legs has {an_animal}?", "Count the legs of {an_animal}."),
+            questions=(
+                "How many legs does {an_animal} have?",
+                "How many legs has {an_animal}?",
+                "Count the legs of {an_animal}.",
+            ),
             held_out=("How many legs are there on {an_animal}?",),
             answer="The {animal} has {legs} legs.",
             statements=("The {animal} has {legs} legs.",),
@@ -164,7 +169,7 @@ def _animals() -> tuple[Family, ...]:
 
 
 def _opposites() -> tuple[Family, ...]:
-    table = facts.OPPOSITES
+    table = rows("opposites")
     both = (*table, *((second, first, fourth, third) for first, second, third, fourth in table))
     # A word may have two opposites in the table (dark, white): the first stands, so that one answer is right.
     english = {row[0]: {"word": row[0], "opposite": row[1]} for row in reversed(both)}
@@ -207,8 +212,8 @@ def _opposites() -> tuple[Family, ...]:
 def _calendar() -> tuple[Family, ...]:
     families = []
     for name, english, chinese in (
-        ("day", [row[0] for row in facts.DAYS], [row[1] for row in facts.DAYS]),
-        ("month", [row[0] for row in facts.MONTHS], [row[2] for row in facts.MONTHS]),
+        ("day", [row[0] for row in rows("days")], [row[1] for row in rows("days")]),
+        ("month", [row[0] for row in rows("months")], [row[2] for row in rows("months")]),
     ):
         items = [_neighbours(names) for names in (english, chinese)]
         families += [
@@ -244,7 +249,7 @@ def _neighbours(names: Sequence[str]) -> tuple[Item, ...]:
 
 
 def _months() -> tuple[Family, ...]:
-    items = _items(facts.MONTHS, "month", "days", "month_zh")
+    items = _items(rows("months"), "month", "days", "month_zh")
     return (
         Family(
             name="days of a month",
@@ -268,7 +273,7 @@ def _months() -> tuple[Family, ...]:
 
 
 def _planets() -> tuple[Family, ...]:
-    items = _items(facts.PLANETS, "planet", "place", "planet_zh", "place_zh")
+    items = _items(rows("planets"), "planet", "place", "planet_zh", "place_zh")
     return (
         Family(
             name="planet",
@@ -288,7 +293,11 @@ def _planets() -> tuple[Family, ...]:
             name="planet",
             language="zh",
             items=items,
-            questions=("离太阳第{place_zh}近的行星是哪个？", "第{place_zh}颗行星是什么？", "太阳系的第{place_zh}颗行星是哪颗？"),
+            questions=(
+                "离太阳第{place_zh}近的行星是哪个？",
+                "第{place_zh}颗行星是什么？",
+                "太阳系的第{place_zh}颗行星是哪颗？",
+            ),
             held_out=("离太阳第{place_zh}近的行星是什么？",),
             answer="离太阳第{place_zh}近的行星是{planet_zh}。",
             statements=("离太阳第{place_zh}近的行星是{planet_zh}。", "{planet_zh}是第{place_zh}颗行星。"),
@@ -300,7 +309,7 @@ def _planets() -> tuple[Family, ...]:
 def _jobs() -> tuple[Family, ...]:
     items = tuple(
         {**item, "a_person": with_article(item["person"]), "A_person": with_article(item["person"]).capitalize()}
-        for item in _items(facts.JOBS, "person", "does", "person_zh", "does_zh")
+        for item in _items(rows("jobs"), "person", "does", "person_zh", "does_zh")
     )
     return (
         Family(
@@ -329,7 +338,7 @@ def _jobs() -> tuple[Family, ...]:
 def _uses() -> tuple[Family, ...]:
     items = tuple(
         {**item, "a_thing": with_article(item["thing"])}
-        for item in _items(facts.USES, "thing", "use", "thing_zh", "use_zh")
+        for item in _items(rows("uses"), "thing", "use", "thing_zh", "use_zh")
     )
     return (
         Family(
@@ -356,127 +365,18 @@ def _uses() -> tuple[Family, ...]:
 
 
 def _single_facts() -> tuple[Family, ...]:
-    families = []
-    for column, language in ((0, "en"), (1, "zh")):
-        pairs = [row[column].split("=") for row in facts.SINGLE]
-        families.append(
-            Family(
-                name="single fact",
-                language="en" if language == "en" else "zh",
-                items=_items(pairs, "question", "answer"),
-                questions=("{question}", "{question}", "Question: {question}" if language == "en" else "问题：{question}"),
-                held_out=("Answer this: {question}" if language == "en" else "回答一下：{question}",),
-                answer="{answer}",
-                statements=("{answer}",),
-            )
-        )
-    return tuple(families)
-
-
-def _translations() -> tuple[Family, ...]:
-    words = all_words()
-    items = tuple({"word": word.english, "word_zh": word.chinese} for word in words)
-    first_of = {word.chinese: word.english for word in reversed(words)}
-    reverse = tuple({"word": english, "word_zh": chinese} for chinese, english in first_of.items())
-    english = Family(
-        name="translate to Chinese",
-        language="en",
-        items=items,
-        questions=(
-            'What is "{word}" in Chinese?',
-            'How do you say "{word}" in Chinese?',
-            'Translate "{word}" into Chinese.',
-            "What is {word} in Chinese?",
-            "Translate to Chinese: {word}",
-            "{word}用中文怎么说？",
-            "把{word}翻译成中文。",
-        ),
-        held_out=("How do you say {word} in Chinese?", "Translate {word} into Chinese.", "{word}的中文是什么？"),
-        answer="{word_zh}",
-        statements=(
-            'The Chinese word for "{word}" is {word_zh}.',
-            "{word} = {word_zh}",
-            "{word}的中文是{word_zh}。",
-            "{word}: {word_zh}",
-        ),
-        weight=4.0,
-    )
-    chinese = Family(
-        name="translate to English",
-        language="zh",
-        items=reverse,
-        questions=(
-            "“{word_zh}”用英语怎么说？",
-            "{word_zh}用英文怎么说？",
-            "把“{word_zh}”翻译成英文。",
-            "{word_zh}的英文是什么？",
-            "翻译成英文：{word_zh}",
-            "What is {word_zh} in English?",
-            "Translate {word_zh} into English.",
-        ),
-        held_out=("{word_zh}用英语怎么说？", "把{word_zh}翻译成英文。", "How do you say {word_zh} in English?"),
-        answer="{word}",
-        statements=(
-            "“{word_zh}”的英文是 {word}。",
-            "{word_zh} = {word}",
-            "{word_zh} means {word}.",
-            "{word_zh}: {word}",
-        ),
-        weight=4.0,
-    )
-    return english, chinese
-
-
-def _spelling() -> tuple[Family, ...]:
-    items = tuple(
-        {"word": word.english, "spelled": "-".join(word.english)} for word in all_words() if len(word.english) <= 8
-    )
-    english = Family(
-        name="spelling",
-        language="en",
-        items=items,
-        questions=("Spell the word {word}.", "How do you spell {word}?", 'Spell "{word}".', "Spell {word} for me."),
-        held_out=('How do you spell "{word}"?', "Spell {word}."),
-        answer="{spelled}",
-        statements=("{word} is spelled {spelled}.", "{spelled}: {word}"),
-        weight=2.0,
-    )
-    return (english,)
-
-
-def _categories() -> tuple[Family, ...]:
-    listed = [(word, CATEGORIES[name]) for name in CATEGORIES for word in words_of(name)]
-    items = []
-    for word, category in listed:
-        noun = with_article(word.english) if category.countable else word.english
-        items.append(
-            {
-                "noun": noun,
-                "Noun": noun[0].upper() + noun[1:],
-                "kind": with_article(category.english),
-                "noun_zh": word.chinese,
-                "kind_zh": category.chinese,
-            }
-        )
-    return (
+    table = rows("single_facts")
+    tables = {"en": [row[:2] for row in table], "zh": [row[2:] for row in table]}
+    lead_ins = {"en": ("Question: ", "Answer this: "), "zh": ("问题：", "回答一下：")}
+    return tuple(
         Family(
-            name="category",
-            language="en",
-            items=tuple(items),
-            questions=("What kind of thing is {noun}?", "What sort of thing is {noun}?", "{Noun} is what kind of thing?"),
-            held_out=("Which kind of thing is {noun}?",),
-            answer="{Noun} is {kind}.",
-            statements=("{Noun} is {kind}.",),
-            weight=1.5,
-        ),
-        Family(
-            name="category",
-            language="zh",
-            items=tuple(items),
-            questions=("{noun_zh}属于哪一类？", "{noun_zh}是哪一类东西？", "{noun_zh}属于什么类别？"),
-            held_out=("{noun_zh}属于哪一类东西？",),
-            answer="{noun_zh}是一种{kind_zh}。",
-            statements=("{noun_zh}是一种{kind_zh}。",),
-            weight=1.5,
-        ),
+            name="single fact",
+            language=language,
+            items=_items(tables[language], "question", "answer"),
+            questions=("{question}", "{question}", lead_ins[language][0] + "{question}"),
+            held_out=(lead_ins[language][1] + "{question}",),
+            answer="{answer}",
+            statements=("{answer}",),
+        )
+        for language in LANGUAGES
     )

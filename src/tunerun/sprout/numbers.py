@@ -5,17 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from tunerun.sprout.family import Family, Item
+from tunerun.sprout.family import Family
+from tunerun.sprout.tables import rows
 
 _SEED = 7
 _SORTS = 3000
 _HELD_OUT_SORTS = 200
 _LARGEST = 20
-_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty"
-).split()
-_WORDS_ZH = "零 一 二 三 四 五 六 七 八 九 十 十一 十二 十三 十四 十五 十六 十七 十八 十九 二十".split()
 
 
 def number_families() -> tuple[Family, ...]:
@@ -88,7 +84,11 @@ def _counting() -> tuple[Family, ...]:
             name="counting",
             language="en",
             items=items,
-            questions=("Count from {first} to {last}.", "Can you count from {first} to {last}?", "Numbers from {first} to {last}?"),
+            questions=(
+                "Count from {first} to {last}.",
+                "Can you count from {first} to {last}?",
+                "Numbers from {first} to {last}?",
+            ),
             held_out=("Please count from {first} to {last}.",),
             answer="{numbers}",
             statements=("{numbers}",),
@@ -117,7 +117,11 @@ def _comparing() -> tuple[Family, ...]:
             name="larger",
             language="en",
             items=larger,
-            questions=("Which is larger, {a} or {b}?", "Which number is larger: {a} or {b}?", "What is larger, {a} or {b}?"),
+            questions=(
+                "Which is larger, {a} or {b}?",
+                "Which number is larger: {a} or {b}?",
+                "What is larger, {a} or {b}?",
+            ),
             held_out=("Which is the larger number, {a} or {b}?",),
             answer="{larger} is larger than {smaller}.",
             statements=("{larger} is larger than {smaller}.", "{smaller} is smaller than {larger}."),
@@ -184,14 +188,18 @@ def _sorting() -> tuple[Family, ...]:
 def _number_words() -> tuple[Family, ...]:
     items = tuple(
         {"digits": str(number), "word": word, "word_zh": word_zh}
-        for number, (word, word_zh) in enumerate(zip(_WORDS, _WORDS_ZH, strict=True))
+        for number, (word, word_zh) in enumerate(rows("number_words"))
     )
     return (
         Family(
             name="number word",
             language="en",
             items=items,
-            questions=("Write the number {digits} in words.", "How do you write {digits} in words?", "{digits} in words?"),
+            questions=(
+                "Write the number {digits} in words.",
+                "How do you write {digits} in words?",
+                "{digits} in words?",
+            ),
             held_out=("Write {digits} in words.",),
             answer="{word}",
             statements=("{digits} is {word}.", "{word} = {digits}"),

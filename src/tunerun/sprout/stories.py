@@ -9,8 +9,21 @@ from tunerun.sprout.family import Exchange, Language
 from tunerun.sprout.words import Word, with_article, words_of
 
 _FEELINGS = (("happy", "高兴"), ("sad", "难过"), ("tired", "累"), ("hungry", "饿"), ("brave", "勇敢"), ("kind", "善良"))
-_WEATHER = (("sunny", "天晴"), ("rainy", "下雨"), ("windy", "刮风"), ("cloudy", "多云"), ("cold", "很冷"), ("warm", "很暖和"))
-_TIMES = (("One morning", "一天早上"), ("One day", "有一天"), ("One evening", "一天晚上"), ("In spring", "春天里"), ("In winter", "冬天里"))
+_WEATHER = (
+    ("sunny", "天晴"),
+    ("rainy", "下雨"),
+    ("windy", "刮风"),
+    ("cloudy", "多云"),
+    ("cold", "很冷"),
+    ("warm", "很暖和"),
+)
+_TIMES = (
+    ("One morning", "一天早上"),
+    ("One day", "有一天"),
+    ("One evening", "一天晚上"),
+    ("In spring", "春天里"),
+    ("In winter", "冬天里"),
+)
 _ENDINGS = (
     ("They became good friends.", "他们成了好朋友。"),
     ("Then they went home together.", "然后他们一起回家了。"),
@@ -19,7 +32,12 @@ _ENDINGS = (
     ("It was a very good day.", "这真是美好的一天。"),
 )
 _REQUESTS: dict[Language, tuple[str, ...]] = {
-    "en": ("Tell me a story about {}.", "Tell me a short story about {}.", "Write a story about {}.", "I want a story about {}."),
+    "en": (
+        "Tell me a story about {}.",
+        "Tell me a short story about {}.",
+        "Write a story about {}.",
+        "I want a story about {}.",
+    ),
     "zh": ("讲一个关于{}的故事。", "给我讲一个{}的小故事。", "写一个关于{}的故事。", "我想听{}的故事。"),
 }
 _HELD_OUT_REQUESTS: dict[Language, str] = {"en": "Please write a short story about {}.", "zh": "请讲一个{}的故事。"}
@@ -40,7 +58,10 @@ def tell(rng: random.Random, language: Language, hero: Word) -> str:
                 (
                     f"The {friend.english} gave the {hero.english} {with_article(food.english)}.",
                     f"The {hero.english} and the {friend.english} ate {with_article(food.english)}.",
-                    f'"Do you want {with_article(food.english)}?" asked the {friend.english}. "Yes, please," said the {hero.english}.',
+                    (
+                        f'"Do you want {with_article(food.english)}?" asked the {friend.english}. '
+                        f'"Yes, please," said the {hero.english}.'
+                    ),
                 )
             ),
             ending[0],
@@ -87,7 +108,10 @@ def draw_text(rng: random.Random, language: Language) -> str:
 
 def _sentence(rng: random.Random, language: Language) -> str:
     person, place = rng.choice(words_of("person")), rng.choice(words_of("place"))
-    thing, colour = rng.choice(words_of(rng.choice(("clothing", "fruit", "flower", "furniture")))), rng.choice(words_of("colour"))
+    thing, colour = (
+        rng.choice(words_of(rng.choice(("clothing", "fruit", "flower", "furniture")))),
+        rng.choice(words_of("colour")),
+    )
     food, drink = rng.choice(words_of("food")), rng.choice(words_of("drink"))
     vehicle, number = rng.choice(words_of("vehicle")), rng.randint(2, 20)
     if language == "en":
@@ -100,7 +124,10 @@ def _sentence(rng: random.Random, language: Language) -> str:
                 f"There are {number} people in the {place.english} today.",
                 f"The {thing.english} is {colour.english}, and it is very beautiful.",
                 f"{made_up_name(rng)} bought {number} things at the market.",
-                f"Yesterday the {person.english} saw {with_article(rng.choice(_animals()).english)} near the {place.english}.",
+                (
+                    f"Yesterday the {person.english} saw {with_article(rng.choice(_animals()).english)} "
+                    f"near the {place.english}."
+                ),
                 f"Do you know the way to the {place.english}? Yes, I can help you.",
             )
         )

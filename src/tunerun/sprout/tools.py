@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tunerun.sprout.facts import CAPITALS
 from tunerun.sprout.family import Language
+from tunerun.sprout.tables import rows
 from tunerun.sprout.words import all_words
 
 _WEATHER = (("sunny", "晴天"), ("rainy", "下雨"), ("cloudy", "多云"), ("windy", "有风"), ("snowy", "下雪"))
@@ -45,17 +45,19 @@ def draw_tool_dialogue(rng: random.Random, language: Language) -> dict[str, Any]
 
 
 def _weather(rng: random.Random, language: Language) -> _Call:
-    _, capital, _, capital_zh = rng.choice(CAPITALS)
+    _, capital, _, capital_zh = rng.choice(rows("capitals"))
     weather, weather_zh = rng.choice(_WEATHER)
     if language == "en":
-        question = rng.choice(("What is the weather in {}?", "How is the weather in {} today?", "Weather in {}?")).format(capital)
+        question = rng.choice(
+            ("What is the weather in {}?", "How is the weather in {} today?", "Weather in {}?")
+        ).format(capital)
         return _Call(question, {"city": capital}, {"weather": weather}, f"It is {weather} in {capital}.")
     question = rng.choice(("{}的天气怎么样？", "今天{}天气如何？", "查一下{}的天气。")).format(capital_zh)
     return _Call(question, {"city": capital_zh}, {"weather": weather_zh}, f"{capital_zh}现在{weather_zh}。")
 
 
 def _time(rng: random.Random, language: Language) -> _Call:
-    _, capital, _, capital_zh = rng.choice(CAPITALS)
+    _, capital, _, capital_zh = rng.choice(rows("capitals"))
     time = f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02}"
     if language == "en":
         question = rng.choice(("What time is it in {}?", "Tell me the time in {}.", "Time in {} now?")).format(capital)
