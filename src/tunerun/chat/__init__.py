@@ -1,0 +1,1 @@
+"""Chat templates as servers render them, and which of their tokens are trained. No torch, no transformers."""

@@ -1,0 +1,38 @@
+"""`tunerun resume RUN [key=value] [--allow KEY]`: goes on with a run that stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tunerun.commands import arguments
+from tunerun.commands.prepare import plan_for, require_ready
+from tunerun.config import resolve, typed
+from tunerun.errors import UserError
+from tunerun.run import rundir, runner
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reads the run's config and runs what is not finished.
+
+    Args:
+        argv: Run directory, overrides, and `--allow KEY` for keys that may differ from those it was trained with.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: The folder is no run, or a key is wrong.
+    """
+    options, rest = arguments.split(argv, flags=(), values=("--allow",))
+    folders = [item for item in rest if "=" not in item]
+    overrides = [item for item in rest if "=" in item]
+    run_dir = Path(arguments.one(folders, "the directory of a run")).absolute()
+    if any(item.partition("=")[0].lstrip("+") == "run_dir" for item in overrides):
+        raise UserError("run_dir cannot be changed: the run goes on where it is.")
+    config = resolve.rebuild(typed.plain(rundir.load_config(run_dir)), overrides)
+    prepared = plan_for(replace(config, run_dir=str(run_dir)))
+    require_ready(prepared)
+    allow = frozenset(options.get("--allow", ()))
+    return runner.execute(prepared.plan, config=prepared.config, allow=allow)

@@ -1,0 +1,101 @@
+"""Reads CSV and TSV: the dialect is found, quoted line ends are kept, and every value stays a text."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from tunerun.data.read.source import MAX_LINE_BYTES, decode_fault, fail, lines
+from tunerun.data.rows import BadRow, Row
+
+_DELIMITERS = (",", "\t", ";", "|")
+_SAMPLE_RECORDS = 20
+
+
+def delimited(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
+    """Yields the records of a CSV or TSV file as dicts of texts by column name.
+
+    The first record names the columns. The delimiter is the one of comma, tab, semicolon and bar that splits the first
+    records into the same number of columns. Blank lines are skipped.
+
+    Raises:
+        UserError: The header is unusable or a quote is never closed; the rest of the file cannot be told apart.
+    """
+    csv.field_size_limit(MAX_LINE_BYTES)
+    start = file.tell()
+    delimiter = _delimiter(_texts(file, name))
+    file.seek(start)
+    records = _records(_texts(file, name), delimiter, name)
+    _, header = next(records)
+    _check_header(header, name)
+    for line, fields in records:
+        if not fields:
+            continue
+        if len(fields) != len(header):
+            detail = f"{len(fields)} columns where the header has {len(header)}."
+            yield BadRow(name, line, "wrong-columns", detail)
+            continue
+        yield Row(name, line, dict(zip(header, fields, strict=True)))
+
+
+def _texts(file: BinaryIO, name: str) -> Iterator[str]:
+    for number, line in lines(file, name):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            fail(name, number, decode_fault(error), "Save the file as UTF-8.")
+        if "\x00" in text:
+            fail(name, number, "holds a NUL byte.")
+        yield text
+
+
+def _records(texts: Iterator[str], delimiter: str, name: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(texts, delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            hint = ""
+            if "end of data" in str(error) or "field larger" in str(error):
+                hint = "A quote that is opened here is never closed."
+            fail(name, line, f"{error}.", hint)
+        yield line, fields
+
+
+def _delimiter(texts: Iterator[str]) -> str:
+    sample: list[str] = []
+    for text in texts:
+        sample.append(text)
+        if len(sample) == 4 * _SAMPLE_RECORDS:
+            break
+    return max(_DELIMITERS, key=lambda delimiter: _agreement(sample, delimiter))
+
+
+def _agreement(sample: list[str], delimiter: str) -> tuple[int, int]:
+    """Returns how many of the first records have as many columns as the header, and how many columns that is."""
+    reader = csv.reader(iter(sample), delimiter=delimiter, strict=True)
+    counts: list[int] = []
+    try:
+        for fields in reader:
+            if fields:
+                counts.append(len(fields))
+            if len(counts) == _SAMPLE_RECORDS:
+                break
+    except csv.Error:
+        # The sample may end within a quoted field, or this delimiter makes no sense of the quotes.
+        pass
+    if not counts or counts[0] < 2:
+        return (0, 0)
+    return (counts.count(counts[0]), counts[0])
+
+
+def _check_header(header: list[str], name: str) -> None:
+    for column, title in enumerate(header, start=1):
+        if not title.strip():
+            fail(name, 1, f"column {column} of the header has no name.")
+        if header.count(title) > 1:
+            fail(name, 1, f"the column {title!r} is there twice.")

@@ -1,0 +1,161 @@
+"""Reads JSON lines and JSON arrays row by row, each with its line; values stay what the file says."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from tunerun.data.read.source import MAX_LINE_BYTES, decode_fault, fail, lines
+from tunerun.data.rows import BadRow, Row
+
+_CHUNK_BYTES = 1 << 16
+_BLANK = " \t\r\n"
+
+# A cut-off number, word or escape makes an error at most this far before the end of what was read so far.
+_MARGIN = 16
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+
+
+def json_lines(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
+    """Yields the rows of a JSON-lines file; blank lines are skipped.
+
+    Raises:
+        UserError: A line is too long to be a row.
+    """
+    for number, line in lines(file, name):
+        try:
+            text = line.decode("utf-8").strip(_BLANK)
+            if text:
+                yield Row(name, number, _DECODER.decode(text))
+        except UnicodeDecodeError as error:
+            yield BadRow(name, number, "bad-encoding", decode_fault(error))
+        except json.JSONDecodeError as error:
+            yield BadRow(name, number, "bad-json", f"{error.msg} at column {error.colno}.")
+        except RecursionError:
+            yield BadRow(name, number, "bad-json", "the value is nested too deeply.")
+        except ValueError as error:
+            yield BadRow(name, number, "bad-json", f"{error}.")
+
+
+def json_array(file: BinaryIO, name: str) -> Iterator[Row]:
+    """Yields the elements of a JSON array, reading on as it goes.
+
+    Raises:
+        UserError: The file is not a JSON array of rows; after a fault the rest cannot be told apart.
+    """
+    window = _Window(file, name)
+    window.peek()
+    window.take()
+    if window.peek() != "]":
+        while True:
+            line = window.line
+            yield Row(name, line, window.value())
+            separator = window.peek()
+            if separator != ",":
+                break
+            window.take()
+            window.peek()
+        if separator != "]":
+            what = "a comma is missing." if separator else "the file ends within the array; is it cut off?"
+            fail(name, window.line, what)
+    window.take()
+    if window.peek():
+        fail(name, window.line, "there is more text after the end of the array.")
+
+
+def json_value(file: BinaryIO, name: str) -> Iterator[Row]:
+    """Yields the one JSON value that a file holds.
+
+    Raises:
+        UserError: The file is not one JSON value.
+    """
+    window = _Window(file, name)
+    window.peek()
+    line = window.line
+    yield Row(name, line, window.value())
+    if window.peek():
+        fail(name, window.line, "there is more text after the first value.", "Write one row per line.")
+
+
+class _Window:
+    """The part of a text file that is being parsed; reads on by itself, and knows its line."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file, self._name = file, name
+        self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
+        self._text, self._position, self._ended = "", 0, False
+        self.line = 1
+
+    def peek(self) -> str:
+        """Skips white space and returns the next character, or nothing at the end."""
+        while True:
+            while self._position < len(self._text):
+                character = self._text[self._position]
+                if character not in _BLANK:
+                    return character
+                self.take()
+            if not self._more():
+                return ""
+
+    def take(self) -> None:
+        """Goes one character on; reads the first one when nothing was read yet."""
+        if self._position == len(self._text) and not self._more():
+            return
+        self.line += self._text[self._position] == "\n"
+        self._position += 1
+
+    def value(self) -> Any:
+        """Parses the JSON value that starts here."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._position)
+            except json.JSONDecodeError as error:
+                cut = error.pos >= len(self._text) - _MARGIN or error.msg.startswith("Unterminated string")
+                if cut and self._more():
+                    continue
+                line = self.line + self._text.count("\n", self._position, error.pos)
+                hint = "; is the file cut off?" if self._ended and cut else "."
+                fail(self._name, line, f"{error.msg}{hint}")
+            except RecursionError:
+                fail(self._name, self.line, "the value is nested too deeply.")
+            except ValueError as error:
+                fail(self._name, self.line, f"in the value that starts here, {error}.")
+            # A number could go on in the next chunk.
+            if end < len(self._text) or not self._more():
+                self.line += self._text.count("\n", self._position, end)
+                self._position = end
+                return value
+
+    def _more(self) -> bool:
+        if self._ended:
+            return False
+        rest = self._text[self._position :]
+        if len(rest) > MAX_LINE_BYTES:
+            fail(self._name, self.line, f"one value is longer than {MAX_LINE_BYTES >> 20} MiB.")
+        # Twice as much each time, so that a long value is not parsed again and again.
+        data = self._file.read(max(_CHUNK_BYTES, len(rest)))
+        self._ended = not data
+        try:
+            self._text = rest + self._decoder.decode(data, final=self._ended)
+        except UnicodeDecodeError as error:
+            line = self.line + rest.count("\n") + error.object.count(b"\n", 0, error.start)
+            fail(self._name, line, f"byte 0x{error.object[error.start]:02x} is not UTF-8.")
+        self._position = 0
+        return len(self._text) > len(rest)

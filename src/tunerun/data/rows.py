@@ -1,0 +1,58 @@
+"""Rows, what is made of them, and what can be wrong with one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as its file has it."""
+
+    file: str
+    line: int
+    """Where it starts, counted from 1."""
+    value: Any
+    """A JSON value; for CSV a dict of texts; for plain text the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used."""
+
+    file: str
+    line: int
+    reason: str
+    """Stable short name; the report counts by it."""
+    detail: str
+    """One sentence for the user."""
+
+
+class RowFault(Exception):  # noqa: N818 (a finding about one row, collected by the caller)
+    """Says why a row cannot be used; the caller knows which row."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A chat row in the one form that all formats are brought to."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    """OpenAI chat messages: `content` always a text, tool-call arguments always objects."""
+    tools: tuple[Mapping[str, Any], ...] | None
+    """Function definitions as `{"type": "function", "function": ...}`, or None."""
+    untrained: frozenset[int] = frozenset()
+    """Indices of assistant messages that are context only (`"weight": 0`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A row of plain text."""
+
+    text: str

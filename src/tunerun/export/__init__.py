@@ -1,0 +1,1 @@
+"""The export stage: GGUF files, an Ollama Modelfile and what a server has to know."""

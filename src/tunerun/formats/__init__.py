@@ -1,0 +1,1 @@
+"""File formats: safetensors, GGUF and the token store. No torch."""

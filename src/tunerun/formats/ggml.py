@@ -1,0 +1,134 @@
+"""ggml's tensor types and its own quantisation, called in llama-cpp-python's shared library.
+
+Types and block sizes: llama.cpp, `ggml/include/ggml.h` and `ggml/src/ggml-common.h`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from tunerun.errors import StageError, require
+from tunerun.formats.floats import Array, from_float32
+
+_LIBRARY = {"linux": "libggml-base.so", "darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorType:
+    """How ggml stores a tensor: rows of blocks."""
+
+    name: str
+    number: int
+    """Of `enum ggml_type`."""
+    block_values: int
+    block_bytes: int
+
+    def row_bytes(self, values: int) -> int:
+        """Size of a row of so many values."""
+        assert values % self.block_values == 0, f"{values} values in blocks of {self.block_values}"
+        return values // self.block_values * self.block_bytes
+
+
+def _type(name: str, number: int, block_values: int, block_bytes: int) -> tuple[str, TensorType]:
+    return name, TensorType(name=name, number=number, block_values=block_values, block_bytes=block_bytes)
+
+
+TYPES = dict(
+    (
+        _type("F32", 0, 1, 4),
+        _type("F16", 1, 1, 2),
+        _type("BF16", 30, 1, 2),
+        _type("Q4_0", 2, 32, 18),
+        _type("Q4_1", 3, 32, 20),
+        _type("Q5_0", 6, 32, 22),
+        _type("Q5_1", 7, 32, 24),
+        _type("Q8_0", 8, 32, 34),
+        _type("Q2_K", 10, 256, 84),
+        _type("Q3_K", 11, 256, 110),
+        _type("Q4_K", 12, 256, 144),
+        _type("Q5_K", 13, 256, 176),
+        _type("Q6_K", 14, 256, 210),
+    )
+)
+FLOAT_TYPES = ("F32", "F16", "BF16")
+
+
+class Encoder:
+    """Turns float32 rows into the bytes of a ggml type, in threads. Use as a context manager."""
+
+    def __init__(self, *, threads: int) -> None:
+        """Loads nothing yet: the float types need no library."""
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(max_workers=threads)
+        self._library: ctypes.CDLL | None = None
+
+    def encode(self, values: npt.NDArray[np.float32], kind: TensorType) -> Array:
+        """Encodes whole rows.
+
+        Args:
+            values: Shape (rows, columns), contiguous.
+            kind: The columns are a multiple of its block.
+
+        Returns:
+            Bytes, shape (rows, bytes in a row).
+
+        Raises:
+            MissingExtra: llama-cpp-python is not installed and the type is quantised.
+            StageError: The values do not fit the type (infinite, not a number, or a scale that overflows).
+        """
+        if kind.name in FLOAT_TYPES:
+            return from_float32(values, kind.name).view(np.uint8)
+        if self._library is None:
+            self._library = _load_library()
+        encoded = np.empty((values.shape[0], kind.row_bytes(values.shape[1])), np.uint8)
+        step = -(-values.shape[0] // self._threads)
+        parts = [slice(first, first + step) for first in range(0, values.shape[0], step)]
+        library = self._library
+        # ctypes lets go of Python's lock during the call, so that threads do run at once.
+        valid = list(self._pool.map(lambda rows: _quantise(library, values[rows], encoded[rows], kind), parts))
+        if not all(valid):
+            raise StageError(f"values that are infinite or not a number cannot be stored as {kind.name}.")
+        return encoded
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+
+
+def _load_library() -> ctypes.CDLL:
+    package = require("llama_cpp", "gguf")
+    assert package.__file__ is not None
+    library = ctypes.CDLL(str(Path(package.__file__).parent / "lib" / _LIBRARY[sys.platform]))
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = (
+        ctypes.c_int,  # type
+        ctypes.c_void_p,  # float32 source
+        ctypes.c_void_p,  # target
+        ctypes.c_int64,  # first value
+        ctypes.c_int64,  # rows
+        ctypes.c_int64,  # values in a row
+        ctypes.c_void_p,  # importance matrix, or null
+    )
+    library.ggml_validate_row_data.restype = ctypes.c_bool
+    library.ggml_validate_row_data.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+    return library
+
+
+def _quantise(library: ctypes.CDLL, values: npt.NDArray[np.float32], encoded: Array, kind: TensorType) -> bool:
+    rows, columns = values.shape
+    written = library.ggml_quantize_chunk(kind.number, values.ctypes.data, encoded.ctypes.data, 0, rows, columns, None)
+    assert written == encoded.nbytes, f"{written} bytes for {encoded.nbytes}"
+    return bool(library.ggml_validate_row_data(kind.number, encoded.ctypes.data, encoded.nbytes))

@@ -1,0 +1,174 @@
+"""The token store: tokenised rows as flat little-endian arrays that are mapped into memory, never loaded.
+
+Layout of the folder, schema 1:
+
+    tokens.u32     token ids of all rows, one after the other
+    trained.u8     for each token 1 where it is a target of the loss, else 0
+    segments.i32   for each token the number of its sample; positions restart where it changes
+    offsets.i64    where each row starts in the arrays above; one more than there are rows
+    manifest.json  what the rows are; written last, so a folder without it is incomplete
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from tunerun import artifacts
+from tunerun.errors import StageError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+TOKENS, TRAINED, SEGMENTS, OFFSETS = "tokens.u32", "trained.u8", "segments.i32", "offsets.i64"
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    TOKENS: np.dtype("<u4"),
+    TRAINED: np.dtype("u1"),
+    SEGMENTS: np.dtype("<i4"),
+    OFFSETS: np.dtype("<i8"),
+}
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a token store holds."""
+
+    objective: str
+    """`sft` or `pretrain`."""
+    tokenizer_sha256: str
+    """Of tokenizer.json."""
+    template_sha256: str | None
+    """Of everything that decides a rendering; None for plain text."""
+    max_length: int
+    """Longest row allowed, in tokens."""
+    packed: bool
+    """Whether a row holds several samples."""
+    rows: int
+    samples: int
+    tokens: int
+    trained_tokens: int
+    """Number of tokens that are targets of the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStore:
+    """A token store, mapped read-only."""
+
+    manifest: Manifest
+    tokens: Array
+    """Shape [tokens], uint32."""
+    trained: Array
+    """Shape [tokens], uint8."""
+    segments: Array
+    """Shape [tokens], int32."""
+    offsets: Array
+    """Shape [rows + 1], int64."""
+
+    @classmethod
+    def open(cls, folder: Path) -> TokenStore:
+        """Maps a store into memory.
+
+        Raises:
+            StageError: The folder is not a complete store of a known schema.
+        """
+        manifest = _read_manifest(folder)
+        sizes = {TOKENS: manifest.tokens, TRAINED: manifest.tokens, SEGMENTS: manifest.tokens}
+        sizes[OFFSETS] = manifest.rows + 1
+        arrays = {name: _map(folder / name, _DTYPES[name], size) for name, size in sizes.items()}
+        return cls(manifest, arrays[TOKENS], arrays[TRAINED], arrays[SEGMENTS], arrays[OFFSETS])
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def row(self, index: int) -> tuple[Array, Array, Array]:
+        """Returns tokens, trained flags and segments of a row, each of shape [tokens of the row]."""
+        part = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return self.tokens[part], self.trained[part], self.segments[part]
+
+    def lengths(self) -> Array:
+        """Returns the number of tokens of each row, shape [rows], int64."""
+        return np.diff(self.offsets)
+
+
+class TokenWriter:
+    """Writes a token store row by row; use as a context manager, and `finish` at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        """Creates the folder and its files; the caller publishes the folder when all is well."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._files: dict[str, BinaryIO] = {name: (folder / name).open("wb") for name in _DTYPES}
+        self._put(OFFSETS, np.zeros(1))
+        self.rows = self.samples = self.tokens = self.trained_tokens = 0
+
+    def add(self, *samples: tuple[Array, Array]) -> None:
+        """Appends one row made of samples, each the tokens and the trained flags, shape [tokens of the sample]."""
+        for tokens, trained in samples:
+            self._put(TOKENS, tokens)
+            self._put(TRAINED, trained)
+            self._put(SEGMENTS, np.full(len(tokens), self.samples))
+            self.samples += 1
+            self.tokens += len(tokens)
+            self.trained_tokens += int(np.count_nonzero(trained))
+        self._put(OFFSETS, np.array([self.tokens]))
+        self.rows += 1
+
+    def finish(
+        self, *, objective: str, tokenizer_sha256: str, template_sha256: str | None, max_length: int, packed: bool
+    ) -> Manifest:
+        """Closes the arrays and writes the manifest."""
+        self._close()
+        manifest = Manifest(
+            objective=objective,
+            tokenizer_sha256=tokenizer_sha256,
+            template_sha256=template_sha256,
+            max_length=max_length,
+            packed=packed,
+            rows=self.rows,
+            samples=self.samples,
+            tokens=self.tokens,
+            trained_tokens=self.trained_tokens,
+        )
+        artifacts.write_json(self._folder / MANIFEST, {"schema": SCHEMA, **asdict(manifest)})
+        return manifest
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _put(self, name: str, values: Array) -> None:
+        self._files[name].write(values.astype(_DTYPES[name], copy=False).tobytes())
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise StageError(f"{folder}: no complete token store ({MANIFEST} is missing). Run the data stage again.")
+    data = artifacts.read_json(path)
+    schema = data.pop("schema")
+    if schema != SCHEMA:
+        raise StageError(f"{path}: schema {schema} is not the one this version reads ({SCHEMA}).")
+    return Manifest(**data)
+
+
+def _map(path: Path, dtype: np.dtype[Any], size: int) -> Array:
+    if not path.is_file() or path.stat().st_size != size * dtype.itemsize:
+        raise StageError(f"{path}: its size is not what the manifest says. Run the data stage again.")
+    if size == 0:
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, "r", shape=(size,))

@@ -1,0 +1,131 @@
+"""Loads a causal language model from a local folder, or builds one of its shape, and writes it back."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunerun import artifacts
+from tunerun.chat.template import TEMPLATE
+from tunerun.errors import Problem, StageError, UserError
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+_CARRIED = (
+    "tokenizer.json",
+    TOKENIZER_CONFIG,
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    TEMPLATE,
+    "LICENSE*",
+    "NOTICE*",
+)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(
+    folder: Path, *, dtype: torch.dtype, device: str, attention: str = "sdpa", trust_remote_code: bool = False
+) -> Any:
+    """Loads the weights of a model folder; only safetensors are read.
+
+    Args:
+        folder: config.json and weights.
+        dtype: Of the weights in memory.
+        device: `cpu` or `cuda`.
+        attention: Name of an attention function known to transformers.
+        trust_remote_code: Whether Python code in the folder may run.
+
+    Returns:
+        A transformers model in evaluation mode.
+
+    Raises:
+        StageError: The weights are damaged or do not fit the config.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    # tunerun shows its own progress.
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise StageError(f"{folder}: the model cannot be loaded: {error}") from error
+    return model.to(device)
+
+
+def random_model(folder: Path, *, seed: int, device: str, attention: str = "sdpa") -> Any:
+    """Builds a float32 model with random weights in the shape of a folder's config.json.
+
+    Args:
+        folder: Holds config.json.
+        seed: Decides the weights.
+        device: `cpu` or `cuda`.
+        attention: Name of an attention function known to transformers.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    return model.eval().to(device)
+
+
+def saved_dtype(folder: Path) -> torch.dtype:
+    """Returns the number format that config.json states for the weights; float32 when it states none."""
+    config = artifacts.read_json(folder / CONFIG)
+    # `torch_dtype` is what transformers wrote before 4.56.
+    names = [config[key] for key in ("dtype", "torch_dtype") if key in config and config[key] is not None]
+    if not names:
+        return torch.float32
+    if names[0] not in _DTYPES:
+        raise UserError(
+            Problem(where=str(folder / CONFIG), what=f"{names[0]!r} weights cannot be written.", fix=f"{list(_DTYPES)}")
+        )
+    return _DTYPES[names[0]]
+
+
+def save_model(model: Any, target: Path, *, base: Path, dtype: torch.dtype, max_shard_size_bytes: int) -> None:
+    """Writes a complete model folder: weights, config, generation settings, tokenizer and chat template.
+
+    Args:
+        model: A transformers model.
+        target: A staging folder; made here.
+        base: The folder the model came from; its tokenizer files are copied byte for byte.
+        dtype: Of the weights on disk.
+        max_shard_size_bytes: Largest weights file.
+    """
+    weights = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(target, state_dict=weights, max_shard_size=max_shard_size_bytes)
+    config = artifacts.read_json(target / CONFIG)
+    artifacts.write_json(target / CONFIG, {**config, "dtype": str(dtype).removeprefix("torch.")})
+    for pattern in _CARRIED:
+        for path in sorted(base.glob(pattern)):
+            shutil.copyfile(path, target / path.name)
+    if (base / GENERATION_CONFIG).is_file():
+        shutil.copyfile(base / GENERATION_CONFIG, target / GENERATION_CONFIG)
+
+
+def replace_template(folder: Path, text: str) -> None:
+    """Gives a model folder another chat template, in place of any it has."""
+    (folder / TEMPLATE).write_text(text, encoding="utf-8")
+    path = folder / TOKENIZER_CONFIG
+    if path.is_file():
+        config = artifacts.read_json(path)
+        config.pop("chat_template", None)
+        artifacts.write_json(path, config)

@@ -1,0 +1,69 @@
+"""Mean loss of a model over rows of a token store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tunerun.formats.tokens import TokenStore
+from tunerun.models.batch import collate
+from tunerun.models.loss import token_loss
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a model makes of a text it did not write."""
+
+    loss: float
+    """Mean cross-entropy of a trained token, in nats."""
+    rows: int
+    """Rows measured."""
+    trained_tokens: int
+    """Tokens the mean is taken over."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+@torch.inference_mode()
+def score(
+    network: Any,
+    store: TokenStore,
+    *,
+    max_rows: int | None,
+    batch_size: int,
+    device: str,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Score:
+    """Measures the loss on the first rows of a store.
+
+    Args:
+        network: A causal transformers model that uses `segment_attention`.
+        store: Token store.
+        max_rows: Rows to measure; None takes all.
+        batch_size: Rows computed at a time.
+        device: Where the network is.
+        advance: Told the number of rows after each batch.
+
+    Returns:
+        The score; its loss is NaN when no row has a trained token.
+    """
+    rows = len(store) if max_rows is None else min(max_rows, len(store))
+    was_training = network.training
+    network.eval()
+    total, trained_tokens = 0.0, 0
+    for start in range(0, rows, batch_size):
+        numbers = range(start, min(start + batch_size, rows))
+        batch = collate(store, numbers, device)
+        if batch.trained_tokens:
+            total += float(token_loss(network, batch))
+            trained_tokens += batch.trained_tokens
+        advance(len(numbers))
+    network.train(was_training)
+    return Score(total / trained_tokens if trained_tokens else math.nan, rows, trained_tokens)

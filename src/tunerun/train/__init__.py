@@ -1,0 +1,1 @@
+"""Training: what is learned (objectives), how weights move (loop, optim), and how it survives (checkpoint, health)."""

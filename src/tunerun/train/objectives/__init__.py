@@ -1,0 +1,18 @@
+"""What is learned: the loss of each objective, by the kind that the config names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from tunerun.models.batch import MicroBatch
+from tunerun.models.loss import token_loss
+
+LOSSES: dict[str, Callable[[Any, MicroBatch], Tensor]] = {
+    # Which tokens are trained is the data's business: an assistant's turns, or every token.
+    "sft": token_loss,
+    "pretrain": token_loss,
+}
+"""Loss summed over the trained tokens of a micro-batch; the loop divides by those of the whole global batch."""
