@@ -79,16 +79,16 @@ def detect(row: Row) -> Format:
     _refuse_preferences(row, value)
     for name, keys in _SIGNS.items():
         if all(key in value for key in keys):
-            return Format(name, f"the rows have {' and '.join(f'`{key}`' for key in keys)}", {})
+            return Format(name, f"keys {', '.join(keys)}", {})
     lower = {key.strip().lower(): key for key in value}
     for user, assistant in _PAIRS:
         if user in lower and assistant in lower:
             found = {"user": lower[user], "assistant": lower[assistant]}
             if "system" in lower:
                 found["system"] = lower["system"]
-            return Format("columns", f"the columns are {', '.join(found.values())}", found)
+            return Format("columns", f"columns {', '.join(found.values())}", found)
     if "text" in value:
-        return Format("text", "the rows have `text`", {})
+        return Format("text", "key text", {})
     what = f"no known format has the keys {_list(value)}."
     raise UserError(Problem(where=_place(row), what=what, fix=_COLUMNS_FIX))
 

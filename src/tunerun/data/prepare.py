@@ -48,10 +48,7 @@ def encode_files(
         settings: The section `data`.
         encoder: Of the objective.
         added: Ids of the tokenizer's added tokens.
-        tally: Receives the counts.
-
-    Raises:
-        UserError: Files cannot be read as a whole; all of them are named.
+        tally: Receives the counts, and what is wrong with files as a whole.
     """
     with Progress("read rows", total=None, unit="rows") as progress:
         rows = _usable_rows(paths, settings, encoder, tally)
@@ -69,17 +66,14 @@ def encode_files(
 def _usable_rows(
     paths: Sequence[Path], settings: DataConfig, encoder: Encoder, tally: Tally
 ) -> Iterator[tuple[Row, Conversation | Text]]:
-    problems: list[Problem] = []
     limit = settings.max_rows
     for path in paths:
         try:
             yield from _file_rows(path, settings, encoder, tally)
         except UserError as error:
-            problems += error.problems
+            tally.unreadable += error.problems
         if limit is not None and tally.rows_read >= limit:
             break
-    if problems:
-        raise UserError(problems)
 
 
 def _file_rows(

@@ -49,6 +49,8 @@ class Tally:
     """Samples shortened: in the prompt or in the answer."""
     examples: list[BadRow] = field(default_factory=list)
     """Up to `MAX_EXAMPLES` for each reason."""
+    unreadable: list[Problem] = field(default_factory=list)
+    """What is wrong with files as a whole."""
     _shown: Counter[str] = field(default_factory=Counter)
 
     def add_bad(self, row: BadRow) -> None:

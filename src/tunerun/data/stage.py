@@ -128,8 +128,10 @@ def _encode_into(
 
 
 def _check(tally: report.Tally, data: DataConfig) -> None:
-    if tally.bad and (data.on_bad_rows == "fail" or tally.bad_fraction > data.max_dropped_fraction):
-        raise UserError(report.problems(tally))
+    too_many = data.on_bad_rows == "fail" or tally.bad_fraction > data.max_dropped_fraction
+    rows = report.problems(tally) if tally.bad and too_many else []
+    if rows or tally.unreadable:
+        raise UserError([*tally.unreadable, *rows])
 
 
 def _facts(step: DataStep, encoder: Encoder, tokenizer: Tokenizer) -> dict[str, Any]:
