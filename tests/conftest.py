@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,6 +21,34 @@ def shared_dir() -> Path:
     folder = Path(os.environ.get("TUNERUN_SHARED", ROOT.parent / "shared"))
     if not (folder / "data").is_dir():
         pytest.skip(f"needs the shared material, which is not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with a small byte-level tokenizer of Qwen2's make and the ChatML template; no weights."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    words = Regex(r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    text = "The user asks and the assistant answers.\n\nWho are you? 你好，世界。 def f(x):\n    return x\n"
+    tokenizer.train_from_iterator([text, "\n\n"] * 9, trainer)
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")]
+    )
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in ("<tool_call>", "</tool_call>")])
+    folder = tmp_path_factory.mktemp("chat_model")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"eos_token": "<|im_end|>", "pad_token": {"content": "<|endoftext|>"}, "bos_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    chatml = ROOT / "src" / "tunerun" / "chat" / "templates" / "chatml.jinja"
+    (folder / "chat_template.jinja").write_text(chatml.read_text(encoding="utf-8"), encoding="utf-8")
     return folder
 
 

@@ -127,9 +127,7 @@ class Renderer:
             raise ChatFault("no-end-of-turn", detail)
         return match.end()
 
-    def _marked(
-        self, messages: Sequence[Message], tools: Sequence[Any] | None, trained: Sequence[int]
-    ) -> MarkedText:
+    def _marked(self, messages: Sequence[Message], tools: Sequence[Any] | None, trained: Sequence[int]) -> MarkedText:
         text, spans = self.template.render_marked(messages, tools)
         turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         if len(spans) != len(turns):

@@ -103,7 +103,9 @@ def locate(rendering: str, with_sentinels: str, pieces: Sequence[Piece]) -> list
         spans.append((start, ends[0]))
         position = ends[0]
     if rendering[position:] != rest:
-        raise ChatFault("template-changes-text", "the chat template writes something else after the answer than for others.")
+        raise ChatFault(
+            "template-changes-text", "the chat template writes something else after the answer than for others."
+        )
     return spans
 
 

@@ -59,7 +59,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise UserError(Problem(where=str(path), what="is missing.", fix=fix))
     try:
         backend = Backend.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 (the Rust binding raises nothing narrower)
+    except Exception as error:  # the Rust binding raises nothing narrower
         raise UserError(Problem(where=str(path), what=f"is not a tokenizer: {error}.")) from error
     # A tokenizer.json may carry settings of whoever saved it; cutting and filling are decided here.
     backend.no_truncation()
@@ -102,7 +102,7 @@ def _named_tokens(folder: Path) -> dict[str, str]:
 
 def _content(value: Any) -> str | None:
     if isinstance(value, dict):
-        value = value["content"] if "content" in value else None
+        value = value.get("content")
     return value if isinstance(value, str) else None
 
 

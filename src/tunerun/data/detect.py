@@ -43,19 +43,34 @@ class Format:
         return self.name != "text" and "text" not in self.columns
 
 
-def detect(row: Row, columns: Mapping[str, str]) -> Format:
+def format_of(row: Row, name: str, columns: Mapping[str, str]) -> Format:
+    """Returns how the rows of a file are read.
+
+    Args:
+        row: Its first row.
+        name: The format as the user named it; `auto` finds it.
+        columns: Column of each part as the user named them.
+
+    Raises:
+        UserError: Columns do not exist or are not used by the format, or no format fits the row.
+    """
+    if name not in ("auto", "columns"):
+        if columns:
+            what = f"is not used by data.format={name}."
+            raise UserError(Problem(where="data.columns", what=what, fix="Remove one of them."))
+        return Format(name, "data.format names it", {})
+    return _named(row, columns) if columns or name == "columns" else detect(row)
+
+
+def detect(row: Row) -> Format:
     """Finds the format of a file.
 
     Args:
         row: Its first row.
-        columns: Column of each part as the user named them; decides when there are any.
 
     Raises:
-        UserError: The columns do not exist, the rows are of a kind that this objective cannot learn from, or nothing
-            is known about them.
+        UserError: The rows are of a kind that is not imitated, or nothing is known about them.
     """
-    if columns:
-        return _named(row, columns)
     value = row.value
     if isinstance(value, str):
         return Format("text", "plain text lines", {})
@@ -64,16 +79,16 @@ def detect(row: Row, columns: Mapping[str, str]) -> Format:
     _refuse_preferences(row, value)
     for name, keys in _SIGNS.items():
         if all(key in value for key in keys):
-            return Format(name, f"the rows have {' and '.join(f'`{key}`' for key in keys)}", {})
+            return Format(name, f"keys {', '.join(keys)}", {})
     lower = {key.strip().lower(): key for key in value}
     for user, assistant in _PAIRS:
         if user in lower and assistant in lower:
             found = {"user": lower[user], "assistant": lower[assistant]}
             if "system" in lower:
                 found["system"] = lower["system"]
-            return Format("columns", f"the columns are {', '.join(found.values())}", found)
+            return Format("columns", f"columns {', '.join(found.values())}", found)
     if "text" in value:
-        return Format("text", "the rows have `text`", {})
+        return Format("text", "key text", {})
     what = f"no known format has the keys {_list(value)}."
     raise UserError(Problem(where=_place(row), what=what, fix=_COLUMNS_FIX))
 

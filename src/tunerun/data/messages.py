@@ -119,7 +119,7 @@ def _message(message: Any, number: int) -> dict[str, Any]:
         role = repr(message["role"]) if "role" in message else "missing"
         raise RowFault("unknown-role", f"the role of {what} is {role}; known are {', '.join(ROLES)}.")
     role = _ROLE_NAMES[message["role"]]
-    made = {"role": role, "content": _content(message["content"] if "content" in message else None, what)}
+    made: dict[str, Any] = {"role": role, "content": _content(message.get("content"), what)}
     for key in _KEPT:
         if key in message and message[key] is not None:
             made[key] = text_of(message[key], f"`{key}` of {what}")
@@ -223,4 +223,4 @@ def _tools(value: Any) -> tuple[Mapping[str, Any], ...] | None:
 
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names[type(value)] if type(value) in names else "a number"
+    return names.get(type(value), "a number")

@@ -176,5 +176,5 @@ def _field(row: Mapping[str, Any], key: str) -> Any:
 
 
 def _optional(row: Mapping[str, Any], key: str, default: Any) -> Any:
-    value = row[key] if key in row else None
+    value = row.get(key)
     return default if value is None else value

@@ -62,7 +62,8 @@ def _plan(counts: npt.NDArray[Any], capacity: int) -> list[_Group]:
         while left:
             place = bisect_left(rooms, length)
             # No row has room for it: open as many as are needed.
-            room, (count, content) = (capacity, (left, ()))
+            room, count = capacity, left
+            content: tuple[tuple[int, int], ...] = ()
             if place < len(rooms):
                 room = rooms[place]
                 count, content = by_room[room].pop()
@@ -76,5 +77,3 @@ def _plan(counts: npt.NDArray[Any], capacity: int) -> list[_Group]:
                 put(room, (count - filled, content))
             left -= filled * times
     return [group for room in sorted(by_room) for group in by_room[room]]
-
-

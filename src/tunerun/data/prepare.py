@@ -7,7 +7,7 @@ it is tokenised.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from tunerun.chat.faults import ChatFault
 from tunerun.config.schema import DataConfig
 from tunerun.data import lengths, read
-from tunerun.data.detect import Format, detect
+from tunerun.data.detect import Format, format_of
 from tunerun.data.encode import Encoder, Sample
 from tunerun.data.normalise import fill, normalise
 from tunerun.data.report import Tally
@@ -27,7 +27,7 @@ from tunerun.data.rows import BadRow, Conversation, Row, RowFault, Text
 from tunerun.errors import Problem, UserError
 from tunerun.progress import Progress
 
-_BATCH_ROWS = 512
+_BATCH_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,34 +48,32 @@ def encode_files(
         settings: The section `data`.
         encoder: Of the objective.
         added: Ids of the tokenizer's added tokens.
-        tally: Receives the counts.
-
-    Raises:
-        UserError: Files cannot be read as a whole; all of them are named.
+        tally: Receives the counts, and what is wrong with files as a whole.
     """
     with Progress("read rows", total=None, unit="rows") as progress:
         rows = _usable_rows(paths, settings, encoder, tally)
+        kept: Row | None = None
         for batch in _encoded_batches(rows, encoder, tally):
             progress.advance(len({id(row) for row, _ in batch}))
-            for row, samples in batch:
-                for sample in samples:
-                    yield from _fitted(row, sample, settings, added, tally)
+            for row, sample in batch:
+                fitted = _fitted(row, sample, settings, added, tally)
+                if fitted is not None:
+                    tally.rows_kept += row is not kept
+                    kept = row
+                    yield Encoded(row, fitted)
 
 
 def _usable_rows(
     paths: Sequence[Path], settings: DataConfig, encoder: Encoder, tally: Tally
 ) -> Iterator[tuple[Row, Conversation | Text]]:
-    problems: list[Problem] = []
     limit = settings.max_rows
     for path in paths:
         try:
             yield from _file_rows(path, settings, encoder, tally)
         except UserError as error:
-            problems += error.problems
+            tally.unreadable += error.problems
         if limit is not None and tally.rows_read >= limit:
             break
-    if problems:
-        raise UserError(problems)
 
 
 def _file_rows(
@@ -103,10 +101,7 @@ def _file_rows(
 
 
 def _format_of(row: Row, settings: DataConfig, chat: bool) -> Format:
-    if settings.format in ("auto", "columns"):
-        form = detect(row, settings.columns)
-    else:
-        form = Format(settings.format, "data.format names it", {})
+    form = format_of(row, settings.format, settings.columns)
     if form.chat != chat:
         kind, other = ("conversations", "sft") if form.chat else ("plain text", "pretrain")
         what = f"the rows are {kind} ({form.why}), which this objective does not learn from."
@@ -117,17 +112,22 @@ def _format_of(row: Row, settings: DataConfig, chat: bool) -> Format:
 
 def _encoded_batches(
     rows: Iterator[tuple[Row, Conversation | Text]], encoder: Encoder, tally: Tally
-) -> Iterator[list[tuple[Row, list[Sample]]]]:
+) -> Iterator[list[tuple[Row, Sample]]]:
     with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = None
+        waiting: Future[list[tuple[Row, Sample]]] | None = None
         while batch := list(islice(rows, _BATCH_ROWS)):
             rendered = _rendered(batch, encoder, tally)
-            running = pool.submit(encoder.encode, [text for _, text in rendered])
+            running = pool.submit(_tokenised, rendered, encoder)
             if waiting is not None:
-                yield list(zip(waiting[0], waiting[1].result(), strict=True))
-            waiting = ([row for row, _ in rendered], running)
+                yield waiting.result()
+            waiting = running
         if waiting is not None:
-            yield list(zip(waiting[0], waiting[1].result(), strict=True))
+            yield waiting.result()
+
+
+def _tokenised(rendered: Sequence[tuple[Row, Any]], encoder: Encoder) -> list[tuple[Row, Sample]]:
+    made = encoder.encode([text for _, text in rendered])
+    return [(row, sample) for (row, _), samples in zip(rendered, made, strict=True) for sample in samples]
 
 
 def _rendered(
@@ -146,15 +146,13 @@ def _rendered(
     return made
 
 
-def _fitted(
-    row: Row, sample: Sample, settings: DataConfig, added: npt.NDArray[Any], tally: Tally
-) -> Iterator[Encoded]:
+def _fitted(row: Row, sample: Sample, settings: DataConfig, added: npt.NDArray[Any], tally: Tally) -> Sample | None:
     size, limit = len(sample[0]), settings.max_length
     try:
         fitted = lengths.fit(sample, limit, settings.too_long, added)
     except RowFault as fault:
         tally.add_bad(BadRow(row.file, row.line, fault.reason, fault.detail))
-        return
+        return None
     detail = f"{size} tokens, data.max_length is {limit}."
     if fitted.sample is None:
         tally.add_dropped(row, "too-long", detail)
@@ -163,4 +161,5 @@ def _fitted(
     else:
         if fitted.cut:
             tally.add_cut(row, fitted.cut, detail)
-        yield Encoded(row, fitted.sample)
+        return fitted.sample
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def _marked(
 ) -> str:
     starts = [0, *(np.flatnonzero(np.diff(trained.astype(np.int8))) + 1).tolist(), len(tokens)]
     parts: list[str] = []
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
+    for start, end in pairwise(starts):
         text = tokenizer.backend.decode(tokens[start:end].tolist(), skip_special_tokens=False)
         parts.append(f"{opening}{text}{closing}" if trained[start] else text)
     return "".join(parts)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Tally:
     """Counts that grow while rows are read."""
 
     rows_read: int = 0
+    rows_kept: int = 0
     sources: dict[str, tuple[Format, int]] = field(default_factory=dict)
     """Format and number of rows by file."""
     bad: Counter[str] = field(default_factory=Counter)
@@ -48,6 +49,8 @@ class Tally:
     """Samples shortened: in the prompt or in the answer."""
     examples: list[BadRow] = field(default_factory=list)
     """Up to `MAX_EXAMPLES` for each reason."""
+    unreadable: list[Problem] = field(default_factory=list)
+    """What is wrong with files as a whole."""
     _shown: Counter[str] = field(default_factory=Counter)
 
     def add_bad(self, row: BadRow) -> None:
@@ -80,7 +83,7 @@ def problems(tally: Tally) -> list[Problem]:
     """Turns the bad rows into problems: the first of each reason, then how many more there are."""
     found: list[Problem] = []
     for reason, count in tally.bad.most_common():
-        fix = FIXES[reason] if reason in FIXES else ""
+        fix = FIXES.get(reason, "")
         rows = [row for row in tally.examples if row.reason == reason]
         found += [Problem(where=f"{row.file}:{row.line}", what=row.detail, fix=fix) for row in rows]
         if count > len(rows):
@@ -103,7 +106,7 @@ def build(tally: Tally, train: Manifest, held_out: Manifest | None, lengths: npt
     return {
         "schema": SCHEMA,
         "rows_read": tally.rows_read,
-        "rows_kept": tally.rows_read - dropped.total(),
+        "rows_kept": tally.rows_kept,
         "dropped": dict(dropped.most_common()),
         "truncated": tally.cut.total(),
         "truncated_answers": tally.cut["answer"],
@@ -129,8 +132,8 @@ def summary(report: dict[str, Any]) -> str:
     """Formats report.json for a terminal, at most 100 columns wide."""
     lines = [f"data: {report['rows_read']:,} rows read, {report['rows_kept']:,} kept"]
     for source in report["sources"]:
-        where = source["file"] if len(source["file"]) <= 40 else "..." + source["file"][-37:]
-        lines.append(_line("format", f"{source['format']}: {source['why']}; {source['rows']:,} rows of {where}"))
+        where = source["file"] if len(source["file"]) <= 30 else "..." + source["file"][-27:]
+        lines.append(_line("format", f"{source['format']}: {source['rows']:,} rows of {where} ({source['why']})"))
     lines.append(_line("train", _counts(report)))
     if report["eval"]:
         lines.append(_line("eval", _counts(report["eval"])))
@@ -186,17 +189,13 @@ def _round_step(wanted: float) -> int:
 
 
 def _histogram(table: dict[str, Any]) -> list[str]:
-    bounds, counts = table["bounds"], table["counts"]
     head = f"min {table['min']:,}, median {table['median']:,}, max {table['max']:,} tokens"
-    return [_line("length", head), *_bars(bounds, counts)]
-
-
-def _bars(bounds: Sequence[int], counts: Iterable[int]) -> list[str]:
-    counts = list(counts)
-    most = max(counts)
-    labels = [f"{low:,}-{high:,}" for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+    labels = [f"{low:,}-{high:,}" for low, high in pairwise(table["bounds"])]
     width = max(len(label) for label in labels)
-    return [
-        f"           {label:>{width}} {'#' * max(round(_BAR_WIDTH * count / most), int(count > 0)):<{_BAR_WIDTH}} {count:,}"
-        for label, count in zip(labels, counts, strict=True)
-    ]
+    most = max(table["counts"])
+    lines = [_line("length", head)]
+    for label, count in zip(labels, table["counts"], strict=True):
+        # A bar is shown for every count, however small beside the others.
+        bar = "#" * max(round(_BAR_WIDTH * count / most), int(count > 0))
+        lines.append(f"           {label:>{width}} {bar:<{_BAR_WIDTH}} {count:,}")
+    return lines

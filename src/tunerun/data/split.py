@@ -32,4 +32,5 @@ def held_out(shares: npt.NDArray[np.float64], fraction: float) -> npt.NDArray[np
     """
     if fraction <= 0 or not len(shares):
         return np.zeros(len(shares), np.bool_)
-    return (shares < fraction) | (shares == shares.min())
+    lowest: npt.NDArray[np.bool_] = shares == shares.min()
+    return lowest | (shares < fraction)

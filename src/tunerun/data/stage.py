@@ -128,8 +128,10 @@ def _encode_into(
 
 
 def _check(tally: report.Tally, data: DataConfig) -> None:
-    if tally.bad and (data.on_bad_rows == "fail" or tally.bad_fraction > data.max_dropped_fraction):
-        raise UserError(report.problems(tally))
+    too_many = data.on_bad_rows == "fail" or tally.bad_fraction > data.max_dropped_fraction
+    rows = report.problems(tally) if tally.bad and too_many else []
+    if rows or tally.unreadable:
+        raise UserError([*tally.unreadable, *rows])
 
 
 def _facts(step: DataStep, encoder: Encoder, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -164,9 +166,8 @@ def _assemble(
     samples: TokenStore, chosen: npt.NDArray[np.int64], folder: Path, data: DataConfig, facts: dict[str, Any]
 ) -> Manifest:
     """Writes a store of the chosen samples, packed or one to a row."""
-    rows: Sequence[npt.NDArray[np.int64]] = (
-        pack(samples.lengths()[chosen], data.max_length) if data.packing else np.arange(len(chosen)).reshape(-1, 1)
-    )
+    alone = [np.array([index]) for index in range(len(chosen))]
+    rows = pack(samples.lengths()[chosen], data.max_length) if data.packing else alone
     with TokenWriter(folder) as writer:
         for row in rows:
             writer.add(*(samples.row(int(chosen[index]))[:2] for index in row))

@@ -131,9 +131,7 @@ def _answers(
         answers = answer_greedily(network, part, max_new_tokens=step.eval.max_new_tokens, stop_token_ids=stops)
         for prompt, answer in zip(step.eval.prompts[start : start + size], answers, strict=True):
             text = tokenizer.backend.decode(list(answer.token_ids), skip_special_tokens=True)
-            found.append(
-                {"prompt": prompt, "answer": text, "tokens": len(answer.token_ids), "stopped": answer.stopped}
-            )
+            found.append({"prompt": prompt, "answer": text, "tokens": len(answer.token_ids), "stopped": answer.stopped})
         progress.advance(len(part))
     return found
 

@@ -21,7 +21,7 @@ SEGMENTS = "tunerun_segments"
 
 
 def segment_attention(
-    module: torch.nn.Module,
+    module: torch.nn.Module,  # noqa: ARG001 (transformers' interface)
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -50,7 +50,7 @@ def segment_attention(
         (1, tokens, heads, head width), and no weights.
     """
     lengths = list(segment_lengths)
-    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    parts = zip(*(torch.split(states, lengths, 2) for states in (query, key, value)), strict=True)
     outputs = []
     for segment_query, segment_key, segment_value in parts:
         length = segment_query.shape[2]

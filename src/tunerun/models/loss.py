@@ -45,7 +45,8 @@ def token_loss(network: Any, batch: MicroBatch) -> Tensor:
 def _is_plain(head: Any, config: Any) -> bool:
     values = config.to_dict()
     changes = any(key in values and values[key] not in (None, 1.0) for key in _LOGIT_CHANGES)
-    return type(head) is torch.nn.Linear and head.bias is None and not changes
+    kind: Any = type(head)
+    return kind is torch.nn.Linear and head.bias is None and not changes
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -163,7 +163,7 @@ def accumulate_gradients(job: Job, micro_batches: Sequence[MicroBatch], index: i
             loss = loss_of(job.network, batch) / trained_tokens
         value = float(loss.detach())
         health.check_finite(value, "loss", step=index + 1, samples=batch.samples)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         mean += value
     return mean
 

@@ -56,16 +56,16 @@ class TensorBoard:
         require("tensorboard", "tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=after_step + 1)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=after_step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a scalar for each number."""
         for name, value in values.items():
-            self._writer.add_scalar(f"train/{name}", value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(f"train/{name}", value, step)
 
     def close(self) -> None:
         """Flushes to disk."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class Wandb:

@@ -120,9 +120,7 @@ def _model(
     return adapted.get_base_model(), lambda folder: save(folder / artifacts.ADAPTER), save
 
 
-def _complete(
-    write: Callable[..., None], folder: Path, dtype: torch.dtype, step: TrainStep, base: BaseModel
-) -> None:
+def _complete(write: Callable[..., None], folder: Path, dtype: torch.dtype, step: TrainStep, base: BaseModel) -> None:
     write(folder, dtype=dtype)
     if step.model.chat_template is not None:
         template = load_template(base.folder, {}, step.model.chat_template)
@@ -206,5 +204,7 @@ def _identity(step: TrainStep, base: BaseModel, out: Path) -> dict[str, Any]:
         **steps.fingerprint_keys(step),
         "data (content)": digest.hexdigest(),
         "model (content)": base.sha256,
-        "model.adapter (content)": None if adapter is None else artifacts.describe(Path(adapter), "adapter", ".").sha256,
+        "model.adapter (content)": None
+        if adapter is None
+        else artifacts.describe(Path(adapter), "adapter", ".").sha256,
     }

@@ -1,0 +1,154 @@
+"""What the gateway and an engine process say to each other: one JSON object a line over a socket pair.
+
+    gateway -> engine   Generate, Cancel
+    engine  -> gateway  Ready or Failed, once; then for each Generate: Refused, or Accepted, Text ..., Finish
+
+Every request has a number, so that messages of several may interleave.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+EngineName = Literal["llamacpp", "transformers"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSpec:
+    """What an engine process loads; passed on its command line."""
+
+    engine: EngineName
+    weights: str
+    """A GGUF file for llama.cpp, a model folder for transformers."""
+    adapter: str | None
+    """Folder of a PEFT adapter on top of the weights."""
+    tokenizer: str | None
+    """Folder with tokenizer.json; null takes the tokenizer inside the GGUF file."""
+    context_tokens: int | None
+    """Prompt and answer together; null takes the model's own."""
+    stop: tuple[str, ...]
+    """Texts that end every answer, besides the model's own end tokens."""
+    threads: int
+    """CPU threads."""
+    device: str = "cpu"
+    precision: Literal["bf16", "fp32"] = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generate:
+    """Asks for an answer."""
+
+    id: int
+    prompt: str | tuple[int, ...]
+    """Text, in which special tokens are recognised, or token ids."""
+    plain: bool
+    """Whether the text is plain and takes the tokenizer's own start token; a rendered template has its own."""
+    max_new_tokens: int | None
+    """Longest answer; null fills the context."""
+    temperature: float
+    """0 takes the likeliest token."""
+    top_p: float
+    top_k: int
+    """0 keeps all tokens."""
+    seed: int
+    """From 0 to 2**32 - 1."""
+    stop: tuple[str, ...]
+    """Texts that end the answer and are not part of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cancel:
+    """Nobody waits for the answer any more."""
+
+    id: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """The model is loaded."""
+
+    context_tokens: int
+    chat_template: str | None
+    """Jinja source inside a GGUF file; null when the engine knows none."""
+    bos_token: str
+    eos_token: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed:
+    """The model cannot be loaded; the process ends."""
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accepted:
+    """The request is queued."""
+
+    id: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused:
+    """The request cannot be answered as it is."""
+
+    id: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Text:
+    """The next piece of an answer: whole characters."""
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finish:
+    """The answer is over."""
+
+    id: int
+    reason: Literal["stop", "length", "cancelled", "error"]
+    completion_tokens: int
+    """Tokens of the answer, without the end token."""
+    message: str = ""
+    """What went wrong, when the reason is `error`."""
+
+
+Message = Generate | Cancel | Ready | Failed | Accepted | Refused | Text | Finish
+
+_KINDS: dict[str, type[Message]] = {
+    kind.__name__: kind for kind in (Generate, Cancel, Ready, Failed, Accepted, Refused, Text, Finish)
+}
+_TUPLES = ("stop", "prompt")
+
+
+def encode(message: Message) -> bytes:
+    """Turns a message into its line."""
+    return json.dumps({"kind": type(message).__name__, **dataclasses.asdict(message)}).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """Turns a line into its message; the other side is this same code."""
+    fields = _tupled(json.loads(line))
+    return _KINDS[fields.pop("kind")](**fields)
+
+
+def encode_spec(spec: EngineSpec) -> str:
+    """Turns a spec into a command-line argument."""
+    return json.dumps(dataclasses.asdict(spec))
+
+
+def decode_spec(text: str) -> EngineSpec:
+    """Turns a command-line argument into a spec."""
+    return EngineSpec(**_tupled(json.loads(text)))
+
+
+def _tupled(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if key in _TUPLES and isinstance(value, list) else value for key, value in fields.items()}

@@ -1,0 +1,179 @@
+"""Keeps one engine process running for the gateway, and hands each request the messages of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from tunerun.errors import StageError
+from tunerun.serve.process import EngineProcess, exit_text
+from tunerun.serve.protocol import Accepted, Cancel, EngineSpec, Failed, Finish, Generate, Message, Ready, Refused, Text
+
+# None tells that the engine ended.
+Messages = asyncio.Queue[Message | None]
+State = Literal["starting", "ready", "restarting"]
+
+_FIRST_DELAY_SECONDS = 0.25
+_LONGEST_DELAY_SECONDS = 8.0
+# An engine that ran so long before it ended starts again at once, with the first delay.
+_STEADY_SECONDS = 60.0
+
+
+class EngineDown(Exception):  # noqa: N818 (a state that passes)
+    """There is no engine at the moment, or it ended before the answer did."""
+
+
+class EngineBusy(Exception):  # noqa: N818 (a state that passes)
+    """As many requests as allowed are being answered."""
+
+
+class RequestRefused(Exception):  # noqa: N818 (the client's mistake, told by the engine)
+    """The engine cannot answer the request as it is."""
+
+    def __init__(self, code: str, message: str) -> None:
+        """Takes a short stable name and a sentence."""
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that is being computed."""
+
+    prompt_tokens: int
+    _messages: Messages
+    close: Callable[[], None]
+    """Gives the answer up; does nothing when it is complete."""
+
+    async def messages(self) -> AsyncIterator[Text | Finish]:
+        """Yields pieces of text, then the end.
+
+        Raises:
+            EngineDown: The engine ended before the answer did.
+        """
+        while True:
+            message = await _next(self._messages)
+            assert isinstance(message, Text | Finish)
+            yield message
+            if isinstance(message, Finish):
+                return
+
+
+class Supervisor:
+    """Starts the engine, starts it again when it ends, and tells its messages apart by request."""
+
+    def __init__(self, spec: EngineSpec, max_concurrent: int) -> None:
+        """Takes what the engine loads, and the most requests computed or waiting at a time."""
+        self._spec, self._max_concurrent = spec, max_concurrent
+        self._process: EngineProcess | None = None
+        self._open: dict[int, Messages] = {}
+        self._next_id = 0
+        self._failure = ""
+        self.state: State = "starting"
+        self.ready: Ready | None = None
+        """What the engine said of itself; kept while it restarts."""
+        self.became_ready = asyncio.Event()
+        """Set once the engine was ready for the first time."""
+
+    @property
+    def engine_pid(self) -> int | None:
+        """Process id of the engine, or None between two of them."""
+        return None if self._process is None else self._process.pid
+
+    async def run(self) -> None:
+        """Keeps the engine running until cancelled.
+
+        Raises:
+            StageError: The engine could not start the first time.
+        """
+        loop = asyncio.get_running_loop()
+        delay = _FIRST_DELAY_SECONDS
+        while True:
+            started, code = loop.time(), await self._run_once(loop)
+            if not self.became_ready.is_set():
+                raise StageError(self._failure or f"the {self._spec.engine} engine ended with {exit_text(code)}")
+            if loop.time() - started > _STEADY_SECONDS:
+                delay = _FIRST_DELAY_SECONDS
+            print(f"serve: the engine ended with {exit_text(code)}; starting it again", file=sys.stderr)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
+
+    async def ask(self, request: Generate) -> Answer:
+        """Sends a request and waits until the engine has accepted it; the request's own number is replaced.
+
+        Raises:
+            EngineDown: There is no engine, or it ended at once.
+            EngineBusy: Too many requests are being answered.
+            RequestRefused: The engine refuses the request.
+        """
+        process = self._process
+        if self.state != "ready" or process is None:
+            raise EngineDown(f"the engine is {self.state}")
+        if len(self._open) >= self._max_concurrent:
+            raise EngineBusy(f"{self._max_concurrent} requests are being answered")
+        number, self._next_id = self._next_id, self._next_id + 1
+        messages: Messages = asyncio.Queue()
+        self._open[number] = messages
+
+        def close() -> None:
+            if self._open.pop(number, None) is not None:
+                process.send(Cancel(id=number))
+
+        try:
+            process.send(dataclasses.replace(request, id=number))
+            first = await _next(messages)
+            if isinstance(first, Refused):
+                raise RequestRefused(first.code, first.message)
+            assert isinstance(first, Accepted)
+        except BaseException:
+            # A client that goes away cancels the wait.
+            close()
+            raise
+        return Answer(first.prompt_tokens, messages, close)
+
+    async def _run_once(self, loop: asyncio.AbstractEventLoop) -> int:
+        ended: asyncio.Future[int] = loop.create_future()
+
+        def on_exit(code: int) -> None:
+            loop.call_soon_threadsafe(self._ended, ended, code)
+
+        def on_message(message: Message) -> None:
+            loop.call_soon_threadsafe(self._dispatch, message)
+
+        process = self._process = EngineProcess(self._spec, on_message, on_exit)
+        try:
+            return await ended
+        finally:
+            self._process = None
+            await asyncio.to_thread(process.close)
+
+    def _dispatch(self, message: Message) -> None:
+        if isinstance(message, Ready):
+            self.state, self.ready = "ready", message
+            self.became_ready.set()
+        elif isinstance(message, Failed):
+            self._failure = message.message
+        elif isinstance(message, Accepted | Refused | Text | Finish) and message.id in self._open:
+            self._open[message.id].put_nowait(message)
+            if isinstance(message, Finish | Refused):
+                # Nothing is left to cancel, and another request may come.
+                del self._open[message.id]
+
+    def _ended(self, ended: asyncio.Future[int], code: int) -> None:
+        self.state = "restarting"
+        for messages in self._open.values():
+            messages.put_nowait(None)
+        self._open.clear()
+        if not ended.done():
+            ended.set_result(code)
+
+
+async def _next(messages: Messages) -> Message:
+    message = await messages.get()
+    if message is None:
+        raise EngineDown("the engine ended before the answer did")
+    return message

@@ -1,0 +1,63 @@
+"""What a gate says, and how two models' predictions are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """One thing that was checked."""
+
+    name: str
+    measured: dict[str, Any]
+    bound: dict[str, Any]
+    verdict: Literal["pass", "fail", "not_proved"]
+    reason: str
+    """What the verdict means, or why there is no proof; empty for a plain pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far one model's predictions are from another's, over all places of some texts."""
+
+    mean_kl_nats: float
+    """Mean Kullback-Leibler divergence of the other from the reference."""
+    max_logit: float
+    """Largest absolute difference of two logits."""
+    top1_agreement: float
+    """Share of places with the same first choice, near ties of the reference left aside."""
+
+
+def compare(reference: Sequence[Tensor], other: Sequence[Tensor], *, near_tie_nats: float = 0.0) -> Difference:
+    """Compares logits.
+
+    Args:
+        reference: For each text (tokens, vocabulary).
+        other: Of the same shapes.
+        near_tie_nats: Where the reference prefers its first choice by less, a swap is no disagreement.
+    """
+    kl, agreed, places, largest = 0.0, 0, 0, 0.0
+    for left, right in zip(reference, other, strict=True):
+        assert left.shape == right.shape, f"logits of shape {tuple(left.shape)} and {tuple(right.shape)}"
+        p, q = left.double().log_softmax(-1), right.double().log_softmax(-1)
+        kl += float((p.exp() * (p - q)).sum())
+        top = p.topk(2, dim=-1)
+        tied = top.values[:, 0] - top.values[:, 1] < near_tie_nats
+        agreed += int(((q.argmax(-1) == top.indices[:, 0]) | tied).sum())
+        places += len(p)
+        largest = max(largest, float((left - right).abs().max()))
+    return Difference(mean_kl_nats=kl / places, max_logit=largest, top1_agreement=agreed / places)
+
+
+@torch.inference_mode()
+def logits_of(network: Any, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Returns the float32 logits of a model at every place of some texts, on the CPU: (tokens, vocabulary) each."""
+    return [
+        network(input_ids=torch.tensor([list(ids)], device=network.device)).logits[0].float().cpu() for ids in texts
+    ]

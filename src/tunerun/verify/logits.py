@@ -1,0 +1,140 @@
+"""Gates `merge_logits` and `gguf_logits`: each hand-off predicts what the model before it predicts."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunerun.errors import MissingExtra
+from tunerun.models import load
+from tunerun.verify import gguf_model
+from tunerun.verify.gates import Difference, Gate, compare, logits_of
+
+# Float32 sums in another order differ by parts in a million; their effect on a divergence is the square of that.
+_FLOAT32_KL_NATS = 1e-8
+# Merged weights that lie between two numbers of the format may be rounded either way by two correct mergers.
+_ROUNDING_FACTOR = 2.0
+
+# Largest mean divergence from the unquantised model, in nats, by GGUF type: about six times what llama.cpp's own table
+# for Llama 3 8B shows (tools/perplexity/README.md), since small models suffer more. f16 and bf16 bound the rounding
+# of weights; f32 another order of summation.
+_GGUF_KL_NATS = {
+    "f32": 1e-4,
+    "f16": 1e-3,
+    "bf16": 5e-3,
+    "q8_0": 1e-2,
+    "q6_k": 4e-2,
+    "q5_k_m": 8e-2,
+    "q5_k_s": 8e-2,
+    "q5_0": 1e-1,
+    "q5_1": 1e-1,
+    "q4_k_m": 2e-1,
+    "q4_k_s": 2.5e-1,
+    "q4_0": 3e-1,
+    "q4_1": 3e-1,
+    "q3_k_l": 5e-1,
+    "q3_k_m": 6e-1,
+    "q3_k_s": 8e-1,
+    "q2_k": 2.0,
+}
+_LEAST_AGREEMENT_FRACTION = 0.95
+
+
+def near_tie_nats(mean_kl_nats: float) -> float:
+    """Returns the lead of a first choice that rounding may undo.
+
+    Logits disturbed with standard deviation s diverge by about s^2 / 2 nats; three s is what chance hardly exceeds.
+    """
+    return 3.0 * math.sqrt(2.0 * mean_kl_nats)
+
+
+def merge_gate(base: Path, adapter: Path, merged: Path, texts: Sequence[list[int]], device: str) -> Gate:
+    """Compares the adapter on its base with the merged model, both computed in float32.
+
+    The bound is what rounding the exact merge to the format of merged/ does on the same texts, twice: two correct
+    mergers may round a weight either way. When the base model itself lies within the bound there is no proof.
+
+    Args:
+        base: The base model's folder.
+        adapter: The adapter's folder.
+        merged: The merged folder.
+        texts: Token ids.
+        device: `cpu` or `cuda`.
+    """
+    from tunerun.models.adapters import load_adapter
+
+    dtype = load.saved_dtype(merged)
+    network = load.load_model(base, dtype=torch.float32, device=device)
+    adapted = load_adapter(network, adapter, trainable=False)
+    wanted = logits_of(adapted, texts)
+    with adapted.disable_adapter():
+        untuned = compare(wanted, logits_of(adapted, texts))
+    exact = adapted.merge_and_unload()
+    for parameter in exact.parameters():
+        parameter.data = parameter.data.to(dtype).float()
+    rounding = compare(wanted, logits_of(exact, texts))
+    del network, adapted, exact
+    gc.collect()
+    measured = compare(wanted, model_logits(merged, texts, device))
+    return _merge_verdict(measured, rounding, untuned)
+
+
+def _merge_verdict(measured: Difference, rounding: Difference, untuned: Difference) -> Gate:
+    limit = _ROUNDING_FACTOR * rounding.mean_kl_nats + _FLOAT32_KL_NATS
+    found = {**asdict(measured), "rounding_kl_nats": rounding.mean_kl_nats, "base_kl_nats": untuned.mean_kl_nats}
+    bound = {"mean_kl_nats": limit}
+    if not measured.mean_kl_nats <= limit:
+        reason = (
+            "merged/ does not predict what the adapter on its base predicts. Run the merge stage again; if it stays, "
+            "the adapter has modules that the merge does not know."
+        )
+        return Gate(name="merge_logits", measured=found, bound=bound, verdict="fail", reason=reason)
+    if untuned.mean_kl_nats <= limit:
+        reason = "the adapter changes the base model less than rounding does, so that a lost adapter would not show"
+        return Gate(name="merge_logits", measured=found, bound=bound, verdict="not_proved", reason=reason)
+    return Gate(name="merge_logits", measured=found, bound=bound, verdict="pass", reason="")
+
+
+def model_logits(folder: Path, texts: Sequence[list[int]], device: str) -> list[Tensor]:
+    """Returns the logits of a model folder, computed in float32."""
+    network = load.load_model(folder, dtype=torch.float32, device=device)
+    found = logits_of(network, texts)
+    del network
+    gc.collect()
+    return found
+
+
+def gguf_gate(kind: str, path: Path, texts: Sequence[list[int]], reference: Sequence[Tensor], threads: int) -> Gate:
+    """Compares a GGUF file, run by llama.cpp, with the model it was made from.
+
+    Args:
+        kind: Its llama.cpp type, such as `q4_k_m`.
+        path: The file.
+        texts: Token ids.
+        reference: Logits of the model it was made from, in float32.
+        threads: CPU threads.
+    """
+    name = f"gguf_logits:{path.name}"
+    limit = _GGUF_KL_NATS[kind]
+    tie = near_tie_nats(limit)
+    bound = {"mean_kl_nats": limit, "top1_agreement": _LEAST_AGREEMENT_FRACTION, "near_tie_nats": tie}
+    try:
+        model = gguf_model.open_gguf(path, vocabulary_only=False, context=max(map(len, texts)), threads=threads)
+    except MissingExtra as error:
+        return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=str(error))
+    found = gguf_model.logits(model, texts)
+    if found[0].shape[1] != reference[0].shape[1]:
+        measured: dict[str, Any] = {"vocabulary": found[0].shape[1]}
+        reason = f"its vocabulary is not the model's ({reference[0].shape[1]}). Export again."
+        return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=reason)
+    difference = compare(reference, found, near_tie_nats=tie)
+    good = difference.mean_kl_nats <= limit and difference.top1_agreement >= _LEAST_AGREEMENT_FRACTION
+    reason = "" if good else f"{kind} loses too much here. Take a finer type (q8_0, f16), or export again."
+    return Gate(name=name, measured=asdict(difference), bound=bound, verdict="pass" if good else "fail", reason=reason)

@@ -1,0 +1,74 @@
+"""The texts that gates compare models on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tunerun.chat.faults import ChatFault
+from tunerun.chat.template import ChatTemplate
+from tunerun.chat.tokenizer import Tokenizer
+from tunerun.formats.tokens import TokenStore
+from tunerun.models.ask import encode_text
+
+_MAX_TOKENS = 256
+_PROMPTS = 8
+_ROWS = 32
+
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Tells the weather.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+_QUESTION = {"role": "user", "content": "Who are you?"}
+_PLAIN_TEXTS = ("Who are you?", "  two  spaces,\ttabs\n\nand lines ", "你好，世界！ naïve 123456 🙂")
+
+
+def conversations(prompts: Sequence[str]) -> list[tuple[list[dict[str, Any]], list[Any] | None]]:
+    """Returns messages and tools: the prompts alone, then system, several turns, odd characters, and tools."""
+    alone = [([{"role": "user", "content": prompt}], None) for prompt in prompts[:_PROMPTS]]
+    answer = {"role": "assistant", "content": "A small model."}
+    fixed: list[tuple[list[dict[str, Any]], list[Any] | None]] = [
+        ([{"role": "system", "content": "Be brief."}, _QUESTION], None),
+        ([_QUESTION, answer, {"role": "user", "content": "And what can you do?"}], None),
+        *[([{"role": "user", "content": text}], None) for text in _PLAIN_TEXTS[1:]],
+        ([_QUESTION], [_TOOL]),
+    ]
+    return [*alone, *fixed]
+
+
+def renderings(template: ChatTemplate, prompts: Sequence[str]) -> list[str | None]:
+    """Renders every conversation, with and without an open assistant turn; None where the template refuses."""
+    found: list[str | None] = []
+    for messages, tools in conversations(prompts):
+        for generation_prompt in (True, False):
+            try:
+                found.append(template.render(messages, tools, generation_prompt=generation_prompt))
+            except ChatFault:
+                found.append(None)
+    return found
+
+
+def texts(template: ChatTemplate | None, prompts: Sequence[str]) -> list[str | None]:
+    """Returns what is compared: renderings of a chat model, plain texts of another."""
+    return [*prompts[:_PROMPTS], *_PLAIN_TEXTS] if template is None else renderings(template, prompts)
+
+
+def token_rows(tokenizer: Tokenizer, template: ChatTemplate | None, prompts: Sequence[str]) -> list[list[int]]:
+    """Returns token ids for comparing logits: the probes, each cut to 256 tokens."""
+    known = [text for text in texts(template, prompts) if text is not None]
+    rows = [encode_text(tokenizer, text, special=template is None)[:_MAX_TOKENS] for text in known]
+    # Texts without and with an open turn share their beginning: the longer one of each pair tells as much.
+    return [row for row in rows if row][: 2 * _PROMPTS]
+
+
+def store_rows(store: TokenStore) -> list[list[int]]:
+    """Returns the first sample of the first rows of a store, each cut to 256 tokens."""
+    rows = []
+    for index in range(min(_ROWS, len(store))):
+        tokens, _, segments = store.row(index)
+        rows.append(tokens[segments == segments[0]][:_MAX_TOKENS].tolist())
+    return [row for row in rows if row]

@@ -1,0 +1,117 @@
+"""The verify stage: runs the gates and fails the run when one fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from tunerun import artifacts
+from tunerun.artifacts import Artifact
+from tunerun.chat.template import ChatTemplate, load_template
+from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
+from tunerun.errors import GateError, StageError
+from tunerun.formats.tokens import TokenStore
+from tunerun.models.base import read_base
+from tunerun.plan.steps import VerifyStep
+from tunerun.progress import Progress
+from tunerun.verify import logits, probes, tokens
+from tunerun.verify.gates import Gate
+
+REPORT = "report.json"
+
+
+def run(step: VerifyStep, out: Path) -> list[Artifact]:
+    """Compares tokens and logits across every hand-off of a run and writes verify/report.json.
+
+    Args:
+        step: What there is to compare.
+        out: The run directory.
+
+    Returns:
+        The report.
+
+    Raises:
+        GateError: A gate failed; names them all. The report is written all the same.
+        StageError: A file to compare is missing or cannot be read.
+    """
+    torch.set_num_threads(step.placement.threads)
+    gates: list[Gate] = []
+    with Progress("verify", total=None, unit="gates") as progress:
+        for gate in _gates(step, out):
+            gates.append(gate)
+            progress.advance(note=gate.name)
+            print(f"{gate.verdict.replace('_', ' '):11}{gate.name}{f': {gate.reason}' if gate.reason else ''}")
+    failed = [gate for gate in gates if gate.verdict == "fail"]
+    target = f"{artifacts.VERIFY}/{REPORT}"
+    artifacts.write_json(
+        out / target,
+        {"schema": 1, "level": step.level, "passed": not failed, "gates": [asdict(gate) for gate in gates]},
+    )
+    if failed:
+        raise GateError("\n".join(f"gate {gate.name} failed: {gate.reason}" for gate in failed))
+    return [artifacts.describe(out, "report", target)]
+
+
+def _gates(step: VerifyStep, out: Path) -> Iterator[Gate]:
+    base = read_base(out).folder
+    merged = out / artifacts.MERGED
+    source = merged if step.merged else base
+    tokenizer = load_tokenizer(base)
+    template = load_template(base, tokenizer.named, step.chat_template) if step.chat else None
+    rows = _rows(step, out)
+    if step.chat:
+        yield from _data_gate(template, out)
+    if step.merged:
+        yield tokens.folder_gate(tokenizer, template, merged, step.prompts, artifacts.MERGED)
+    files = [(kind, _gguf(out, kind)) for kind in step.gguf_types]
+    for _, path in files:
+        yield tokens.gguf_gate(tokenizer, template, path, step.prompts, rows)
+    yield from _logit_gates(step, out, source, base, [*_texts(step, tokenizer, template), *rows], files)
+
+
+def _logit_gates(
+    step: VerifyStep, out: Path, source: Path, base: Path, texts: list[list[int]], files: list[tuple[str, Path]]
+) -> Iterator[Gate]:
+    device = step.placement.device
+    if step.merged and step.adapter is not None:
+        yield logits.merge_gate(base, out / step.adapter, source, texts, device)
+    if files:
+        reference = logits.model_logits(source, texts, device)
+        for kind, path in files:
+            yield logits.gguf_gate(kind, path, texts, reference, step.placement.threads)
+
+
+def _texts(step: VerifyStep, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[list[int]]:
+    return probes.token_rows(tokenizer, template, step.prompts)
+
+
+def _data_gate(template: ChatTemplate | None, out: Path) -> Iterator[Gate]:
+    """Yields whether the template that is served is, byte for byte, the one the data were rendered with."""
+    if not (out / artifacts.DATA).is_dir():
+        return
+    trained = TokenStore.open(out / artifacts.DATA).manifest.template_sha256
+    served = None if template is None else template.sha256
+    same = trained == served
+    reason = "" if same else "the data were rendered with another template. Run the data stage and training again."
+    yield Gate(
+        name="template_of_data",
+        measured={"template_sha256": served},
+        bound={"template_sha256": trained},
+        verdict="pass" if same else "fail",
+        reason=reason,
+    )
+
+
+def _rows(step: VerifyStep, out: Path) -> list[list[int]]:
+    folders = [out / name for name in (artifacts.EVAL_DATA, artifacts.DATA) if (out / name).is_dir()]
+    return probes.store_rows(TokenStore.open(folders[0])) if step.level == "full" and folders else []
+
+
+def _gguf(out: Path, kind: str) -> Path:
+    found = sorted((out / artifacts.EXPORT).glob(f"*-{kind}.gguf"))
+    if not found:
+        raise StageError(f"{out / artifacts.EXPORT}: no {kind} GGUF file to verify. Run the export stage.")
+    return found[0]

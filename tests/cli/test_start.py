@@ -1,0 +1,71 @@
+"""How fast the command line answers, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+from tunerun import cli
+from tunerun.errors import Problem, UserError
+
+
+def seconds(*argv: str) -> float:
+    environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *argv], env=environment, capture_output=True, check=True, cwd="/")
+    return time.perf_counter() - start
+
+
+def ratio(argv: list[str], reference: list[str], rounds: int = 7) -> float:
+    """Median of interleaved runs of one command over that of another, so that a busy machine slows both."""
+    pairs = [(seconds(*argv), seconds(*reference)) for _ in range(rounds)]
+    return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
+
+
+def test_help_answers_before_hydra_could_be_imported():
+    assert ratio(["-m", "tunerun", "--help"], ["-c", "import hydra"]) < 0.8
+
+
+def test_a_plan_takes_a_small_multiple_of_importing_hydra():
+    assert ratio(["-m", "tunerun", "plan", "+recipe=qwen2.5-lora"], ["-c", "import hydra"]) < 3.0
+
+
+def test_help_fits_a_hundred_columns_and_names_every_verb():
+    text = cli.help_text()
+    assert max(map(len, text.splitlines())) <= 100
+    assert all(f"\n  {verb}" in text for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_its_module(verb):
+    assert callable(cli._command(cli.VERBS[verb][0]))
+
+
+def test_a_mistyped_verb_is_answered_with_the_nearest_one():
+    with pytest.raises(UserError, match="Did you mean `tunerun plan`"):
+        cli.dispatch(["plna"])
+
+
+def test_problems_are_laid_out_one_a_paragraph():
+    error = UserError([Problem(where="a", what="is wrong."), Problem(where="b", what="is wrong too.", fix="Mend it.")])
+    assert cli.render_error(error) == "tunerun: 2 problems\n  a: is wrong.\n  b: is wrong too. Mend it."
+
+
+def test_a_config_mistake_ends_in_exit_code_2_without_a_traceback_or_a_folder(tunerun, tmp_path):
+    done = tunerun("+recipe=quickstart", "method.rnak=3", "train.epochs=many")
+    assert done.returncode == 2
+    assert "method.rnak" in done.stderr
+    assert "train.epochs" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hydras_own_flags_work(tunerun):
+    done = tunerun("+recipe=qwen2.5-lora", "--cfg", "job")
+    assert done.returncode == 0
+    assert "Qwen/Qwen2.5" in done.stdout
