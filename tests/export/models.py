@@ -1,7 +1,10 @@
 """Tiny Qwen2 models with a small byte-level BPE tokenizer, built from a seed."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -20,6 +23,17 @@ SENTENCES = [
     "你好，世界！今天天气怎么样？",
     "Bonjour à tous; naïve café.\n\n\tdef main():\n    return 42",
 ]
+SHAPE = {
+    "vocab_size": 448,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.3,
+}
 
 
 def build_tokenizer(folder: Path, *, template: str | None = TEMPLATE, eos: str = "<|im_end|>") -> int:
@@ -42,41 +56,23 @@ def build_tokenizer(folder: Path, *, template: str | None = TEMPLATE, eos: str =
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, pad_token="<|endoftext|>")
     fast.chat_template = template
     fast.save_pretrained(folder)
-    config = folder / "tokenizer_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"add_bos_token": False}))
+    edit_json(folder / "tokenizer_config.json", add_bos_token=False)
     return len(fast)
 
 
-def build_model(
-    folder: Path,
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    tied: bool = True,
-    hidden: int = 256,
-    intermediate: int = 512,
-    layers: int = 3,
-    vocab: int = 448,
-    seed: int = 0,
-    **config,
-) -> Qwen2ForCausalLM:
+def build_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0, **shape: Any) -> Qwen2ForCausalLM:
     """Saves a random model with its tokenizer; the embedding has more rows than there are tokens."""
-    tokens = build_tokenizer(folder)
-    assert tokens < vocab
+    config = Qwen2Config(**(SHAPE | shape))
+    assert build_tokenizer(folder) < config.vocab_size
     torch.manual_seed(seed)
-    shape = dict(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-        tie_word_embeddings=tied,
-        initializer_range=0.3,
-    )
-    model = Qwen2ForCausalLM(Qwen2Config(**(shape | config))).to(dtype).eval()
+    model = Qwen2ForCausalLM(config).to(dtype).eval()
     for parameter in model.parameters():
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter.data, mean=0.5, std=0.1)
     model.save_pretrained(folder)
     return model
+
+
+def edit_json(file: Path, **fields: Any) -> None:
+    """Sets top-level fields of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))

@@ -107,7 +107,9 @@ def write(folder: Path, config: dict[str, Any]) -> None:
 
 
 def test_what_config_json_leaves_out_is_the_default_of_the_class(tmp_path):
-    config = {key: value for key, value in SMALL.items() if key not in ("num_key_value_heads", "max_position_embeddings")}
+    config = {
+        key: value for key, value in SMALL.items() if key not in ("num_key_value_heads", "max_position_embeddings")
+    }
     write(tmp_path, {**config, "architectures": ["GemmaForCausalLM"]})
     shape = read_shape(tmp_path)
     assert (shape.kv_heads, shape.tied_embeddings, shape.context) == (4, True, None)
@@ -128,6 +130,6 @@ def test_what_config_json_leaves_out_is_the_default_of_the_class(tmp_path):
 def test_a_folder_without_a_readable_config_is_refused(text, message, tmp_path):
     if text is not None:
         (tmp_path / "config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="config.json") as error:
+    with pytest.raises(UserError, match=r"config\.json") as error:
         read_shape(tmp_path)
     assert message in str(error.value)

@@ -15,7 +15,7 @@ from tunerun.export import qwen2
 from tunerun.export.mix import FILE_TYPES, choose_types
 from tunerun.export.special import SpecialTokens, without_generation_blocks
 from tunerun.export.vocabulary import Vocabulary, read_vocabulary
-from tunerun.formats.floats import STORAGE, Array, to_float32
+from tunerun.formats.floats import STORAGE, Array, is_finite, to_float32
 from tunerun.formats.ggml import Encoder, TensorType
 from tunerun.formats.gguf import GgufFile, GgufTensor
 from tunerun.formats.safetensors import TensorInfo, read_rows, read_table, read_tensor
@@ -121,6 +121,8 @@ def _write_tensor(
     name: str, source: TensorInfo, targets: Sequence[tuple[GgufFile, TensorType]], encoder: Encoder
 ) -> None:
     for first, stored in _blocks(source):
+        if not is_finite(stored, source.dtype):
+            raise StageError(f"{source.file}: {source.name} holds a value that is infinite or not a number.")
         values = to_float32(stored, source.dtype)
         # The same rows go into many files: those of one type are encoded once.
         encoded: dict[str, Array] = {}

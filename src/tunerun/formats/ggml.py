@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunerun.errors import StageError, require
-from tunerun.formats.floats import Array, from_float32
+from tunerun.formats.floats import Array, from_float32, is_finite
 
 _LIBRARY = {"linux": "libggml-base.so", "darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 
@@ -83,10 +83,13 @@ class Encoder:
 
         Raises:
             MissingExtra: llama-cpp-python is not installed and the type is quantised.
-            StageError: The values do not fit the type (infinite, not a number, or a scale that overflows).
+            StageError: A value or a block's scale overflows the type.
         """
         if kind.name in FLOAT_TYPES:
-            return from_float32(values, kind.name).view(np.uint8)
+            stored = from_float32(values, kind.name)
+            if not is_finite(stored, kind.name):
+                raise StageError(f"a value is too large for {kind.name}.")
+            return stored.view(np.uint8)
         if self._library is None:
             self._library = _load_library()
         encoded = np.empty((values.shape[0], kind.row_bytes(values.shape[1])), np.uint8)
@@ -96,7 +99,7 @@ class Encoder:
         # ctypes lets go of Python's lock during the call, so that threads do run at once.
         valid = list(self._pool.map(lambda rows: _quantise(library, values[rows], encoded[rows], kind), parts))
         if not all(valid):
-            raise StageError(f"values that are infinite or not a number cannot be stored as {kind.name}.")
+            raise StageError(f"a value is too large for {kind.name}.")
         return encoded
 
     def __enter__(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +37,11 @@ def command(step: Step, run_dir: Path, python: str = sys.executable) -> Launch:
     placement = _placement(step)
     worker = ("-m", "tunerun.worker", str(run_dir), step.stage)
     return Launch(argv=(*_launcher(placement, python), *worker), env=_environment(step, placement))
+
+
+def render(step: Step, run_dir: str) -> str:
+    """Returns the command line of a step as one would type it."""
+    return shlex.join(command(step, Path(run_dir), "python").argv)
 
 
 def _placement(step: Step) -> Placement | None:

@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -65,6 +66,15 @@ class StopSignals:
         self.received.append(signal.Signals(number))
 
 
+def signal_name(number: int) -> str:
+    """Returns a signal's name, such as `SIGKILL`."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        # Real-time signals have numbers only.
+        return f"signal {number}"
+
+
 def run(
     launch: Launch,
     *,
@@ -96,16 +106,22 @@ def run(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as log_file, _spawned(launch, lock) as child:
 
-        def output(line: bytes) -> None:
+        def say(line: bytes, *, error: bool) -> None:
+            # A carriage return rewrites a line: only its last state is kept.
             text = clean(line.decode("utf-8", "replace").rstrip("\r\n").rsplit("\r", 1)[-1])
             log_file.write(text + "\n")
             log_file.flush()
-            terminal.line(text)
+            terminal.line(text, error=error)
 
         def event(line: bytes) -> None:
             terminal.event(Event.from_json(json.loads(line)))
 
-        _follow(child, {child.output: output, child.events: event}, stop, grace_seconds)
+        consumers: dict[int, Callable[[bytes], None]] = {
+            child.output: partial(say, error=False),
+            child.errors: partial(say, error=True),
+            child.events: event,
+        }
+        _follow(child, consumers, stop, grace_seconds)
         terminal.clear()
     return Ended(exit_code=child.process.returncode, seconds=time.monotonic() - started)
 
@@ -114,14 +130,17 @@ def run(
 class _Child:
     process: subprocess.Popen[bytes]
     output: int
+    errors: int
     events: int
 
 
 @contextlib.contextmanager
 def _spawned(launch: Launch, lock: int) -> Iterator[_Child]:
     with contextlib.ExitStack() as stack:
-        (output, output_end), (events, events_end), (alive, alive_end) = (os.pipe() for _ in range(3))
-        for descriptor in (output, events, alive_end):
+        (output, output_end), (errors, errors_end), (events, events_end), (alive, alive_end) = (
+            os.pipe() for _ in range(4)
+        )
+        for descriptor in (output, errors, events, alive_end):
             stack.callback(os.close, descriptor)
         env = {**os.environ, **launch.env, EVENTS_FD: str(events_end), PARENT_FD: str(alive)}
         try:
@@ -129,16 +148,16 @@ def _spawned(launch: Launch, lock: int) -> Iterator[_Child]:
                 launch.argv,
                 stdin=subprocess.DEVNULL,
                 stdout=output_end,
-                stderr=output_end,
+                stderr=errors_end,
                 env=env,
                 start_new_session=True,
                 pass_fds=(events_end, alive, lock),
             )
         finally:
-            for descriptor in (output_end, events_end, alive):
+            for descriptor in (output_end, errors_end, events_end, alive):
                 os.close(descriptor)
         stack.callback(_end, process)
-        yield _Child(process=process, output=output, events=events)
+        yield _Child(process=process, output=output, errors=errors, events=events)
 
 
 def _follow(

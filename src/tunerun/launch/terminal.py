@@ -39,23 +39,26 @@ class Event:
 class Terminal:
     """Writes lines and the progress bar to a stream, in turn."""
 
-    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Takes over a stream.
+    def __init__(self, stream: TextIO, error_stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Takes over two streams.
 
         Args:
             stream: Where to write; a bar is drawn when it is a terminal.
+            error_stream: Where errors and warnings go.
             clock: Seconds that only grow.
         """
-        self._stream: TextIO | None = stream
+        self._streams: list[TextIO | None] = [stream, error_stream]
         self._clock = clock
         self._is_terminal = stream.isatty()
         self._bar = ""
         self._drawn = float("-inf")
         self._told = float("-inf")
 
-    def line(self, text: str) -> None:
+    def line(self, text: str, *, error: bool = False) -> None:
         """Writes a line above the bar."""
-        self._write(f"{self._erase()}{text}\n{self._bar if self._is_terminal else ''}")
+        self._write(self._erase())
+        self._write(f"{text}\n", error=error)
+        self._write(self._bar)
 
     def event(self, event: Event) -> None:
         """Shows how far the work is."""
@@ -90,24 +93,23 @@ class Terminal:
         if event.done:
             self._told = float("-inf")
             self.line(summary(event))
-        elif now - self._told >= _LINE_EVERY_SECONDS:
-            # The first line comes after a while too: most work is over by then.
-            if self._told != float("-inf") or event.seconds >= _LINE_EVERY_SECONDS:
-                self.line(bar(event, MAX_COLUMNS, blocks=False))
-                self._told = now
+        elif min(now - self._told, event.seconds) >= _LINE_EVERY_SECONDS:
+            self._told = now
+            self.line(bar(event, MAX_COLUMNS, blocks=False))
 
     def _erase(self) -> str:
         return "\r\x1b[K" if self._is_terminal and self._bar else ""
 
-    def _write(self, text: str) -> None:
-        if self._stream is None or not text:
+    def _write(self, text: str, *, error: bool = False) -> None:
+        stream = self._streams[error]
+        if stream is None or not text:
             return
         try:
-            self._stream.write(text)
-            self._stream.flush()
+            stream.write(text)
+            stream.flush()
         except BrokenPipeError:
             # Whoever read the output is gone; hours of training are worth more than its last lines.
-            self._stream = None
+            self._streams[error] = None
 
 
 def bar(event: Event, columns: int, *, blocks: bool = True) -> str:

@@ -5,6 +5,7 @@ Method: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; th
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from tunerun.errors import Problem, UserError
 
 WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
+
+# Where these share one matrix, training one of them trains both.
+_TIED = frozenset({"embed_tokens", "lm_head"})
 
 
 def add_lora(
@@ -42,15 +46,16 @@ def add_lora(
     Raises:
         UserError: A named module does not exist in the model.
     """
+    _check_modules(model, target_modules, modules_to_save)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=ALL_LINEAR if target_modules == (ALL_LINEAR,) else list(target_modules),
+        target_modules=_linear_names(model) if target_modules == (ALL_LINEAR,) else list(target_modules),
         modules_to_save=list(modules_to_save) or None,
+        ensure_weight_tying=model.config.tie_word_embeddings and not _TIED.isdisjoint(modules_to_save),
     )
-    _check_modules(model, target_modules, modules_to_save)
     torch.manual_seed(seed)
     return _trainable_in_float32(get_peft_model(model, config))
 
@@ -73,7 +78,11 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool) -> Any:
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
     adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, config=config)
-    return _trainable_in_float32(adapted)
+    if trainable:
+        _trainable_in_float32(adapted)
+        # peft filled modules trained in full through the base's format, which may have rounded them.
+        set_peft_model_state_dict(adapted, load_file(folder / WEIGHTS))
+    return adapted
 
 
 def save_adapter(adapted: Any, target: Path, *, base_name: str) -> None:
@@ -86,26 +95,22 @@ def save_adapter(adapted: Any, target: Path, *, base_name: str) -> None:
     """
     target.mkdir(parents=True)
     weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    # Sorted: the same weights are the same bytes.
-    tensors = {name: weights[name].detach().cpu().contiguous() for name in sorted(weights)}
+    # Sorted: the same weights are the same bytes. Copied: safetensors refuses tied ones.
+    tensors = {name: weights[name].detach().cpu().clone() for name in sorted(weights)}
     save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
-    config = adapted.peft_config[adapted.active_adapter]
-    before = config.base_model_name_or_path, config.inference_mode
+    config = copy.copy(adapted.peft_config[adapted.active_adapter])
     config.base_model_name_or_path, config.inference_mode = base_name, True
+    if not isinstance(config.target_modules, str):
+        # peft keeps a set, whose order is another one in each process.
+        config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(target))
-    config.base_model_name_or_path, config.inference_mode = before
-
-
-def restore_adapter(adapted: Any, folder: Path) -> None:
-    """Overwrites the weights of an adapter with those that `save_adapter` wrote."""
-    result = set_peft_model_state_dict(adapted, load_file(folder / WEIGHTS))
-    assert not result.unexpected_keys, "the checkpoint's adapter has other modules than the model"
 
 
 def _check_modules(model: Any, target_modules: tuple[str, ...], modules_to_save: tuple[str, ...]) -> None:
     names = {part for name, _ in model.named_modules() for part in (name, name.rpartition(".")[2])}
+    linear = ", ".join(_linear_names(model))
     problems = [
-        Problem(where=f"method.{key}", what=f"the model has no module `{name}`.", fix=f"Linear ones: {_linear(model)}.")
+        Problem(where=f"method.{key}", what=f"the model has no module `{name}`.", fix=f"Linear ones: {linear}.")
         for key, wanted in (("target_modules", target_modules), ("modules_to_save", modules_to_save))
         for name in wanted
         if name not in names and name != ALL_LINEAR
@@ -114,9 +119,11 @@ def _check_modules(model: Any, target_modules: tuple[str, ...], modules_to_save:
         raise UserError(problems)
 
 
-def _linear(model: Any) -> str:
-    found = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    return ", ".join(sorted(found))
+def _linear_names(model: Any) -> list[str]:
+    """Returns the last names of all linear layers but the output layer."""
+    head = model.get_output_embeddings()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    return sorted({name.rpartition(".")[2] for name, module in layers.items() if module is not head})
 
 
 def _trainable_in_float32(adapted: Any) -> Any:

@@ -156,6 +156,8 @@ class VerifyStep:
     """GGUF files in export/ to compare."""
     chat: bool
     """Whether the model is used through a chat template."""
+    chat_template: str | None
+    """Name or file that replaced the base model's own template."""
     prompts: tuple[str, ...]
     placement: Placement
     seed: int

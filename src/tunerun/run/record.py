@@ -1,4 +1,7 @@
-"""run.json: what was run, when, on what, and what came out. Written anew, atomically, whenever a stage begins or ends."""
+"""run.json: what was run, when, on what, and what came out.
+
+Written anew, atomically, whenever a stage begins or ends.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class StageRecord:
     finished: str | None = None
     seconds: float | None = None
     exit_code: int | None = None
-    """What the process ended with; minus the signal's number when one killed it."""
+    """What the stage said it ended with: see `errors.ExitCode`."""
     error: str | None = None
     """Message of a failure."""
     fingerprint: str

@@ -21,13 +21,15 @@ _KEY_KINDS = frozenset({"api", "access", "private", "secret", "auth", "account",
 # Where a secret lies, or how it is called, is no secret: `api_key_env`, `HF_TOKEN_PATH`.
 _PLACES = frozenset({"env", "file", "path", "dir", "folder", "name", "id", "ids", "count", "length", "type"})
 # Tokens that a tokenizer knows.
-_TOKENIZER_TOKENS = frozenset(
-    "pad eos bos unk sep cls mask start end stop image audio video special added im next last first new per each "
-    "tool think prefix suffix middle begin final a the prompt fill eot eom".split()
+_TOKENIZER_TOKEN = re.compile(
+    "pad|eos|bos|unk|sep|cls|mask|start|end|stop|image|audio|video|special|added|im|next|last|first|new|per|each|tool"
+    "|think|prefix|suffix|middle|begin|final|prompt|fill|eot|eom"
 )
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_ASSIGNMENT = re.compile(r"""([A-Za-z_][\w.-]*)(["']?\s*[=:]\s*["']?|\s+(?=\S))([^\s"',;{}()\[\]$<>]+)""")
+_VALUE = r"""([^\s"',;{}()\[\]$<>]+)"""
+_ASSIGNMENT = re.compile(r"""([A-Za-z_][\w.-]*)(["']?\s*[=:]\s*["']?)""" + _VALUE)
+_OPTION = re.compile(r"""(?<!\S)--([A-Za-z][\w.-]*)(\s+["']?)(?!-)""" + _VALUE)
 _LOOKS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), MARK),
     (re.compile(r"\bsk-(?=[\w-]*\d)[\w-]{20,}"), MARK),
@@ -58,7 +60,7 @@ def is_secret_name(name: str) -> bool:
     if _ALWAYS & set(words) or last == "apikey":
         return True
     if last == "token":
-        return before not in _TOKENIZER_TOKENS
+        return _TOKENIZER_TOKEN.fullmatch(before) is None
     if last == "key":
         # `OPENAI_KEY` in an environment is a key; `sort_key` in a config is not.
         return before in _KEY_KINDS or (name.isupper() and len(words) > 1)
@@ -78,7 +80,7 @@ def text(value: str, secrets: tuple[str, ...]) -> str:
         value: A line of output, a command line, a diff; `password=...` in it counts as a secret by its name.
         secrets: Values that must not appear, from `secret_values`.
     """
-    return _ASSIGNMENT.sub(_assignment, _without_values(value, secrets))
+    return _OPTION.sub(_without_value, _ASSIGNMENT.sub(_without_value, _without_values(value, secrets)))
 
 
 def data(value: Any, secrets: tuple[str, ...]) -> Any:
@@ -121,18 +123,12 @@ def _hides(key: str, value: Any) -> bool:
     return isinstance(value, str) and value != "" and is_secret_name(key)
 
 
-def _assignment(match: re.Match[str]) -> str:
-    name, between, value = match.groups()
-    spaced = between.isspace()
-    if not is_secret_name(name) or value == MARK or (spaced and not _is_option(match)):
-        return match.group()
+def _without_value(match: re.Match[str]) -> str:
+    name, value = match[1], match[3]
+    if not is_secret_name(name) or value == MARK:
+        return match[0]
     # `token = tokenizer.decode` in a diff is code; a real token is long and has digits.
-    words = [word.lower() for word in _WORD.findall(name)]
-    if words[-1] == "token" and (len(value) < _MIN_VALUE_LENGTH or not any(letter.isdigit() for letter in value)):
-        return match.group()
-    return f"{name}{between}{MARK}"
-
-
-def _is_option(match: re.Match[str]) -> bool:
-    # `--api-key VALUE`; without the dashes a space only separates words of a sentence.
-    return match.string[max(match.start() - 2, 0) : match.start()].endswith("-")
+    is_token = _WORD.findall(name)[-1].lower() == "token"
+    if is_token and (len(value) < _MIN_VALUE_LENGTH or not any(letter.isdigit() for letter in value)):
+        return match[0]
+    return match[0][: -len(value)] + MARK

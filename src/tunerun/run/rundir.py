@@ -65,10 +65,15 @@ def remove_leftovers(run_dir: Path) -> None:
     """Removes staging files of a run that was killed while it wrote; only the holder of the lock may."""
     for pattern in (".*.partial-*", ".*.old-*"):
         for path in list(run_dir.rglob(pattern)):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, when it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_config(run_dir: Path, config: RunConfig, secrets: tuple[str, ...]) -> None:

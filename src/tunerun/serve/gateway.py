@@ -22,10 +22,11 @@ from tunerun.chat.faults import ChatFault
 from tunerun.chat.template import ChatTemplate
 from tunerun.serve import replies
 from tunerun.serve.guard import ApiError, error_response, guarded, read_body
-from tunerun.serve.protocol import Finish, Generate, Ready, Text
+from tunerun.serve.protocol import Finish, Generate, Text
 from tunerun.serve.replies import Reply
 from tunerun.serve.requests import Asked, ChatRequest, InvalidRequest, parse_body, parse_chat, parse_completion
 from tunerun.serve.supervisor import Answer, EngineBusy, EngineDown, RequestRefused, Supervisor
+from tunerun.serve.targets import Target
 
 REQUEST_SECONDS = 600.0
 _TOOLS_VARIABLE = "tools"
@@ -35,23 +36,17 @@ _Parsed = TypeVar("_Parsed")
 
 
 def build_app(
-    name: str,
-    engine: Supervisor,
-    template: ChatTemplate | None,
-    *,
-    key: str | None = None,
-    hosts: frozenset[str] | None = None,
+    target: Target, engine: Supervisor, *, key: str | None = None, hosts: frozenset[str] | None = None
 ) -> ASGIApp:
     """Builds the gateway.
 
     Args:
-        name: What the model is called.
+        target: What is served.
         engine: Answers requests.
-        template: The model's chat template; None takes the one that the engine finds in the model file.
         key: What clients must send as a Bearer token; None asks for none.
         hosts: Names that the Host header may have; None allows all.
     """
-    gateway = Gateway(name, engine, template)
+    gateway = Gateway(target, engine)
     app = Starlette(
         routes=[
             Route("/health", gateway.health, methods=["GET"]),
@@ -68,9 +63,10 @@ def build_app(
 class Gateway:
     """The endpoints."""
 
-    def __init__(self, name: str, engine: Supervisor, template: ChatTemplate | None) -> None:
-        """Takes the model's name, the engine, and the chat template when it is not in the model file."""
-        self._name, self._engine, self._template = name, engine, template
+    def __init__(self, target: Target, engine: Supervisor) -> None:
+        """Takes what is served, and what answers."""
+        self._target, self._engine, self._name = target, engine, target.name
+        self._template: ChatTemplate | None = None
         self._created = int(time.time())
 
     async def health(self, _: Request) -> Response:
@@ -101,10 +97,12 @@ class Gateway:
             raise ApiError(404, message, code="model_not_found", field="model")
 
     def _render(self, asked: ChatRequest) -> str:
-        template = self._template or _template_of(self._engine.ready)
+        if self._engine.ready is None:
+            raise _down(f"the engine is {self._engine.state}")
+        if self._template is None:
+            self._template = self._target.chat_template(self._engine.ready)
+        template = self._template
         if template is None:
-            if self._engine.ready is None:
-                raise _down(f"the engine is {self._engine.state}")
             raise ApiError(400, "The model has no chat template; ask /v1/completions instead.", code="no_chat_template")
         if asked.tools is not None and _TOOLS_VARIABLE not in (template.tool_text or template.text):
             raise ApiError(400, "The model's chat template has no place for tools.", field="tools")
@@ -238,11 +236,3 @@ def _down(detail: str) -> ApiError:
 
 def _error_event(status: int, message: str, code: str) -> bytes:
     return replies.event(replies.error(status, message, code=code))
-
-
-def _template_of(ready: Ready | None) -> ChatTemplate | None:
-    """Returns the template inside a model file."""
-    if ready is None or ready.chat_template is None:
-        return None
-    variables = {name: text for name, text in (("bos_token", ready.bos_token), ("eos_token", ready.eos_token)) if text}
-    return ChatTemplate(text=ready.chat_template, tool_text=None, variables=variables, source="the model file")

@@ -16,6 +16,8 @@ from tunerun.serve import replies
 
 MAX_BODY_BYTES = 4 << 20
 BODY_SECONDS = 30.0
+# A client reads no answer before it has sent its body: so much of it is taken and thrown away.
+_MAX_DISCARDED_BYTES = 16 * MAX_BODY_BYTES
 _OPEN_PATH = "/health"
 _JSON = "application/json"
 
@@ -70,20 +72,21 @@ async def read_body(request: Request) -> bytes:
     # Browsers send other types to any address without asking first; JSON they do not.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
         raise ApiError(415, f"The content type must be {_JSON}.")
-    body = bytearray()
+    body, received = bytearray(), 0
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    # The rest is not read: the connection cannot be used again.
-                    raise ApiError(
-                        413, f"The body has more than {MAX_BODY_BYTES} bytes.", headers={"connection": "close"}
-                    )
+                received += len(chunk)
+                if received <= MAX_BODY_BYTES:
+                    body += chunk
+                elif received > _MAX_DISCARDED_BYTES:
+                    break
     except TimeoutError as error:
         raise ApiError(408, f"The body did not come within {BODY_SECONDS:g} seconds.") from error
     except ClientDisconnect as error:
         raise ApiError(400, "The client went away.") from error
+    if received > MAX_BODY_BYTES:
+        raise ApiError(413, f"The body has more than {MAX_BODY_BYTES} bytes.", headers={"connection": "close"})
     return bytes(body)
 
 

@@ -77,4 +77,4 @@ def restore_state(
     """Gives an optimiser the state that `state_tensors` returned."""
     for key, tensor in tensors.items():
         name, _, part = key.rpartition("|")
-        optimiser.state[parameters[name]][part] = tensor.to(parameters[name].device)
+        optimiser.state[parameters[name]][part] = tensor.to(parameters[name].device, copy=True)

@@ -9,9 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-# Where the reference itself hardly prefers its first choice, rounding may swap it with the second: no disagreement.
-_NEAR_TIE_NATS = 0.05
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gate:
@@ -34,15 +31,16 @@ class Difference:
     max_logit: float
     """Largest absolute difference of two logits."""
     top1_agreement: float
-    """Share of places with the same first choice; near ties of the reference count as the same."""
+    """Share of places with the same first choice, near ties of the reference left aside."""
 
 
-def compare(reference: Sequence[Tensor], other: Sequence[Tensor]) -> Difference:
+def compare(reference: Sequence[Tensor], other: Sequence[Tensor], *, near_tie_nats: float = 0.0) -> Difference:
     """Compares logits.
 
     Args:
         reference: For each text (tokens, vocabulary).
         other: Of the same shapes.
+        near_tie_nats: Where the reference prefers its first choice by less, a swap is no disagreement.
     """
     kl, agreed, places, largest = 0.0, 0, 0, 0.0
     for left, right in zip(reference, other, strict=True):
@@ -50,7 +48,7 @@ def compare(reference: Sequence[Tensor], other: Sequence[Tensor]) -> Difference:
         p, q = left.double().log_softmax(-1), right.double().log_softmax(-1)
         kl += float((p.exp() * (p - q)).sum())
         top = p.topk(2, dim=-1)
-        tied = top.values[:, 0] - top.values[:, 1] < _NEAR_TIE_NATS
+        tied = top.values[:, 0] - top.values[:, 1] < near_tie_nats
         agreed += int(((q.argmax(-1) == top.indices[:, 0]) | tied).sum())
         places += len(p)
         largest = max(largest, float((left - right).abs().max()))

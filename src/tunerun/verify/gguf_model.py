@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,23 +30,30 @@ def open_gguf(path: Path, *, vocabulary_only: bool, context: int = 512, threads:
         StageError: llama.cpp refuses the file.
     """
     llama_cpp: Any = require("llama_cpp", "gguf")
+    # llama-cpp-python prints llama.cpp's warnings whatever `verbose` says; they matter only when opening fails.
+    said = io.StringIO()
     try:
-        return llama_cpp.Llama(
-            model_path=str(path),
-            vocab_only=vocabulary_only,
-            logits_all=not vocabulary_only,
-            n_ctx=context,
-            n_batch=context,
-            n_ubatch=context,
-            n_threads=threads,
-            n_threads_batch=threads,
-            # Logits are compared: the cache must not round what the reference does not.
-            type_k=llama_cpp.GGML_TYPE_F32,
-            type_v=llama_cpp.GGML_TYPE_F32,
-            verbose=False,
-        )
+        with contextlib.redirect_stderr(said):
+            return llama_cpp.Llama(**_arguments(llama_cpp, path, vocabulary_only, context, threads))
     except ValueError as error:
-        raise StageError(f"{path}: llama.cpp cannot open it: {error}") from error
+        raise StageError(f"{path}: llama.cpp cannot open it: {error}\n{said.getvalue()}") from error
+
+
+def _arguments(llama_cpp: Any, path: Path, vocabulary_only: bool, context: int, threads: int) -> dict[str, Any]:
+    return {
+        "model_path": str(path),
+        "vocab_only": vocabulary_only,
+        "logits_all": not vocabulary_only,
+        "n_ctx": context,
+        "n_batch": context,
+        "n_ubatch": context,
+        "n_threads": threads,
+        "n_threads_batch": threads,
+        # Logits are compared: the cache must not round what the reference does not.
+        "type_k": llama_cpp.GGML_TYPE_F32,
+        "type_v": llama_cpp.GGML_TYPE_F32,
+        "verbose": False,
+    }
 
 
 def tokenize(model: Any, text: str) -> list[int]:

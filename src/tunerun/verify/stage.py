@@ -60,7 +60,7 @@ def _gates(step: VerifyStep, out: Path) -> Iterator[Gate]:
     merged = out / artifacts.MERGED
     source = merged if step.merged else base
     tokenizer = load_tokenizer(base)
-    template = load_template(source, load_tokenizer(source).named) if step.chat else None
+    template = load_template(base, tokenizer.named, step.chat_template) if step.chat else None
     rows = _rows(step, out)
     if step.chat:
         yield from _data_gate(template, out)

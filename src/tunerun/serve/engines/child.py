@@ -61,7 +61,10 @@ class Worker:
 
     def __init__(self, engine: Engine, stops: tuple[str, ...], send: Send) -> None:
         """Takes a loaded engine, texts that end every answer, and where messages go."""
-        self._engine, self._stops, self._send = engine, stops, send
+        self._engine, self._send = engine, send
+        # A special token has no text in an answer: it is known by its id.
+        ids = [engine.encode(stop, plain=False) for stop in stops]
+        self._stops, self._end_ids = stops, engine.end_ids.union(found[0] for found in ids if len(found) == 1)
         self._jobs: queue.Queue[Job] = queue.Queue()
         self._open: dict[int, Job] = {}
 
@@ -117,7 +120,7 @@ class Worker:
         decoder, stops = engine.decoder(), StopFilter((*request.stop, *self._stops))
         computed, ended = 0, False
         for token in engine.generate(job.prompt_ids, job.limit, request, job.cancelled.is_set):
-            ended = token in engine.end_ids
+            ended = token in self._end_ids
             if ended or job.cancelled.is_set():
                 break
             computed += 1

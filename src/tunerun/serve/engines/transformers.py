@@ -35,7 +35,6 @@ class TransformersEngine:
         import torch
 
         from tunerun.models import generate, load
-        from tunerun.models.adapters import load_adapter
 
         torch.set_num_threads(spec.threads)
         folder = Path(spec.weights)
@@ -43,6 +42,9 @@ class TransformersEngine:
         dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
         model: Any = load.load_model(folder, dtype=dtype, device=spec.device)
         if spec.adapter is not None:
+            # peft takes as long to import as the rest.
+            from tunerun.models.adapters import load_adapter
+
             model = load_adapter(model, Path(spec.adapter), trainable=False)
         self._model, self._stream, self._backend = model.eval(), generate.stream, tokenizer.backend
         self.end_ids = generate.stop_token_ids(folder, tokenizer)

@@ -1,0 +1,75 @@
+"""Hashes of model files, remembered by device, inode, size and time of change, so that no file is read twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from tunerun import artifacts
+from tunerun.progress import Progress
+
+_SCHEMA = 1
+_LIMIT = 10_000
+_CHUNK_BYTES = 1 << 22
+
+
+def folder_sha256(files: list[Path], root: Path) -> str:
+    """Returns one hash over files: of their `name sha256` lines in order of name, as in `artifacts.describe`.
+
+    Args:
+        files: Within `root`.
+        root: The names are relative to it.
+    """
+    memo = _load()
+    known = dict(memo)
+    rows = []
+    unread = sum(file.stat().st_size for file in files if _key(file) not in memo)
+    with Progress("hash model", total=unread, unit="bytes") as progress:
+        for file in sorted(files):
+            key = _key(file)
+            if key not in memo:
+                memo[key] = _sha256(file, progress)
+            rows.append(f"{file.relative_to(root).as_posix()} {memo[key]}\n")
+    if memo != known:
+        _save(memo)
+    return hashlib.sha256("".join(rows).encode()).hexdigest()
+
+
+def memo_path() -> Path:
+    """Returns the file the hashes are remembered in."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "tunerun" / "hashes.json"
+
+
+def _key(file: Path) -> str:
+    facts = file.stat()
+    return f"{facts.st_dev}:{facts.st_ino}:{facts.st_size}:{facts.st_mtime_ns}"
+
+
+def _sha256(file: Path, progress: Progress) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            progress.advance(len(chunk))
+    return digest.hexdigest()
+
+
+def _load() -> dict[str, str]:
+    try:
+        data = json.loads(memo_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # No memo, or a damaged one: it is only a memo.
+        return {}
+    return dict(data["sha256"]) if isinstance(data, dict) and data.get("schema") == _SCHEMA else {}
+
+
+def _save(memo: dict[str, str]) -> None:
+    newest = dict(list(memo.items())[-_LIMIT:])
+    try:
+        artifacts.write_json(memo_path(), {"schema": _SCHEMA, "sha256": newest})
+    except OSError:
+        # A read-only home: every run reads the files again.
+        return

@@ -1,0 +1,97 @@
+"""Text in columns of a terminal, where a Chinese character takes two."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from itertools import zip_longest
+
+# Latin words stay whole; a wide character may stand at either side of a line break.
+_WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uffef"
+_UNIT = re.compile(rf"\s+|[{_WIDE}]|[^\s{_WIDE}]+")
+ELLIPSIS = "..."
+
+
+def width(text: str) -> int:
+    """Returns the number of terminal columns that a text takes."""
+    return sum(_character_width(character) for character in text)
+
+
+def pad(text: str, columns: int) -> str:
+    """Fills a text with blanks up to a number of columns."""
+    return text + " " * (columns - width(text))
+
+
+def cut(text: str, columns: int) -> str:
+    """Cuts a text to a number of columns, with `...` at its end when something was cut."""
+    if width(text) <= columns:
+        return text
+    kept, room = "", columns - len(ELLIPSIS)
+    for character in text:
+        room -= _character_width(character)
+        if room < 0:
+            break
+        kept += character
+    return kept + ELLIPSIS
+
+
+def wrap(text: str, columns: int, max_lines: int) -> list[str]:
+    """Breaks a text into lines.
+
+    Args:
+        text: Line ends in it are kept.
+        columns: Longest line, at least 2.
+        max_lines: The last one ends in `...` when there would be more.
+    """
+    lines = [line for paragraph in printable(text).splitlines() for line in _wrap_line(paragraph, columns)]
+    if len(lines) > max_lines:
+        # One blank too many makes the last line long enough to be cut.
+        lines = [*lines[: max_lines - 1], cut(pad(lines[max_lines - 1], columns + 1), columns)]
+    return lines or [""]
+
+
+def side_by_side(left: str, right: str, columns: int, max_lines: int) -> list[str]:
+    """Lays two texts out next to each other with a bar between.
+
+    Args:
+        left: First text.
+        right: Second text.
+        columns: Width of both together.
+        max_lines: Of each text.
+    """
+    half = (columns - 3) // 2
+    rows = zip_longest(wrap(left, half, max_lines), wrap(right, half, max_lines), fillvalue="")
+    return [f"{pad(first, half)} | {second}".rstrip() for first, second in rows]
+
+
+def printable(text: str) -> str:
+    """Replaces control characters, which a model can produce and a terminal would obey."""
+    return "".join(
+        character if character == "\n" or unicodedata.category(character) != "Cc" else "\ufffd" for character in text
+    )
+
+
+def _wrap_line(text: str, columns: int) -> list[str]:
+    lines, line, used = [], "", 0
+    for unit in _UNIT.findall(text):
+        for piece in _pieces(unit, columns):
+            size = width(piece)
+            if used + size > columns:
+                lines.append(line.rstrip())
+                line, used = "", 0
+            if line or not piece.isspace() or not lines:
+                line, used = line + piece, used + size
+    return [*lines, line.rstrip()]
+
+
+def _pieces(unit: str, columns: int) -> list[str]:
+    """Cuts a word that is longer than a line."""
+    if width(unit) <= columns:
+        return [unit]
+    return [unit[start : start + columns // 2] for start in range(0, len(unit), columns // 2)]
+
+
+def _character_width(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1

@@ -1,0 +1,108 @@
+"""What was run: a table of runs, and one run in detail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunerun import artifacts
+from tunerun.errors import Problem, UserError
+from tunerun.launch.terminal import MAX_COLUMNS, duration, size
+from tunerun.run import columns, record, results, rundir
+from tunerun.run.record import Record
+from tunerun.run.results import Results
+from tunerun.run.summary import short
+
+_MAX_PATH_COLUMNS = 48
+
+
+def list_runs(outputs: Path) -> str:
+    """Lays out a table of the runs below a folder, the newest first, at most 100 columns wide.
+
+    Args:
+        outputs: Searched with all its folders.
+
+    Raises:
+        UserError: The folder does not exist.
+    """
+    if not outputs.is_dir():
+        raise UserError(Problem(where=str(outputs), what="is not a folder.", fix="Runs are put into ./outputs."))
+    folders = [path.parent for path in outputs.rglob(artifacts.RECORD)]
+    if not folders:
+        return f"no runs in {outputs}"
+    runs = sorted(((record.read(folder), folder) for folder in folders), key=lambda run: run[0].created, reverse=True)
+    rows = [
+        (entry.created[:16].replace("T", " "), state(folder, entry), _took(entry), _loss(folder), short(folder))
+        for entry, folder in runs
+    ]
+    return _table(("created (UTC)", "state", "took", "loss", "run"), rows)
+
+
+def show(run_dir: Path) -> str:
+    """Lays out what a run did and made, at most 100 columns wide.
+
+    Raises:
+        UserError: It is not a run.
+    """
+    found = results.read(run_dir)
+    entry = found.record
+    head = [
+        f"{entry.name}: {state(run_dir, entry)}",
+        f"  created   {entry.created[:19].replace('T', ' ')} UTC",
+        columns.cut(f"  base      {found.base_model}", MAX_COLUMNS),
+        columns.cut(f"  command   {' '.join(entry.invocations[-1].command)}", MAX_COLUMNS),
+    ]
+    stages = [
+        (stage, item.status, "" if item.seconds is None else duration(item.seconds), item.error or "")
+        for stage, item in entry.stages.items()
+    ]
+    files = [(item.path, item.kind, size(item.bytes), item.sha256[:12]) for item in _made(entry)]
+    blocks = ["\n".join(head), _table(("stage", "state", "took", "error"), stages)]
+    if files:
+        blocks.append(_table(("file", "kind", "size", "sha256"), files))
+    blocks += _results(found)
+    return "\n\n".join(blocks)
+
+
+def state(run_dir: Path, entry: Record) -> str:
+    """Returns a run's state; one that says `running` and holds no lock was killed."""
+    if rundir.is_busy(run_dir):
+        return "running"
+    return "killed" if entry.status == "running" else entry.status
+
+
+def _results(found: Results) -> list[str]:
+    lines = []
+    for model in ("base", "tuned"):
+        measured = found.measured(model)
+        if measured is not None and measured["loss"] is not None:
+            lines.append(f"{model} loss {measured['loss']:.4g}, perplexity {measured['perplexity']:.4g}")
+    return ["\n".join(lines)] if lines else []
+
+
+def _loss(folder: Path) -> str:
+    path = folder / artifacts.EVAL / "report.json"
+    if not path.is_file():
+        return ""
+    models = artifacts.read_json(path)["models"]
+    return " -> ".join("not finite" if item["loss"] is None else f"{item['loss']:.3g}" for item in models.values())
+
+
+def _took(entry: Record) -> str:
+    seconds = [item.seconds for item in entry.stages.values() if item.seconds is not None]
+    return duration(sum(seconds))
+
+
+def _made(entry: Record) -> Sequence[artifacts.Artifact]:
+    return [item for stage in entry.stages.values() for item in stage.artifacts]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lays rows out below a head; the last column takes the room that is left."""
+    short_rows = [[*(columns.cut(cell, _MAX_PATH_COLUMNS) for cell in row[:-1]), row[-1]] for row in [head, *rows]]
+    widths = [max(columns.width(row[index]) for row in short_rows) for index in range(len(head) - 1)]
+    lines = []
+    for row in short_rows:
+        cells = [columns.pad(cell, room) for cell, room in zip(row[:-1], widths, strict=True)]
+        lines.append(columns.cut("  ".join([*cells, row[-1].replace("\n", " ")]).rstrip(), MAX_COLUMNS))
+    return "\n".join(lines)

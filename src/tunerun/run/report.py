@@ -1,0 +1,260 @@
+"""report.html: one self-contained page on a run; parts whose stage did not run are left out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from tunerun import artifacts
+from tunerun.launch.terminal import duration, size
+from tunerun.run import charts, results
+from tunerun.run.charts import Point, Series, number
+from tunerun.run.results import Results
+
+_STYLE = Path(__file__).with_name("report.css")
+_VERDICTS = {"pass": "good", "fail": "bad", "not proved": "open"}
+_STATUS = {"done": "good", "skipped": "good", "running": "open", "preempted": "open", "failed": "bad"}
+_MAX_EXAMPLES = 10
+
+
+def write(run_dir: Path) -> None:
+    """Writes report.html from the run's files."""
+    artifacts.write_text(run_dir / artifacts.REPORT, render(results.read(run_dir)))
+
+
+def render(found: Results) -> str:
+    """Lays the page out."""
+    sections = [
+        _header(found),
+        _curves(found),
+        _answers(found),
+        _data(found),
+        _gates(found),
+        _stages(found),
+        _files(found),
+        _settings(found),
+        _environment(found),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(found.record.name)}: run report</title>"
+        f"<style>\n{_STYLE.read_text(encoding='utf-8')}</style></head>\n<body><main>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</main></body></html>\n"
+    )
+
+
+def _header(found: Results) -> str:
+    config, entry = found.config, found.record
+    what = [f"{config.objective.kind} with {config.method.kind}"] if "train" in entry.stages else []
+    what += [f"base model {found.base_model}", entry.created[:16].replace("T", " ") + " UTC"]
+    return (
+        f"<header><h1>{escape(entry.name)}{_badge(entry.status, _STATUS[entry.status])}</h1>"
+        f"<p>{escape(' · '.join(what))}</p><div class='tiles'>{''.join(_tiles(found))}</div></header>"
+    )
+
+
+def _tiles(found: Results) -> Iterable[str]:
+    base, tuned = found.measured("base"), found.measured("tuned")
+    if found.evaluation is not None and base is not None:
+        where = "held-out rows" if found.evaluation["split"] == "eval" else "training rows"
+        losses = [base["loss"]] if tuned is None else [base["loss"], tuned["loss"]]
+        perplexities = [base["perplexity"]] if tuned is None else [base["perplexity"], tuned["perplexity"]]
+        yield _tile("Loss, base → tuned" if tuned else "Loss", _arrow(losses), f"{found.evaluation['rows']:,} {where}")
+        yield _tile("Perplexity", _arrow(perplexities), f"{found.evaluation['tokens']:,} tokens measured")
+    steps = [row for row in found.metrics if "loss" in row]
+    if steps:
+        speeds = sorted(row["tokens_per_second"] for row in steps)
+        yield _tile("Optimiser steps", f"{steps[-1]['step']:,}", f"{speeds[len(speeds) // 2]:,.0f} tokens/s (median)")
+    times = [entry.seconds for entry in found.record.stages.values() if entry.seconds is not None]
+    yield _tile("Time", duration(sum(times)), "all stages together")
+    if found.verification is not None:
+        gates = found.verification["gates"]
+        passed = sum(gate["verdict"] == "pass" for gate in gates)
+        open_gates = sum(gate["verdict"] == "not proved" for gate in gates)
+        detail = f"{open_gates} not proved" if open_gates else "gates between training and export"
+        yield _tile("Verified", f"{passed} of {len(gates)}", detail)
+
+
+def _curves(found: Results) -> str:
+    train = Series(label="loss", points=_points(found.metrics, "loss"), style="first", noisy=True)
+    held_out = Series(label="held-out loss", points=_points(found.metrics, "eval_loss"), style="second")
+    if not train.points:
+        return ""
+    shown = [train, held_out] if held_out.points else [train]
+    legend = "".join(f'<span class="{item.style}">{item.label}</span>' for item in shown)
+    chart = charts.line_chart(shown, title="Loss by optimiser step", x_label="step")
+    small = [
+        f'<div class="panel"><h3>{title}</h3>{_small_chart(found.metrics, key, title)}</div>'
+        for key, title in (("learning_rate", "Learning rate"), ("grad_norm", "Gradient norm, before clipping"))
+        if _points(found.metrics, key)
+    ]
+    body = f'<div class="panel"><div class="legend">{legend}</div>{chart}</div><div class="pair">{"".join(small)}</div>'
+    return _section("Training", body)
+
+
+def _small_chart(metrics: Sequence[Mapping[str, Any]], key: str, title: str) -> str:
+    line = Series(label=title.lower(), points=_points(metrics, key), style="first", noisy=key == "grad_norm")
+    return charts.line_chart([line], title=title, x_label="step", width=460, height=200)
+
+
+def _answers(found: Results) -> str:
+    rows = found.answers()
+    if not rows:
+        return ""
+    head = ["Question", "Base model", "Tuned model"] if rows[0][2] is not None else ["Question", "Answer"]
+    cells = [[(text, "answer" if index else "") for index, text in enumerate(row) if text is not None] for row in rows]
+    return _section("Answers", _table(head, cells))
+
+
+def _data(found: Results) -> str:
+    report = found.data
+    if report is None:
+        return ""
+    dropped = sum(report["dropped"].values())
+    share = f"{report['trained_tokens'] / report['tokens']:.1%} of {report['tokens']:,}" if report["tokens"] else ""
+    tiles = [
+        _tile("Rows read", f"{report['rows_read']:,}", f"{report['rows_kept']:,} kept, {dropped:,} dropped"),
+        _tile("Tokens trained", f"{report['trained_tokens']:,}", share),
+        _tile("Cut to length", f"{report['truncated']:,}", "rows longer than data.max_length"),
+    ]
+    if report["packing_fill"] is not None:
+        tiles.append(_tile("Packing", f"{report['packing_fill']:.1%}", "of each packed row is filled"))
+    body = f'<div class="tiles">{"".join(tiles)}</div>'
+    if report["dropped"]:
+        body += _table(
+            ["Dropped because", "Rows"], [[(why, ""), (n, "number")] for why, n in report["dropped"].items()]
+        )
+    lengths = report["length_tokens"]
+    chart = charts.histogram(lengths["bounds"], lengths["counts"], title="Samples by length", unit="tokens")
+    body += f'<div class="panel"><h3>Samples by length</h3>{chart}</div>'
+    if report["examples"]:
+        examples = [
+            [(f"{item['file']}:{item['line']}", "path"), (item["reason"], "")]
+            for item in report["examples"][:_MAX_EXAMPLES]
+        ]
+        body += (
+            f"<details><summary>Rows that were dropped or cut</summary>{_table(['Row', 'Reason'], examples)}</details>"
+        )
+    return _section("Data", body)
+
+
+def _gates(found: Results) -> str:
+    if found.verification is None:
+        return ""
+    rows = [
+        [
+            (gate["name"], ""),
+            (_value(gate["measured"]), "number"),
+            (_value(gate["bound"]), "number"),
+            (_Html(_badge(gate["verdict"], _VERDICTS[gate["verdict"]])), ""),
+            (gate["reason"] or "", ""),
+        ]
+        for gate in found.verification["gates"]
+    ]
+    return _section("Verification", _table(["Gate", "Measured", "Bound", "Verdict", "Reason"], rows))
+
+
+def _stages(found: Results) -> str:
+    rows = [
+        [
+            (stage, ""),
+            (_Html(_badge(entry.status, _STATUS[entry.status])), ""),
+            (entry.started[:19].replace("T", " "), ""),
+            ("" if entry.seconds is None else f"{entry.seconds:,.1f} s", "number"),
+        ]
+        for stage, entry in found.record.stages.items()
+    ]
+    errors = [
+        f"<h3>{escape(stage)}: what went wrong</h3><pre>{escape(entry.error)}</pre>"
+        for stage, entry in found.record.stages.items()
+        if entry.error is not None
+    ]
+    return _section("Stages", "".join([*errors, _table(["Stage", "Status", "Started (UTC)", "Took"], rows)]))
+
+
+def _files(found: Results) -> str:
+    rows = [
+        [(item.path, "path"), (item.kind, ""), (size(item.bytes), "number"), (_Html(_digest(item.sha256)), "")]
+        for entry in found.record.stages.values()
+        for item in entry.artifacts
+    ]
+    return _section("Files", _table(["Path", "Kind", "Size", "SHA-256"], rows)) if rows else ""
+
+
+def _settings(found: Results) -> str:
+    text = (found.run_dir / artifacts.CONFIG).read_text(encoding="utf-8")
+    return _section("Config", f"<details><summary>config.yaml</summary><pre>{escape(text)}</pre></details>")
+
+
+def _environment(found: Results) -> str:
+    facts = dict(found.record.provenance)
+    if not facts:
+        return ""
+    git = dict(facts.pop("git") or {})
+    diff = git.pop("diff") if git else ""
+    listing = json.dumps({**facts, "git": git}, indent=2, ensure_ascii=False)
+    parts = [f"<details><summary>Machine, packages, code</summary><pre>{escape(listing)}</pre></details>"]
+    if diff:
+        parts.append(f"<details><summary>Uncommitted changes</summary><pre>{escape(diff)}</pre></details>")
+    command = " ".join(found.record.invocations[-1].command)
+    return _section("Environment", f"<pre>{escape(command)}</pre>{''.join(parts)}")
+
+
+class _Html(str):
+    """Text that is markup already."""
+
+    __slots__ = ()
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[tuple[Any, str]]]) -> str:
+    """Lays a table out; a cell is its value and its class."""
+    classes = [style if style == "number" else "" for _, style in rows[0]]
+    cells = "".join(f"<th{_class(style)}>{escape(title)}</th>" for title, style in zip(head, classes, strict=True))
+    lines = ["".join(f"<td{_class(style)}>{_cell(value)}</td>" for value, style in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _class(style: str) -> str:
+    return f' class="{style}"' if style else ""
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, _Html) else escape(f"{value:,}" if isinstance(value, int) else str(value))
+
+
+def _tile(label: str, value: str, detail: str) -> str:
+    return (
+        f'<div class="tile"><div class="label">{escape(label)}</div><div class="value">{escape(value)}</div>'
+        f'<div class="detail">{escape(detail)}</div></div>'
+    )
+
+
+def _badge(text: str, style: str) -> str:
+    return f'<span class="badge {style}">{escape(text)}</span>'
+
+
+def _digest(sha256: str) -> str:
+    return f'<code title="{sha256}">{sha256[:12]}</code>'
+
+
+def _arrow(values: Sequence[float | None]) -> str:
+    return " → ".join("not finite" if value is None else f"{value:,.3g}" for value in values)
+
+
+def _value(value: Any) -> str:
+    return "" if value is None else number(value) if isinstance(value, int | float) else str(value)
+
+
+def _points(metrics: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
+    return [(row["step"], row[key]) for row in metrics if key in row and math.isfinite(row[key])]

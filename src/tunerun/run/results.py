@@ -1,0 +1,82 @@
+"""What the stages of a run reported, as far as they ran: read once for summary, report and model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunerun import artifacts
+from tunerun.config.schema import RunConfig
+from tunerun.run import record, rundir
+from tunerun.run.record import Record
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Results:
+    """A run's record, config and reports; a report is None when its stage did not run to its end."""
+
+    run_dir: Path
+    record: Record
+    config: RunConfig
+    data: Mapping[str, Any] | None
+    evaluation: Mapping[str, Any] | None
+    verification: Mapping[str, Any] | None
+    metrics: Sequence[Mapping[str, Any]]
+    """Rows of metrics.jsonl."""
+
+    @property
+    def base_model(self) -> str:
+        """What the run started from."""
+        found = self.record.base_model
+        return str(found["path"] if found is not None else self.config.model.path)
+
+    def measured(self, model: str) -> Mapping[str, Any] | None:
+        """Returns what was measured of `base` or `tuned`."""
+        if self.evaluation is None or model not in self.evaluation["models"]:
+            return None
+        found: Mapping[str, Any] = self.evaluation["models"][model]
+        return found
+
+    def answers(self) -> list[tuple[str, str, str | None]]:
+        """Returns prompt, the base model's answer, and the tuned model's answer where there is one."""
+        base, tuned = self.measured("base"), self.measured("tuned")
+        if base is None:
+            return []
+        after = [item["answer"] for item in tuned["answers"]] if tuned is not None else [None] * len(base["answers"])
+        return [(item["prompt"], item["answer"], answer) for item, answer in zip(base["answers"], after, strict=True)]
+
+
+def read(run_dir: Path) -> Results:
+    """Reads what is there.
+
+    Raises:
+        UserError: It is not a run, or its record or config cannot be read.
+    """
+    return Results(
+        run_dir=run_dir,
+        record=record.read(run_dir),
+        config=rundir.load_config(run_dir),
+        data=_report(run_dir / artifacts.DATA),
+        evaluation=_report(run_dir / artifacts.EVAL),
+        verification=_report(run_dir / artifacts.VERIFY),
+        metrics=_metrics(run_dir / artifacts.METRICS),
+    )
+
+
+def _report(folder: Path) -> Mapping[str, Any] | None:
+    path = folder / "report.json"
+    if not path.is_file():
+        return None
+    found: Mapping[str, Any] = artifacts.read_json(path)
+    return found
+
+
+def _metrics(path: Path) -> list[Mapping[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    # What follows the last line end was cut off by a kill.
+    return [json.loads(line) for line in lines[:-1]]

@@ -1,0 +1,331 @@
+"""Executes a plan: one child process for each stage, skipping what is done, and a record of everything."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunerun import __version__, artifacts
+from tunerun.artifacts import Artifact
+from tunerun.config import typed
+from tunerun.config.schema import RunConfig
+from tunerun.errors import ExitCode, Problem, StageError, UserError
+from tunerun.launch import command, process
+from tunerun.launch.process import Ended, StopSignals
+from tunerun.launch.terminal import Terminal, duration
+from tunerun.models.base import read_base
+from tunerun.plan import plan as plans
+from tunerun.plan.plan import Plan
+from tunerun.plan.steps import ModelStep, Step
+from tunerun.run import card, drift, provenance, record, redact, report, rundir, summary
+from tunerun.run.fingerprint import Fingerprint, fingerprint, intact
+from tunerun.run.hashes import Hashes
+from tunerun.run.record import Invocation, Record, RunStatus, StageRecord
+
+
+def execute(
+    plan: Plan, *, config: RunConfig, allow: frozenset[str] = frozenset(), terminal: Terminal | None = None
+) -> ExitCode:
+    """Runs the steps of a plan in its run directory, skipping those that are done and unchanged.
+
+    Writes config.yaml, plan.json, run.json, logs/, report.html and README.md besides what the stages write. Prints the
+    stages' output as it comes and `run: <directory>` as the last line, however the run ends.
+
+    Args:
+        plan: What to do.
+        config: What the plan was made from, for config.yaml.
+        allow: Keys, or sections of keys, that may differ from those the run was trained with.
+        terminal: Where to print; standard output and error by default.
+
+    Returns:
+        How the run ended.
+
+    Raises:
+        UserError: Another process works in the run directory, it holds something else, or what it was trained with
+            changed.
+        StageError: The run directory could not be written.
+    """
+    run_dir = Path(plan.run_dir)
+    terminal = Terminal(sys.stdout, sys.stderr) if terminal is None else terminal
+    secrets = redact.secret_values(os.environ)
+    try:
+        found = redact.problems(typed.flatten(typed.plain(config)), secrets)
+        if found:
+            raise UserError(found)
+        with rundir.locked(run_dir) as lock, StopSignals() as stop:
+            runner = _Runner(
+                plan=plan,
+                config=config,
+                run_dir=run_dir,
+                terminal=terminal,
+                stop=stop,
+                secrets=secrets,
+                lock=lock,
+                hashes=Hashes(run_dir),
+                record=_open_record(plan, config, run_dir),
+            )
+            return runner.run(allow)
+    except OSError as error:
+        raise StageError(f"{run_dir}: {error}") from error
+    finally:
+        terminal.line(f"run: {run_dir}")
+
+
+@dataclass(kw_only=True, slots=True)
+class _Runner:
+    """The state of one execution."""
+
+    plan: Plan
+    config: RunConfig
+    run_dir: Path
+    terminal: Terminal
+    stop: StopSignals
+    secrets: tuple[str, ...]
+    lock: int
+    hashes: Hashes
+    record: Record
+    executed: int = 0
+    """Stages that were not skipped."""
+
+    def run(self, allow: frozenset[str]) -> ExitCode:
+        """Runs all steps and writes what belongs to the run as a whole."""
+        rundir.remove_leftovers(self.run_dir)
+        self._widen()
+        self._refuse_drift(allow)
+        self._begin()
+        code = ExitCode.STAGE_FAILED
+        try:
+            code = self._run_steps(allow)
+        except UserError as error:
+            code = error.exit_code
+            raise
+        finally:
+            self._finish(code)
+        if code == ExitCode.DONE:
+            self.terminal.line("\n" + summary.render(self.run_dir, self.plan.name))
+        return code
+
+    def _run_steps(self, allow: frozenset[str]) -> ExitCode:
+        for number, step in enumerate(self.plan.steps, start=1):
+            if self.stop.received:
+                self.terminal.line(f"stopped by {self.stop.received[0].name} before {step.stage}")
+                return ExitCode.PREEMPTED
+            code = self._run_step(step, f"[{number}/{len(self.plan.steps)}] {step.stage}", allow)
+            if code != ExitCode.DONE:
+                return code
+        return ExitCode.DONE
+
+    def _run_step(self, step: Step, title: str, allow: frozenset[str]) -> ExitCode:
+        now = self._fingerprint(step)
+        old = self.record.stages.get(step.stage)
+        if old is not None and old.is_finished and old.fingerprint == now.digest:
+            if intact(self.run_dir, old.artifacts, self.hashes):
+                self.record = self.record.with_stage(step.stage, dataclasses.replace(old, status="skipped"))
+                self.terminal.line(f"{title}: unchanged, skipped")
+                return ExitCode.DONE
+        elif old is not None and step.stage in drift.PROTECTED and drift.is_trained(self.run_dir, self.record):
+            found = drift.problems(old, now, allow)
+            if found:
+                raise UserError(found)
+        return self._execute(step, title, now)
+
+    def _execute(self, step: Step, title: str, now: Fingerprint) -> ExitCode:
+        if not self.executed:
+            collected = provenance.collect(Path.cwd(), os.environ)
+            self.record = dataclasses.replace(self.record, provenance=collected)
+        self.executed += 1
+        old = self.record.stages.get(step.stage)
+        entry = StageRecord(
+            status="running",
+            started=record.now(),
+            fingerprint=now.digest,
+            keys=redact.data(now.keys, self.secrets),
+            inputs=now.inputs,
+            files=now.files,
+        )
+        self._save(step.stage, entry)
+        self.terminal.line(title)
+        status = self.run_dir / artifacts.STATUS / f"{step.stage}.json"
+        status.unlink(missing_ok=True)
+        ended = process.run(
+            command.command(step, self.run_dir),
+            log=self.run_dir / artifacts.LOGS / f"{step.stage}.log",
+            terminal=self.terminal,
+            stop=self.stop,
+            clean=lambda line: redact.text(line, self.secrets),
+            lock=self.lock,
+        )
+        code, error, made = outcome(status, ended, stopped=bool(self.stop.received))
+        self._save(step.stage, _ended(entry, ended, code, error and redact.text(error, self.secrets), made))
+        if code == ExitCode.DONE:
+            self._settle(made, old)
+        self.terminal.line(f"{title}: {_WORDS[code]} after {duration(ended.seconds)}")
+        if code not in (ExitCode.DONE, ExitCode.PREEMPTED):
+            self.terminal.line(f"  log: {self.run_dir / artifacts.LOGS / step.stage}.log")
+            if not status.exists():
+                self.terminal.line(f"{step.stage}: {error}", error=True)
+        return code
+
+    def _settle(self, made: tuple[Artifact, ...], old: StageRecord | None) -> None:
+        """Remembers the hashes of what was made, and removes what the stage made before and does not make any more."""
+        for artifact in made:
+            self.hashes.remember(self.run_dir / artifact.path, artifact.sha256)
+        kept = [item.path for entry in self.record.stages.values() for item in entry.artifacts]
+        for artifact in old.artifacts if old is not None else ():
+            if not any(_overlap(artifact.path, path) for path in kept):
+                rundir.remove(self.run_dir / artifact.path)
+                self.terminal.line(f"  removed {artifact.path}: not part of this run any more")
+
+    def _fingerprint(self, step: Step) -> Fingerprint:
+        made = {stage: entry.artifacts for stage, entry in self.record.stages.items() if entry.is_finished}
+        try:
+            return fingerprint(step, self.run_dir, made, self.hashes)
+        except OSError as error:
+            raise UserError(Problem(where=str(error.filename), what=f"cannot be read: {error.strerror}.")) from error
+
+    def _widen(self) -> None:
+        """Keeps the weights wanted that an earlier execution fetched: a model with weights serves a step without."""
+        old = self.record.stages.get("model")
+        if old is None or not old.is_finished or not old.keys["weights"]:
+            return
+        steps = tuple(
+            dataclasses.replace(step, weights=True) if isinstance(step, ModelStep) else step for step in self.plan.steps
+        )
+        self.plan = dataclasses.replace(self.plan, steps=steps)
+
+    def _refuse_drift(self, allow: frozenset[str]) -> None:
+        """Refuses before anything is written; what the model step finds is compared when it has run."""
+        if not drift.is_trained(self.run_dir, self.record):
+            return
+        found: dict[str, Problem] = {}
+        for step in self.plan.steps:
+            old = self.record.stages.get(step.stage)
+            if old is not None and step.stage in drift.PROTECTED:
+                now = dataclasses.replace(self._fingerprint(step), inputs={})
+                found.update({problem.where: problem for problem in drift.problems(old, now, allow)})
+        if found:
+            raise UserError(found.values())
+
+    def _begin(self) -> None:
+        call = Invocation(
+            command=tuple(redact.text(argument, self.secrets) for argument in sys.argv),
+            directory=str(Path.cwd()),
+            started=record.now(),
+        )
+        self.record = dataclasses.replace(
+            self.record, status="running", finished=None, invocations=(*self.record.invocations, call)
+        )
+        record.write(self.run_dir, self.record)
+        rundir.write_config(self.run_dir, self.config, self.secrets)
+        artifacts.write_json(self.run_dir / artifacts.PLAN, plans.to_json(self.plan))
+
+    def _save(self, stage: str, entry: StageRecord) -> None:
+        self.record = self.record.with_stage(stage, entry)
+        record.write(self.run_dir, self.record)
+
+    def _finish(self, code: ExitCode) -> None:
+        finished = record.now()
+        *earlier, call = self.record.invocations
+        data = self.record.stages.get("data")
+        self.record = dataclasses.replace(
+            self.record,
+            status=_STATUS[code],
+            finished=finished,
+            invocations=(*earlier, dataclasses.replace(call, finished=finished, exit_code=int(code))),
+            base_model=_base_model(self.run_dir),
+            data={**data.files, **{item.path: item.sha256 for item in data.artifacts}} if data is not None else {},
+        )
+        record.write(self.run_dir, self.record)
+        self.hashes.save()
+        # A stage that was killed could not remove its own.
+        rundir.remove_leftovers(self.run_dir)
+        if self.executed or not (self.run_dir / artifacts.REPORT).is_file():
+            report.write(self.run_dir)
+            card.write(self.run_dir)
+
+
+_STATUS: dict[ExitCode, RunStatus] = {
+    ExitCode.DONE: "done",
+    ExitCode.STAGE_FAILED: "failed",
+    ExitCode.USER_ERROR: "failed",
+    ExitCode.GATE_FAILED: "failed",
+    ExitCode.PREEMPTED: "preempted",
+}
+_WORDS = {
+    ExitCode.DONE: "done",
+    ExitCode.STAGE_FAILED: "failed",
+    ExitCode.USER_ERROR: "failed: the config or the data is wrong",
+    ExitCode.GATE_FAILED: "failed: a gate did not pass",
+    ExitCode.PREEMPTED: "stopped; the run can be resumed",
+}
+
+
+def outcome(status: Path, ended: Ended, *, stopped: bool) -> tuple[ExitCode, str | None, tuple[Artifact, ...]]:
+    """Says how a stage ended, from what it wrote and how its process ended.
+
+    Args:
+        status: File that the worker writes last; launchers such as torchrun turn every code of a rank into 1.
+        ended: How the process ended.
+        stopped: Whether a signal had asked it to stop.
+
+    Returns:
+        The exit code, the message of a failure, and what was made.
+    """
+    if status.is_file():
+        data = artifacts.read_json(status)
+        made = tuple(Artifact(**item) for item in data["artifacts"])
+        return ExitCode(data["exit_code"]), data["error"], made
+    if stopped:
+        return ExitCode.PREEMPTED, "stopped before it could save its work", ()
+    if ended.exit_code < 0:
+        name = process.signal_name(-ended.exit_code)
+        hint = " (the system kills processes this way when memory runs out)" if name == "SIGKILL" else ""
+        return ExitCode.STAGE_FAILED, f"the stage was killed by {name}{hint}", ()
+    return ExitCode.STAGE_FAILED, f"the stage ended with code {ended.exit_code} and without a status", ()
+
+
+def _ended(
+    entry: StageRecord, ended: Ended, code: ExitCode, error: str | None, made: tuple[Artifact, ...]
+) -> StageRecord:
+    return dataclasses.replace(
+        entry,
+        status=_STATUS[code],
+        finished=record.now(),
+        seconds=round(ended.seconds, 3),
+        exit_code=int(code),
+        error=error,
+        artifacts=made,
+    )
+
+
+def _open_record(plan: Plan, config: RunConfig, run_dir: Path) -> Record:
+    """Reads the record of an earlier execution, or begins one."""
+    if (run_dir / artifacts.RECORD).is_file():
+        return record.read(run_dir)
+    strangers = sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("."))
+    if strangers:
+        what = f"{run_dir} is not the directory of a run, and holds other files ({', '.join(strangers[:3])}, ...)."
+        raise UserError(Problem(where="run_dir", what=what, fix="Choose a new or empty folder."))
+    threads = plan.train.placement.threads if plan.train is not None else None
+    return Record(
+        name=plan.name,
+        status="running",
+        created=record.now(),
+        tunerun=__version__,
+        seed=config.seed,
+        threads=threads,
+    )
+
+
+def _base_model(run_dir: Path) -> dict[str, str | None] | None:
+    if not (run_dir / artifacts.MODEL).is_file():
+        return None
+    base = read_base(run_dir)
+    return {"path": base.path, "revision": base.revision, "sha256": base.sha256}
+
+
+def _overlap(first: str, second: str) -> bool:
+    return first == second or first.startswith(second + "/") or second.startswith(first + "/")

@@ -1,0 +1,95 @@
+"""What a run prints at its end: better or not, what it answers now, and what to do next."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tunerun import artifacts
+from tunerun.launch.terminal import MAX_COLUMNS, size
+from tunerun.run import columns, results
+from tunerun.run.results import Results
+
+_QUESTIONS = 3
+_ANSWER_LINES = 4
+
+
+def render(run_dir: Path, name: str) -> str:
+    """Lays out the summary of a finished run, at most 100 columns wide.
+
+    Args:
+        run_dir: The run directory.
+        name: Of the run.
+    """
+    found = results.read(run_dir)
+    blocks = [_loss(found), _answers(found), _verdict(found), _files(found), _next(found)]
+    return "\n\n".join([f"{name}: done", *("\n".join(block) for block in blocks if block)])
+
+
+def short(path: Path) -> str:
+    """Returns a path as one would type it from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _loss(found: Results) -> list[str]:
+    base, tuned = found.measured("base"), found.measured("tuned")
+    if found.evaluation is None or base is None:
+        return []
+    rows = f"{found.evaluation['rows']:,} {'held-out' if found.evaluation['split'] == 'eval' else 'training'} rows"
+    if tuned is None:
+        return [f"loss on {rows}: {_number(base['loss'])} (perplexity {_number(base['perplexity'])})"]
+    losses = f"{_number(base['loss'])} before, {_number(tuned['loss'])} after"
+    return [f"loss on {rows}: {losses} (perplexity {_number(base['perplexity'])} -> {_number(tuned['perplexity'])})"]
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
+
+
+def _answers(found: Results) -> list[str]:
+    lines: list[str] = []
+    for prompt, base, tuned in found.answers()[:_QUESTIONS]:
+        if tuned is None:
+            lines += ["", *columns.wrap(f"> {prompt}", MAX_COLUMNS, 2)]
+            lines += columns.wrap(base, MAX_COLUMNS, _ANSWER_LINES)
+            continue
+        if not lines:
+            lines = columns.side_by_side("BASE", "TUNED", MAX_COLUMNS, 1)
+        lines += ["", *columns.wrap(f"> {prompt}", MAX_COLUMNS, 2)]
+        lines += columns.side_by_side(base, tuned, MAX_COLUMNS, _ANSWER_LINES)
+    return lines if lines[:1] != [""] else lines[1:]
+
+
+def _verdict(found: Results) -> list[str]:
+    if found.verification is None:
+        return []
+    gates = found.verification["gates"]
+    counts = [
+        (verdict, sum(gate["verdict"] == verdict for gate in gates)) for verdict in ("pass", "not proved", "fail")
+    ]
+    listing = ", ".join(f"{count} {verdict}" for verdict, count in counts if count)
+    return [f"verified: {listing} (details: {short(found.run_dir / artifacts.VERIFY / 'report.json')})"]
+
+
+def _files(found: Results) -> list[str]:
+    rows = [
+        (item.kind, item.path, size(item.bytes)) for entry in found.record.stages.values() for item in entry.artifacts
+    ]
+    rows += [("report", artifacts.REPORT, size((found.run_dir / artifacts.REPORT).stat().st_size))]
+    rows += [("model card", artifacts.CARD, size((found.run_dir / artifacts.CARD).stat().st_size))]
+    kind_columns, path_columns = (max(columns.width(row[index]) for row in rows) for index in (0, 1))
+    lines = [f"in {short(found.run_dir)}:"]
+    lines += [
+        columns.cut(f"  {columns.pad(kind, kind_columns)}  {columns.pad(path, path_columns)}  {amount:>8}", MAX_COLUMNS)
+        for kind, path, amount in rows
+    ]
+    return lines
+
+
+def _next(found: Results) -> list[str]:
+    run = short(found.run_dir)
+    lines = []
+    if any(entry.artifacts for stage, entry in found.record.stages.items() if stage in ("train", "merge", "export")):
+        lines = [f"chat:   tunerun chat {run}", f"serve:  tunerun serve {run}"]
+    return [*lines, "yours:  add to the command: model=qwen2.5-0.5b-instruct data.path=YOUR.jsonl"]

@@ -1,0 +1,233 @@
+"""Finds out what is to be served: a run directory, a model folder, an adapter of a run, or a GGUF file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tunerun import artifacts
+from tunerun.chat.template import ChatTemplate, load_template
+from tunerun.chat.tokenizer import load_tokenizer
+from tunerun.errors import Problem, StageError, UserError
+from tunerun.models.base import read_base
+from tunerun.plan.steps import Placement
+from tunerun.serve.protocol import EngineName, EngineSpec, Ready
+
+SERVE_FACTS = f"{artifacts.EXPORT}/serve.json"
+VERIFY_REPORT = f"{artifacts.VERIFY}/report.json"
+_SCHEMA = 1
+
+_MODEL_CONFIG = "config.json"
+_ADAPTER_CONFIG = "adapter_config.json"
+_BASE_KEY = "base_model_name_or_path"
+# Folders of a checkpoint.
+_CHECKPOINT_ADAPTER, _CHECKPOINT_MODEL = "adapter", "model"
+
+EngineChoice = Literal["auto", "llamacpp", "vllm", "transformers"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """A model that can be served."""
+
+    name: str
+    """What clients call it."""
+    engine: EngineName
+    weights: Path
+    """A GGUF file for llama.cpp, a model folder for transformers."""
+    adapter: Path | None = None
+    tokenizer: Path | None = None
+    """Folder of the tokenizer; None takes the one inside the GGUF file."""
+    template: ChatTemplate | None = None
+    """Chat template; for a GGUF file None: the one inside is used."""
+    template_sha256: str | None = None
+    """What the template inside the GGUF file must hash to, as the export recorded it."""
+    stops: tuple[str, ...] = ()
+    """Texts that end an answer, besides the model's own end tokens."""
+    context_tokens: int | None = None
+    """To serve with when nothing else is asked for; None takes the model's own."""
+    unverified: str = ""
+    """Why the model should not be trusted; empty when nothing speaks against it."""
+
+    def spec(self, placement: Placement, context_tokens: int | None) -> EngineSpec:
+        """Returns what an engine process loads.
+
+        Args:
+            placement: Device, precision and threads.
+            context_tokens: Overrides the target's own.
+        """
+        return EngineSpec(
+            engine=self.engine,
+            weights=str(self.weights),
+            adapter=None if self.adapter is None else str(self.adapter),
+            tokenizer=None if self.tokenizer is None else str(self.tokenizer),
+            context_tokens=context_tokens or self.context_tokens,
+            stop=self.stops,
+            threads=placement.threads,
+            device=placement.device,
+            precision=placement.precision,
+        )
+
+    def chat_template(self, ready: Ready) -> ChatTemplate | None:
+        """Returns the template to chat with, once the engine is ready; None for a model without one.
+
+        Raises:
+            StageError: The GGUF file holds another template than the export wrote.
+        """
+        if self.template is not None or ready.chat_template is None:
+            return self.template
+        found = hashlib.sha256(ready.chat_template.encode()).hexdigest()
+        if self.template_sha256 not in (None, found):
+            raise StageError(
+                f"{self.weights}: its chat template is not the one that {SERVE_FACTS} names. Export again."
+            )
+        variables: Mapping[str, str] = {"bos_token": ready.bos_token, "eos_token": ready.eos_token}
+        if self.tokenizer is not None:
+            variables = load_tokenizer(self.tokenizer).named
+        return ChatTemplate(text=ready.chat_template, tool_text=None, variables=variables, source=str(self.weights))
+
+
+def resolve_target(
+    path: Path, *, engine: EngineChoice = "auto", checkpoint: int | None = None, base: bool = False
+) -> Target:
+    """Finds out what is to be served.
+
+    Args:
+        path: Run directory, model folder, adapter folder or GGUF file.
+        engine: What is to compute the answers.
+        checkpoint: Step of a checkpoint of the run, instead of its final model.
+        base: The run's base model, instead of what was trained.
+
+    Raises:
+        UserError: There is no such model, or the engine cannot serve it.
+    """
+    if engine == "vllm":
+        fix = "Take transformers or llamacpp, or start `vllm serve` on the run's merged/ folder yourself."
+        raise UserError(Problem(where="serve.engine", what="tunerun does not run vLLM yet.", fix=fix))
+    if (path / artifacts.MODEL).is_file():
+        target = _of_run(path, engine, checkpoint, base)
+    elif checkpoint is not None or base:
+        what = "is not a run directory, so that it has neither checkpoints nor a base model."
+        raise UserError(Problem(where=str(path), what=what))
+    elif (path / _ADAPTER_CONFIG).is_file():
+        target = _adapter(path.resolve().name, _base_of(path), path, None)
+    elif (path / _MODEL_CONFIG).is_file():
+        target = _folder(path.resolve().name, path, None)
+    elif path.is_file():
+        target = Target(name=path.stem, engine="llamacpp", weights=path)
+    else:
+        what = "is no run directory, model folder, adapter folder or GGUF file."
+        raise UserError(Problem(where=str(path), what=what))
+    if engine not in ("auto", target.engine):
+        needs = "GGUF files" if engine == "llamacpp" else "model folders"
+        what = f"{engine} serves {needs}, and {target.weights} is none."
+        raise UserError(Problem(where="serve.engine", what=what, fix=f"Take {target.engine}."))
+    return target
+
+
+def _of_run(run: Path, engine: EngineChoice, checkpoint: int | None, base: bool) -> Target:
+    plan = artifacts.read_json(run / artifacts.PLAN)
+    name, template = plan["name"], _template_choice(plan)
+    base_folder = read_base(run).folder
+    if base:
+        return _folder(f"{name}-base", base_folder, template)
+    if checkpoint is not None:
+        return _checkpoint(run, checkpoint, f"{name}-step-{checkpoint}", template)
+    unverified = _unverified(run)
+    merged, adapter = run / artifacts.MERGED, run / artifacts.ADAPTER
+    source = merged if merged.is_dir() else base_folder
+    if engine != "transformers" and (run / SERVE_FACTS).is_file():
+        return _exported(run, name, source, unverified)
+    if merged.is_dir():
+        return _folder(name, merged, None, unverified)
+    if adapter.is_dir():
+        return _adapter(name, base_folder, adapter, template, unverified)
+    what = "the run has made no model yet: there is neither export/, merged/ nor adapter/."
+    raise UserError(Problem(where=str(run), what=what, fix=f"Finish it: tunerun resume {run}"))
+
+
+def _exported(run: Path, name: str, tokenizer: Path, unverified: str) -> Target:
+    facts = artifacts.read_json(run / SERVE_FACTS)
+    if facts["schema"] != _SCHEMA:
+        raise UserError(Problem(where=str(run / SERVE_FACTS), what="was written by another version of tunerun."))
+    return Target(
+        name=name,
+        engine="llamacpp",
+        weights=run / artifacts.EXPORT / facts["default"],
+        tokenizer=tokenizer,
+        template_sha256=facts["template_sha256"],
+        stops=tuple(facts["stops"]),
+        context_tokens=facts["context"],
+        unverified=unverified,
+    )
+
+
+def _checkpoint(run: Path, step: int, name: str, template: str | None) -> Target:
+    folder = run / artifacts.CHECKPOINTS / f"step-{step}"
+    if (folder / _CHECKPOINT_ADAPTER).is_dir():
+        return _adapter(name, read_base(run).folder, folder / _CHECKPOINT_ADAPTER, template)
+    if (folder / _CHECKPOINT_MODEL).is_dir():
+        return _folder(name, folder / _CHECKPOINT_MODEL, template)
+    steps = sorted(int(found.name.removeprefix("step-")) for found in folder.parent.glob("step-*"))
+    what = f"the run has no checkpoint of step {step}."
+    fix = f"It has: {', '.join(map(str, steps))}." if steps else "It has none."
+    raise UserError(Problem(where="--checkpoint", what=what, fix=fix))
+
+
+def _folder(name: str, folder: Path, template: str | None, unverified: str = "") -> Target:
+    tokenizer = load_tokenizer(folder)
+    return Target(
+        name=name,
+        engine="transformers",
+        weights=folder,
+        tokenizer=folder,
+        template=load_template(folder, tokenizer.named, template),
+        unverified=unverified,
+    )
+
+
+def _adapter(name: str, base: Path, adapter: Path, template: str | None, unverified: str = "") -> Target:
+    return Target(
+        name=name,
+        engine="transformers",
+        weights=base,
+        adapter=adapter,
+        tokenizer=base,
+        template=load_template(base, load_tokenizer(base).named, template),
+        unverified=unverified,
+    )
+
+
+def _base_of(adapter: Path) -> Path:
+    for folder in adapter.resolve().parents:
+        if (folder / artifacts.MODEL).is_file():
+            return read_base(folder).folder
+    named = artifacts.read_json(adapter / _ADAPTER_CONFIG).get(_BASE_KEY)
+    if isinstance(named, str) and (Path(named) / _MODEL_CONFIG).is_file():
+        return Path(named)
+    what = f"the base model {named!r} is not a folder here."
+    raise UserError(Problem(where=str(adapter / _ADAPTER_CONFIG), what=what, fix=f"Set {_BASE_KEY} to its folder."))
+
+
+def _template_choice(plan: Mapping[str, Any]) -> str | None:
+    """Returns the template that the run used instead of the model's own."""
+    choices = [step["chat_template"] for step in plan["steps"] if "chat_template" in step]
+    return next((choice for choice in choices if choice is not None), None)
+
+
+def _unverified(run: Path) -> str:
+    report = run / VERIFY_REPORT
+    if not report.is_file():
+        return ""
+    try:
+        data = artifacts.read_json(report)
+    except json.JSONDecodeError as error:
+        raise UserError(Problem(where=str(report), what=f"is not valid JSON: {error}.")) from error
+    if data["passed"]:
+        return ""
+    failed = [gate["name"] for gate in data["gates"] if gate["verdict"] == "fail"]
+    return f"the run failed {len(failed)} of its verify gates: {', '.join(failed)} ({report})"

@@ -1,0 +1,37 @@
+"""What the export tests share: one tiny model, and a way to write its files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.export.models import build_model
+from tunerun.chat.template import load_template
+from tunerun.chat.tokenizer import load_tokenizer
+from tunerun.export.special import read_special
+from tunerun.export.write import Model, read_model, write_gguf
+
+pytest.importorskip("gguf")
+
+
+def open_model(folder: Path, name: str = "tiny", template: str | None = None) -> Model:
+    tokenizer = load_tokenizer(folder)
+    chat_template = load_template(folder, tokenizer.named, template)
+    special = read_special(folder, tokenizer, chat_template)
+    return read_model(folder, name, tokenizer=tokenizer, special=special, template=chat_template)
+
+
+def export(folder: Path, out: Path, types: Sequence[str]) -> dict[str, Path]:
+    out.mkdir(exist_ok=True)
+    return write_gguf(open_model(folder), types, out, threads=2)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A three-layer bfloat16 model with tied embeddings."""
+    folder = tmp_path_factory.mktemp("tiny")
+    build_model(folder, dtype=torch.bfloat16)
+    return folder

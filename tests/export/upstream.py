@@ -1,0 +1,58 @@
+"""Runs llama.cpp's own converter, which comes with the source package of llama-cpp-python.
+
+Run as a script: `upstream.py SOURCE MODEL --outfile FILE --outtype TYPE`.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+import tarfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def find_source(cache: Path) -> Path | None:
+    """Returns llama.cpp's folder: named by TUNERUN_LLAMA_CPP_SOURCE, cached, or downloaded; None when it cannot be."""
+    if named := os.environ.get("TUNERUN_LLAMA_CPP_SOURCE"):
+        return Path(named)
+    release = f"llama_cpp_python-{version('llama_cpp_python')}"
+    source = cache / release / "vendor" / "llama.cpp"
+    if source.is_dir():
+        return source
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    requirement = f"llama-cpp-python=={version('llama_cpp_python')}"
+    if subprocess.run([*command, "--dest", str(cache), requirement], check=False).returncode != 0:
+        return None
+    with tarfile.open(cache / f"{release}.tar.gz") as archive:
+        archive.extractall(cache, filter="data")
+    return source
+
+
+def convert(source: Path, model: Path, out: Path, file_type: str) -> None:
+    """Converts a model folder in a process of its own (the converter brings a `gguf` package along)."""
+    command = [sys.executable, __file__, str(source), str(model), "--outfile", str(out), "--outtype", file_type]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def _run(source: Path, arguments: list[str]) -> None:
+    sys.path[:0] = [str(source / "gguf-py"), str(source)]
+    from conversion import base
+
+    def no_sentencepiece(_: Any) -> Any:
+        raise FileNotFoundError
+
+    # It asks for a package that a BPE model does not need, and knows pre-tokenizers only by the ids that well-known
+    # vocabularies give a probe text.
+    base.TextModel._create_vocab_sentencepiece = no_sentencepiece
+    base.TextModel.get_vocab_base_pre = lambda _self, _tokenizer: "qwen2"
+    sys.argv = ["convert_hf_to_gguf.py", *arguments]
+    runpy.run_path(str(source / "convert_hf_to_gguf.py"), run_name="__main__")
+
+
+if __name__ == "__main__":
+    _run(Path(sys.argv[1]), sys.argv[2:])

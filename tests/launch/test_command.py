@@ -1,0 +1,97 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from tunerun.config.schema import DataConfig, EvalConfig, ModelConfig, ObjectiveConfig
+from tunerun.launch import command
+from tunerun.plan.steps import DataStep, EvalStep, ModelStep, Placement
+
+RUN_DIR = Path("/runs/one")
+
+
+def measured(**placement):
+    return EvalStep(
+        model=ModelConfig(path="m"),
+        eval=EvalConfig(),
+        adapter=None,
+        tuned=None,
+        chat=True,
+        placement=Placement(**placement),
+        seed=1,
+    )
+
+
+def prepared():
+    return DataStep(data=DataConfig(path=("d",)), objective=ObjectiveConfig(), chat_template=None, seed=1)
+
+
+def test_a_single_process_is_started_by_the_same_interpreter_without_the_users_folder():
+    launch = command.command(measured(threads=3), RUN_DIR)
+    assert launch.argv == (sys.executable, "-P", "-m", "tunerun.worker", "/runs/one", "eval")
+    assert launch.env == {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONHASHSEED": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "3",
+        "MKL_NUM_THREADS": "3",
+        "OPENBLAS_NUM_THREADS": "3",
+    }
+
+
+def test_only_the_model_step_may_ask_a_hub():
+    model = ModelStep(model=ModelConfig(path="org/m"), cache_dir=None, weights=True)
+    assert "HF_HUB_OFFLINE" not in command.command(model, RUN_DIR).env
+    assert command.command(prepared(), RUN_DIR).env["HF_HUB_OFFLINE"] == "1"
+
+
+def test_data_is_tokenised_on_all_cores():
+    launch = command.command(prepared(), RUN_DIR)
+    assert launch.env["TOKENIZERS_PARALLELISM"] == "true"
+    assert "OMP_NUM_THREADS" not in launch.env
+
+
+def test_cuda_has_a_fixed_workspace():
+    assert command.command(measured(device="cuda"), RUN_DIR).env["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.mark.parametrize(
+    ("placement", "line"),
+    [
+        ({}, "python -P -m tunerun.worker /runs/one eval"),
+        (
+            {"strategy": "ddp", "processes": 2},
+            (
+                "python -P -m torch.distributed.run --standalone --nnodes=1 --nproc-per-node=2 --max-restarts=0 "
+                "-m tunerun.worker /runs/one eval"
+            ),
+        ),
+        (
+            {"strategy": "fsdp2", "processes": 8, "nodes": 4},
+            (
+                "python -P -m torch.distributed.run --rdzv-backend=c10d --rdzv-endpoint=HOST:29400 --nnodes=4 "
+                "--nproc-per-node=8 --max-restarts=0 -m tunerun.worker /runs/one eval"
+            ),
+        ),
+        (
+            {"strategy": "zero3", "processes": 8, "precision": "bf16", "offload": True},
+            (
+                "python -P -m accelerate.commands.launch --use_deepspeed --zero_stage=3 --num_machines=1 "
+                "--num_processes=8 --mixed_precision=bf16 --max_restarts=0 --offload_optimizer_device=cpu "
+                "--offload_param_device=cpu -m tunerun.worker /runs/one eval"
+            ),
+        ),
+        (
+            {"strategy": "zero2", "processes": 8, "nodes": 2},
+            (
+                "python -P -m accelerate.commands.launch --use_deepspeed --zero_stage=2 --num_machines=2 "
+                "--num_processes=16 --mixed_precision=no --max_restarts=0 --main_process_ip=HOST "
+                "--main_process_port=29400 -m tunerun.worker /runs/one eval"
+            ),
+        ),
+    ],
+)
+def test_command_lines(placement, line):
+    assert command.render(measured(**placement), "/runs/one") == line

@@ -1,0 +1,277 @@
+import io
+import json
+import time
+
+import pytest
+import scenario
+import yaml
+from scenario import FULL
+
+from tunerun import artifacts
+from tunerun.errors import ExitCode, UserError
+from tunerun.launch.process import Ended
+from tunerun.run import record, rundir, runner
+
+
+def statuses(run_dir):
+    return {stage: entry.status for stage, entry in record.read(run_dir).stages.items()}
+
+
+def test_a_run_leaves_config_plan_record_report_card_and_logs(small, run_dir, capfd):
+    assert small(stages=FULL) == ExitCode.DONE
+
+    entry = record.read(run_dir)
+    assert entry.status == "done"
+    assert set(statuses(run_dir).values()) == {"done"}
+    assert entry.stages["export"].artifacts == (artifacts.describe(run_dir, "gguf", "export/small-f16.gguf"),)
+    assert artifacts.read_json(run_dir / "plan.json")["steps"][0]["stage"] == "model"
+    assert rundir.load_config(run_dir).name == "small"
+    assert (run_dir / "logs/train.log").read_text() == "trained\n"
+    assert "<svg" not in (run_dir / "report.html").read_text()
+    assert "# small" in (run_dir / "README.md").read_text()
+    assert capfd.readouterr().out.splitlines()[-1] == f"run: {run_dir}"
+
+
+def test_a_finished_run_is_skipped_whole_and_at_once(small, run_dir):
+    small(stages=FULL)
+    before = (run_dir / "export/small-f16.gguf").stat().st_mtime_ns
+    started = time.monotonic()
+
+    assert small(stages=FULL) == ExitCode.DONE
+
+    assert time.monotonic() - started < 1.0
+    assert set(statuses(run_dir).values()) == {"skipped"}
+    assert (run_dir / "export/small-f16.gguf").stat().st_mtime_ns == before
+    assert len(record.read(run_dir).invocations) == 2
+
+
+def test_touched_but_equal_data_is_skipped(small, run_dir, tmp_path):
+    small()
+    (tmp_path / "rows.txt").write_text("rows")
+    assert small() == ExitCode.DONE
+    assert set(statuses(run_dir).values()) == {"skipped"}
+
+
+def test_a_removed_artifact_is_made_again_and_its_dependants_stay(small, run_dir):
+    small(stages=FULL)
+    (run_dir / "merged/model.txt").unlink()
+    assert small(stages=FULL) == ExitCode.DONE
+    assert statuses(run_dir) == {
+        "model": "skipped",
+        "data": "skipped",
+        "train": "skipped",
+        "merge": "done",
+        "export": "skipped",
+    }
+
+
+def test_a_tampered_artifact_of_equal_size_is_made_again(small, run_dir):
+    small()
+    original = (run_dir / "adapter/weights.txt").read_text()
+    (run_dir / "adapter/weights.txt").write_text(original[::-1])
+    small()
+    assert (run_dir / "adapter/weights.txt").read_text() == original
+
+
+def test_a_changed_stage_after_train_runs_again_and_old_files_go(small, run_dir, capfd):
+    small(stages=FULL, types=("f16", "q8_0"))
+    assert small(stages=FULL, types=("q8_0",)) == ExitCode.DONE
+    assert statuses(run_dir)["export"] == "done"
+    assert statuses(run_dir)["train"] == "skipped"
+    assert [path.name for path in (run_dir / "export").iterdir()] == ["small-q8_0.gguf"]
+    assert "removed export/small-f16.gguf" in capfd.readouterr().out
+
+
+def test_changed_training_and_data_keys_are_refused_with_old_and_new_value(small, run_dir, capfd):
+    small(learning_rate=0.1)
+    before = (run_dir / "run.json").read_bytes()
+
+    with pytest.raises(UserError) as caught:
+        small(learning_rate=0.2, epochs=3.0)
+
+    where = {problem.where: problem for problem in caught.value.problems}
+    assert set(where) == {"train.learning_rate", "train.epochs"}
+    assert "was 0.1 and is 0.2" in where["train.learning_rate"].what
+    assert "--allow train.learning_rate" in where["train.learning_rate"].fix
+    assert (run_dir / "run.json").read_bytes() == before
+    assert capfd.readouterr().out.splitlines()[-1] == f"run: {run_dir}"
+
+
+def test_a_changed_data_file_is_refused_after_training(small, tmp_path):
+    small()
+    (tmp_path / "rows.txt").write_text("other rows")
+    with pytest.raises(UserError, match=r"data\.path: .*rows\.txt was changed \(sha256 "):
+        small()
+
+
+def test_changed_base_weights_are_refused_after_training(small, tmp_path, run_dir):
+    small()
+    (tmp_path / "model/weights").write_text("others!")
+    with pytest.raises(UserError, match=r"model\.path: came out different"):
+        small()
+    assert record.read(run_dir).status == "failed"
+
+
+def test_moved_base_weights_are_the_same_input(small, tmp_path, run_dir):
+    small()
+    weights = (tmp_path / "model/weights").read_text()
+    (tmp_path / "model/weights").unlink()
+    (tmp_path / "model/weights").write_text(weights)
+    assert small() == ExitCode.DONE
+    assert statuses(run_dir)["data"] == "skipped"
+
+
+@pytest.mark.parametrize("allowed", ["data.path", "data"])
+def test_an_allowed_change_of_data_trains_again_with_all_that_follows(small, tmp_path, run_dir, allowed):
+    small(stages=FULL)
+    (tmp_path / "rows.txt").write_text("other rows")
+    assert small(stages=FULL, allow=frozenset({allowed})) == ExitCode.DONE
+    assert set(statuses(run_dir).values()) == {"skipped", "done"}
+    assert "other rows" in (run_dir / "export/small-f16.gguf").read_text()
+
+
+def test_an_allowed_key_does_not_let_another_change_through(small):
+    small(learning_rate=0.1)
+    with pytest.raises(UserError) as caught:
+        small(learning_rate=0.2, epochs=3.0, allow=frozenset({"train.epochs"}))
+    assert [problem.where for problem in caught.value.problems] == ["train.learning_rate"]
+
+
+def test_data_may_change_as_long_as_nothing_was_trained(small, tmp_path, run_dir):
+    small(stages=("data",))
+    (tmp_path / "rows.txt").write_text("other rows")
+    assert small(learning_rate=0.5) == ExitCode.DONE
+    assert "other rows" in (run_dir / "adapter/weights.txt").read_text()
+
+
+def test_a_failed_training_without_a_checkpoint_may_be_changed(small, monkeypatch, run_dir):
+    monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:stage-error")
+    assert small(learning_rate=0.1) == ExitCode.STAGE_FAILED
+    monkeypatch.delenv("TUNERUN_TEST_BEHAVIOUR")
+    assert small(learning_rate=0.2) == ExitCode.DONE
+
+
+def test_a_stopped_training_with_a_checkpoint_may_not(small, monkeypatch, run_dir):
+    monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:stage-error")
+    small(learning_rate=0.1)
+    (run_dir / "checkpoints/step-3").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"train\.learning_rate"):
+        small(learning_rate=0.2)
+
+
+def test_preparing_data_only_in_a_trained_run_changes_nothing(small, run_dir):
+    small()
+    assert small(stages=("data",)) == ExitCode.DONE
+    assert statuses(run_dir)["data"] == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code", "said"),
+    [
+        ("user-error", ExitCode.USER_ERROR, "train.jsonl:17: is not JSON."),
+        ("stage-error", ExitCode.STAGE_FAILED, "the disk is full"),
+        ("gate-error", ExitCode.GATE_FAILED, "logits differ"),
+        ("crash", ExitCode.STAGE_FAILED, "the stage was killed by SIGSEGV"),
+        ("leave", ExitCode.STAGE_FAILED, "ended with code 0 and without a status"),
+    ],
+)
+def test_a_failed_stage_ends_the_run_with_its_code(small, monkeypatch, run_dir, capfd, behaviour, code, said):
+    monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", f"data:{behaviour}")
+
+    assert small() == code
+
+    entry = record.read(run_dir)
+    assert entry.status == "failed"
+    assert statuses(run_dir) == {"model": "done", "data": "failed"}
+    assert said in (entry.stages["data"].error or "")
+    printed = capfd.readouterr()
+    assert said in printed.err
+    assert printed.out.splitlines()[-1] == f"run: {run_dir}"
+    assert not list(run_dir.rglob("*.partial-*"))
+    assert "failed" in (run_dir / "report.html").read_text()
+
+
+def test_a_status_of_an_earlier_execution_is_not_believed(small, monkeypatch, run_dir):
+    small(stages=FULL)
+    (run_dir / "export/small-f16.gguf").unlink()
+    monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "export:leave")
+    assert small(stages=FULL) == ExitCode.STAGE_FAILED
+
+
+def test_two_runners_do_not_share_a_run_directory(small, run_dir):
+    with rundir.locked(run_dir), pytest.raises(UserError, match="is being worked in by process"):
+        small()
+
+
+def test_a_folder_with_other_files_is_not_taken(small, run_dir):
+    run_dir.mkdir()
+    (run_dir / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        small()
+    assert (run_dir / "README.md").read_text() == "mine"
+
+
+def test_left_over_staging_files_are_removed(small, run_dir):
+    small(stages=FULL)
+    (run_dir / "export/.small.gguf.partial-1234").write_text("half")
+    (run_dir / ".adapter.old-1234").mkdir()
+    small(stages=FULL)
+    assert not list(run_dir.rglob(".*.partial-*")) + list(run_dir.rglob(".*.old-*"))
+
+
+def test_a_secret_in_the_config_is_refused_before_anything_is_written(small, monkeypatch, run_dir):
+    monkeypatch.setenv("MY_API_KEY", "correct-horse-battery")
+    broken = scenario.config("rows.txt", "https://someone:correct-horse-battery@hub/model")
+    with pytest.raises(UserError, match=r"model\.path: holds a secret") as caught:
+        runner.execute(scenario.plan(run_dir, broken), config=broken)
+    assert "correct-horse" not in str(caught.value)
+    assert not run_dir.exists()
+
+
+def test_secrets_reach_neither_log_nor_terminal_nor_record(small, monkeypatch, run_dir, capfd):
+    monkeypatch.setenv("HF_TOKEN", "correct-horse-battery")
+    monkeypatch.setattr("sys.argv", ["tunerun", "data.vars.x=correct-horse-battery"])
+    monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:leak")
+
+    assert small() == ExitCode.DONE
+
+    written = [path.read_text() for path in run_dir.rglob("*") if path.is_file()]
+    assert not any("correct-horse" in text for text in [*written, *capfd.readouterr()])
+    assert "connecting with [redacted] to the hub" in (run_dir / "logs/train.log").read_text()
+    assert record.read(run_dir).provenance["environment"]["HF_TOKEN"] == "[redacted]"
+
+
+def test_the_config_comes_back_as_it_was(small, run_dir, tmp_path):
+    small(learning_rate=2e-5)
+    assert rundir.load_config(run_dir) == scenario.config(tmp_path / "rows.txt", tmp_path / "model", learning_rate=2e-5)
+
+
+def test_a_config_that_lost_a_secret_asks_for_it(small, run_dir):
+    small()
+    data = yaml.safe_load((run_dir / "config.yaml").read_text())
+    data["data"]["vars"]["password"] = "[redacted]"
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(UserError, match=r"data\.vars\.password: was \[redacted\]"):
+        rundir.load_config(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("ended", "stopped", "code"),
+    [(-9, False, ExitCode.STAGE_FAILED), (-15, True, ExitCode.PREEMPTED), (1, False, ExitCode.STAGE_FAILED)],
+)
+def test_an_end_without_a_status_is_judged_by_the_process(tmp_path, ended, stopped, code):
+    found, error, made = runner.outcome(tmp_path / "none.json", Ended(exit_code=ended, seconds=1.0), stopped=stopped)
+    assert (found, made) == (code, ())
+    assert error
+
+
+def test_a_status_counts_more_than_the_code_of_a_launcher(tmp_path):
+    artifacts.write_json(tmp_path / "train.json", {"schema": 1, "exit_code": 75, "error": "stopped", "artifacts": []})
+    found, error, _ = runner.outcome(tmp_path / "train.json", Ended(exit_code=1, seconds=1.0), stopped=False)
+    assert (found, error) == (ExitCode.PREEMPTED, "stopped")
+
+
+def test_the_record_is_json_with_a_schema(small, run_dir):
+    small()
+    assert json.loads((run_dir / "run.json").read_text())["schema"] == 1
+    assert io.StringIO((run_dir / "run.json").read_text()).readline() == "{\n"

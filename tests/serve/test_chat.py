@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+CALL = """
+import sys
+from tunerun.errors import TunerunError
+from tunerun.serve.chat import main
+try:
+    sys.exit(main(sys.argv[1:]))
+except TunerunError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONIOENCODING": "utf-8", "TERM": "dumb"}
+
+
+def chat(*arguments: object, said: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", CALL, *map(str, arguments)],
+        input=said, env=ENVIRONMENT, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False,
+    )  # fmt: skip
+
+
+def answers(*arguments: object, said: str) -> list[str]:
+    done = chat(*arguments, said=said)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_each_piped_line_is_answered_by_a_line(run_dir):
+    lines = answers(run_dir, "--max-new-tokens", 8, said="Who are you?\n\n你是谁？\nfox\n")
+    assert len(lines) == 3
+    assert all(lines)
+
+
+def test_a_conversation_remembers_and_can_forget(run_dir):
+    few = ("--max-new-tokens", 8)
+    first, second, again = answers(run_dir, *few, said="fox\nfox\n/reset\nfox\n")
+    assert first == again
+    assert second != first
+
+
+def test_both_engines_say_the_same(run_dir):
+    (from_gguf,) = answers(run_dir, "--max-new-tokens", 16, said="fox\n")
+    (from_folder,) = answers(run_dir / "merged", "--max-new-tokens", 16, said="fox\n")
+    # What the end of an answer is cut to, where it is no character, depends on the tokenizer.
+    assert from_gguf.rstrip("\ufffd") == from_folder.rstrip("\ufffd")
+
+
+def test_options_reach_the_model(run_dir):
+    (file,) = (run_dir / "export").glob("*.gguf")
+    (greedy,) = answers(file, "--max-new-tokens", 16, said="fox\n")
+    (short,) = answers(file, "--max-new-tokens", 4, said="fox\n")
+    assert len(short) < len(greedy)
+    assert greedy.startswith(short)
+    (told,) = answers(file, "--max-new-tokens", 16, "--system", "It is two.", said="fox\n")
+    assert told != greedy
+    (cut,) = answers(file, "--max-new-tokens", 16, "--stop", greedy[3:5], said="fox\n")
+    assert cut == greedy[: greedy.index(greedy[3:5])]
+    warm = ("--max-new-tokens", 16, "--temperature", 1.5, "--top-p", 0.99)
+    assert answers(file, *warm, "--seed", 1, said="fox\n") == answers(file, *warm, "--seed", 1, said="fox\n")
+    assert answers(file, *warm, "--top-k", 1, said="fox\n") == [greedy]
+
+
+def test_a_saved_conversation_is_data_to_train_on(run_dir, tmp_path):
+    file = tmp_path / "talk.jsonl"
+    lines = answers(run_dir, "--max-new-tokens", 4, "--system", "Be brief.", said=f"fox\n/save {file}\n/quit\nlost\n")
+    assert len(lines) == 1
+    (saved,) = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [message["role"] for message in saved["messages"]] == ["system", "user", "assistant"]
+
+
+def test_a_full_context_forgets_the_oldest_turns(run_dir):
+    lines = answers(run_dir, "--max-new-tokens", 100, said="fox\n" * 8)
+    assert len(lines) == 8
+
+
+def test_a_question_that_never_fits_is_told(run_dir):
+    done = chat(run_dir, said="fox " * 2000 + "\n")
+    assert done.returncode == 2
+    assert "context" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--temperature", "3"), ("--temperature", "1e-9"), ("--top-p", "0"), ("--stop", ""), ("--seed", "x")]
+)
+def test_an_impossible_option_is_told(run_dir, arguments):
+    done = chat(run_dir, *arguments)
+    assert done.returncode == 2
+    assert arguments[0] in done.stderr
+
+
+def test_what_is_no_model_is_told(tmp_path):
+    done = chat(tmp_path)
+    assert done.returncode == 2
+    assert str(tmp_path) in done.stderr
+
+
+class Terminal:
+    """A chat on a terminal of its own."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.pid, self.descriptor = pty.fork()
+        if self.pid == 0:
+            os.execve(sys.executable, [sys.executable, "-c", CALL, *map(str, arguments)], ENVIRONMENT)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.descriptor, text.encode())
+
+    def until(self, pattern: str, seconds: float = 30) -> str:
+        """Reads until the pattern appears in what was not read yet."""
+        deadline = time.monotonic() + seconds
+        while not re.search(pattern, self.seen):
+            assert time.monotonic() < deadline, self.seen
+            try:
+                self.seen += os.read(self.descriptor, 4096).decode("utf-8", "replace")
+            except OSError:
+                break
+        assert re.search(pattern, self.seen), self.seen
+        text, self.seen = self.seen, ""
+        return text
+
+    def leave(self) -> int:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                os.close(self.descriptor)
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        os.kill(self.pid, signal.SIGKILL)
+        raise AssertionError("the chat does not end")
+
+
+CTRL_C = "\x03"
+CTRL_D = "\x04"
+
+
+def test_a_terminal_talks_and_takes_commands(run_dir: Path):
+    terminal = Terminal(run_dir, "--max-new-tokens", 8)
+    assert "parrot" in terminal.until("> $")
+    terminal.type("/help\n")
+    assert "/save FILE" in terminal.until("> $")
+    terminal.type("/rest\n")
+    assert "no command /rest" in terminal.until("> $")
+    terminal.type("/system Be brief.\n")
+    assert "is set" in terminal.until("> $")
+    terminal.type("fox\n")
+    assert len(terminal.until("> $").strip()) > len("fox\n>")
+    terminal.type(CTRL_D)
+    assert terminal.leave() == 0
+
+
+def test_ctrl_c_stops_an_answer_and_leaves_at_the_prompt(run_dir: Path):
+    terminal = Terminal(run_dir, "--max-new-tokens", 480, "--temperature", 2, "--seed", 7)
+    terminal.until("> $")
+    terminal.type("fox\n")
+    terminal.until("fox\r\n.")
+    terminal.type(CTRL_C)
+    assert "[stopped]" in terminal.until("> $")
+    terminal.type("dog\n")
+    terminal.until("dog\r\n.")
+    terminal.type(CTRL_C)
+    terminal.until("> $")
+    terminal.type(CTRL_C)
+    assert terminal.leave() == 0

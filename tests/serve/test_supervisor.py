@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+
+import httpx
+import pytest
+
+from tests.serve.conftest import NAME, Served, end, launch, start
+
+BODY = {"model": NAME, "messages": [{"role": "user", "content": "fox"}], "temperature": 0, "max_tokens": 450}
+RECOVERY_SECONDS = 15
+
+
+@pytest.fixture
+def own(run_dir):
+    served = start(run_dir, engine="llamacpp")
+    yield served
+    end(served)
+
+
+def test_an_engine_killed_under_load_comes_back(own):
+    with own.client() as client:
+        short = {**BODY, "max_tokens": 8}
+        before = client.post("/v1/chat/completions", json=short).json()["choices"]
+        for _ in range(3):
+            streams, waiting = load(own)
+            (pid,) = own.engine_pids()
+            os.kill(pid, signal.SIGKILL)
+            for thread in waiting:
+                thread.join(10)
+                assert not thread.is_alive(), "a stream hangs"
+            assert len(streams) == 3
+            assert any("engine_down" in lines[-1] for lines in streams), "none was cut"
+            for lines in streams:
+                last = lines[-1]
+                assert last == "[DONE]" or json.loads(last)["error"]["code"] == "engine_down", last
+            statuses = until_ready(client, short)
+            assert set(statuses) <= {200, 503}
+            assert client.get("/v1/models").status_code == 200
+        assert client.post("/v1/chat/completions", json=short).json()["choices"] == before
+
+
+def load(served: Served) -> tuple[list[list[str]], list[threading.Thread]]:
+    """Starts streams and returns when each has sent something."""
+    streams: list[list[str]] = []
+    begun = threading.Barrier(4)
+
+    def stream() -> None:
+        lines: list[str] = []
+        with (
+            served.client() as client,
+            client.stream("POST", "/v1/chat/completions", json={**BODY, "stream": True}) as reply,
+        ):
+            assert reply.status_code == 200
+            for line in reply.iter_lines():
+                if line:
+                    lines.append(line.removeprefix("data: "))
+                    if len(lines) == 1:
+                        begun.wait(10)
+        streams.append(lines)
+
+    threads = [threading.Thread(target=stream) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    begun.wait(10)
+    return streams, threads
+
+
+def until_ready(client: httpx.Client, body: dict) -> list[int]:
+    statuses, deadline = [], time.monotonic() + RECOVERY_SECONDS
+    while not statuses or statuses[-1] != 200:
+        assert time.monotonic() < deadline, statuses
+        reply = client.post("/v1/chat/completions", json=body)
+        statuses.append(reply.status_code)
+        if reply.status_code == 503:
+            assert reply.headers["retry-after"] == "1"
+            time.sleep(0.1)
+    return statuses
+
+
+def test_models_are_listed_before_the_engine_is_ready(run_dir):
+    # A server whose engine restarts is the same as one whose engine has not started yet.
+    served = start(run_dir, engine="llamacpp")
+    try:
+        (pid,) = served.engine_pids()
+        os.kill(pid, signal.SIGKILL)
+        with served.client() as client:
+            assert client.get("/v1/models").status_code == 200
+            assert client.get("/health").status_code in (200, 503)
+            until_ready(client, {**BODY, "max_tokens": 1})
+    finally:
+        end(served)
+
+
+def test_a_file_that_is_no_gguf_ends_the_stage_with_its_name(run_dir, tmp_path):
+    import shutil
+
+    broken = tmp_path / "run"
+    shutil.copytree(run_dir, broken)
+    (file,) = (broken / "export").glob("*.gguf")
+    for content in (b"not a model", file.read_bytes()[:2000]):
+        file.write_bytes(content)
+        process = launch(broken, engine="llamacpp")
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert str(file) in errors
+        assert "Traceback" not in errors

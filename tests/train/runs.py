@@ -1,0 +1,57 @@
+"""A run directory with a tiny model and random rows, and the steps to work on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.tiny import random_samples, tiny_qwen2, write_store
+from tunerun import artifacts
+from tunerun.config.schema import EvalConfig, MethodConfig, ModelConfig, ObjectiveConfig, TrackConfig, TrainConfig
+from tunerun.models.base import BaseModel, write_base
+from tunerun.plan.steps import Placement, TrainStep
+
+FULL = MethodConfig(kind="full")
+LORA = MethodConfig(rank=4, alpha=8.0, dropout=0.1)
+
+
+def make_run(out: Path, *, rows: int = 20, packed: bool = False, seed: int = 0) -> Path:
+    """Makes model.json and data/ with `rows` samples; packed, four samples share a row."""
+    base = out / "base"
+    if not base.is_dir():
+        tiny_qwen2(base)
+    digest = artifacts.sha256(base / "model.safetensors")
+    write_base(out, BaseModel(folder=base, path="org/tiny", revision=None, sha256=digest))
+    samples = random_samples(rows, seed=seed)
+    size = 4 if packed else 1
+    write_store(out / "data", [samples[start : start + size] for start in range(0, rows, size)], packed=packed)
+    return out
+
+
+def train_step(
+    method: MethodConfig = LORA,
+    *,
+    micro_batch_size: int = 4,
+    precision: Any = "fp32",
+    threads: int = 1,
+    track: TrackConfig | None = None,
+    model: ModelConfig | None = None,
+    **train: Any,
+) -> TrainStep:
+    """Returns a step of 2 epochs with a global batch of 8 rows; `train` replaces keys of its section."""
+    config = TrainConfig(**{"epochs": 2.0, "global_batch_size": 8, "learning_rate": 1e-2, **train})
+    return TrainStep(
+        model=model or ModelConfig(path="org/tiny"),
+        objective=ObjectiveConfig(),
+        method=method,
+        train=config,
+        eval=EvalConfig(),
+        track=track or TrackConfig(),
+        name="test",
+        placement=Placement(threads=threads, precision=precision),
+        micro_batch_size=micro_batch_size,
+        accumulation_steps=2,
+        activation_checkpointing=False,
+        max_shard_size_bytes=10**9,
+        seed=1,
+    )

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import CHATML, random_samples, tiny_qwen2, write_store
+from tests.train.runs import FULL, LORA, make_run, train_step
+from tunerun import artifacts
+from tunerun.config.schema import MethodConfig, ModelConfig, TrackConfig
+from tunerun.errors import MissingExtra, Preempted, UserError
+from tunerun.models import adapters, load
+from tunerun.plan import steps
+from tunerun.plan.steps import TrainStep
+from tunerun.train import checkpoint, loop
+from tunerun.train.stage import run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Killed(BaseException):
+    """Stands for a process that is gone: nothing after it runs, nothing before it is undone."""
+
+
+def _stop_before(monkeypatch: pytest.MonkeyPatch, index: int, action: Any) -> None:
+    original = loop.optimiser_step
+
+    def step(job: loop.Job, number: int) -> loop.StepResult:
+        if number == index:
+            action()
+        return original(job, number)
+
+    monkeypatch.setattr(loop, "optimiser_step", step)
+
+
+def _kill() -> None:
+    raise Killed
+
+
+def _metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / artifacts.METRICS).read_text().splitlines()]
+
+
+def _losses(out: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in _metrics(out)]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+@pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
+def test_a_killed_run_resumes_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: MethodConfig, packed: bool
+) -> None:
+    step = train_step(method, checkpoint_steps=2, global_batch_size=2 if packed else 8, micro_batch_size=3)
+    straight, stopped = (make_run(tmp_path / name, packed=packed) for name in ("straight", "stopped"))
+    wanted = run(step, straight)[0]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        _stop_before(patch, 3, _kill)
+        run(step, stopped)
+    assert not (stopped / wanted.path).exists()
+    torch.rand(7)
+    assert run(step, stopped)[0] == wanted
+    assert _losses(stopped) == _losses(straight)
+
+
+def test_the_same_step_twice_gives_the_same_bits(tmp_path: Path) -> None:
+    made = [run(train_step(threads=2), make_run(tmp_path / name))[0] for name in ("a", "b")]
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_writes_a_checkpoint_within_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    out, before = make_run(tmp_path / "run"), signal.getsignal(number)
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match=f"stopped by {number.name} after step 2 of 6"):
+        _stop_before(patch, 1, lambda: os.kill(os.getpid(), number))
+        run(train_step(), out)
+    assert signal.getsignal(number) is before
+    assert not (out / artifacts.ADAPTER).exists()
+    assert [path.name for path in (out / artifacts.CHECKPOINTS).iterdir()] == ["step-2"]
+    assert run(train_step(), out)[0] == run(train_step(), make_run(tmp_path / "straight"))[0]
+
+
+def test_kill_9_at_any_moment_leaves_a_run_that_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    step = train_step(checkpoint_steps=1, epochs=400.0, max_steps=60)
+    out = make_run(tmp_path / "killed", rows=20)
+    (out / "step.json").write_text(json.dumps(steps.to_json(step)))
+    code = (
+        "import json, pathlib, sys; from tunerun.plan import steps; from tunerun.train.stage import run;"
+        "out = pathlib.Path(sys.argv[1]); run(steps.from_json(json.loads((out / 'step.json').read_text())), out)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    child = subprocess.Popen([sys.executable, "-c", code, str(out)], env=environment, stdout=subprocess.DEVNULL)
+    while child.poll() is None and not (out / artifacts.CHECKPOINTS / "step-5").exists():
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    assert not (out / artifacts.ADAPTER).exists()
+    assert run(step, out)[0] == run(step, make_run(tmp_path / "straight"))[0]
+
+
+def test_another_config_or_other_data_do_not_go_on_from_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = make_run(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        _stop_before(patch, 3, _kill)
+        run(train_step(checkpoint_steps=2), out)
+    with pytest.raises(UserError) as caught:
+        run(train_step(checkpoint_steps=2, learning_rate=1e-3, weight_decay=0.1), out)
+    assert [problem.where for problem in caught.value.problems] == ["train.learning_rate", "train.weight_decay"]
+    write_store(out / "data", [[sample] for sample in random_samples(20, seed=5)])
+    with pytest.raises(UserError, match=r"data \(content\)"):
+        run(train_step(checkpoint_steps=2), out)
+
+
+def test_an_adapter_is_continued(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second")
+    run(train_step(), first)
+    model = ModelConfig(path="org/tiny", adapter=str(first / artifacts.ADAPTER))
+    run(train_step(model=model), second)
+    assert _losses(second)[0][1] < _losses(first)[0][1]
+
+
+def test_full_training_publishes_a_complete_model_with_the_chosen_template(tmp_path: Path) -> None:
+    out = make_run(tmp_path)
+    (out / "mine.jinja").write_text(CHATML.replace("assistant", "helper"))
+    run(train_step(FULL, model=ModelConfig(path="org/tiny", chat_template=str(out / "mine.jinja"))), out)
+    merged = out / artifacts.MERGED
+    assert "helper" in (merged / "chat_template.jinja").read_text()
+    assert "chat_template" not in json.loads((merged / "tokenizer_config.json").read_text())
+    tuned = load.load_model(merged, dtype=torch.float32, device="cpu")
+    base = load.load_model(out / "base", dtype=torch.float32, device="cpu")
+    assert not torch.equal(tuned.get_input_embeddings().weight, base.get_input_embeddings().weight)
+
+
+def test_random_weights_are_trained_from_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = train_step(FULL, model=ModelConfig(path="org/tiny", init="random"), checkpoint_steps=2)
+    out = make_run(tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        _stop_before(patch, 3, _kill)
+        run(step, out)
+    assert run(step, out)[0] == run(step, make_run(tmp_path / "straight"))[0]
+
+
+def test_training_in_bfloat16_lowers_the_loss_and_keeps_the_adapter_in_float32(tmp_path: Path) -> None:
+    out = make_run(tmp_path)
+    run(train_step(precision="bf16", epochs=4.0), out)
+    losses = _losses(out)
+    assert losses[-1][1] < losses[0][1]
+    from safetensors.torch import load_file
+
+    tensors = load_file(out / artifacts.ADAPTER / adapters.WEIGHTS)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+def test_metrics_have_a_line_for_each_logged_step_and_the_held_out_loss(tmp_path: Path) -> None:
+    out = make_run(tmp_path)
+    write_store(out / artifacts.EVAL_DATA, [[sample] for sample in random_samples(4, seed=9)])
+    run(train_step(log_steps=4, eval_steps=3), out)
+    lines = _metrics(out)
+    assert [line["step"] for line in lines if "loss" in line] == [4, 6]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [3, 6]
+    wanted = {"loss", "learning_rate", "grad_norm", "tokens_per_second", "seconds", "tokens", "eta_seconds"}
+    assert wanted < lines[-2].keys()
+
+
+def test_checkpoints_rotate_and_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    out = make_run(tmp_path)
+    run(train_step(checkpoint_steps=1, keep_checkpoints=2, track=TrackConfig(tensorboard=True)), out)
+    assert sorted(path.name for path in (out / artifacts.CHECKPOINTS).iterdir()) == ["step-4", "step-5"]
+    assert list((out / "tensorboard").glob("events.*"))
+
+
+def test_a_missing_tracker_says_which_extra_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtra, match=r"tunerun\[wandb\]"):
+        run(train_step(track=TrackConfig(wandb=True)), make_run(tmp_path))
+
+
+def test_a_checkpoint_holds_a_loadable_adapter(tmp_path: Path) -> None:
+    out = make_run(tmp_path)
+    run(train_step(checkpoint_steps=2), out)
+    found = checkpoint.newest(out / artifacts.CHECKPOINTS)
+    assert found is not None
+    network = load.load_model(tiny_qwen2(tmp_path / "again"), dtype=torch.float32, device="cpu")
+    adapters.load_adapter(network, found.folder / artifacts.ADAPTER, trainable=False)
+
+
+def test_the_step_survives_the_plan(tmp_path: Path) -> None:
+    step = train_step()
+    assert isinstance(steps.from_json(json.loads(json.dumps(steps.to_json(step)))), TrainStep)
