@@ -8,6 +8,7 @@ import time
 
 import httpx
 import pytest
+
 from tests.serve.conftest import NAME, Served, end, launch, start
 
 BODY = {"model": NAME, "messages": [{"role": "user", "content": "fox"}], "temperature": 0, "max_tokens": 450}

@@ -14,6 +14,7 @@ from tunerun.data.read.json_rows import json_array, json_lines, json_value
 from tunerun.data.read.source import decode_fault, fail, head_of, lines, open_text_bytes
 from tunerun.data.rows import BadRow, Row
 from tunerun.errors import Problem, UserError
+from tunerun.paths import resolve_asset
 
 Parser = Callable[[BinaryIO, str], Iterator[Row | BadRow]]
 
@@ -36,7 +37,7 @@ def find_files(paths: Sequence[str], key: str = "data.path") -> list[Path]:
     problems: list[Problem] = []
     found: list[Path] = []
     for text in paths:
-        path = Path(text).expanduser()
+        path = Path(resolve_asset(text)).expanduser()
         try:
             if path.is_dir():
                 inside = sorted(item for item in path.iterdir() if kind_of(item) and not item.name.startswith("."))
