@@ -24,7 +24,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "show": ("show", "RUN", "what a run did and made"),
     "resume": ("resume", "RUN [key=value] [--allow KEY]", "go on with a stopped run"),
     "chat": ("chat", "TARGET [--base] [--system TEXT] ...", "talk to a run, a model folder or a GGUF file"),
-    "serve": ("serve", "TARGET [serve.port=N] ...", "serve it to OpenAI clients"),
+    "serve": ("serve", "TARGET [serve.port=N] [--force]", "serve it to OpenAI clients"),
     "recipes": ("recipes", "", "list recipes"),
     "copy": ("copy", "RECIPE [FILE]", "copy a recipe into ./recipes to change it"),
     "pull": ("pull", "MODEL [--hub hf|modelscope] [--revision REV]", "download a model"),

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tests.conftest import ROOT
 
 SRC = ROOT / "src" / "tunerun"
@@ -133,7 +132,9 @@ def loaded(code: str) -> set[str]:
 
 
 def test_importing_the_command_line_loads_neither_hydra_nor_anything_heavy():
-    assert not loaded("import tunerun.cli; tunerun.cli.dispatch(['--help'])") & (HEAVY | {"hydra", "omegaconf", "numpy"})
+    assert not loaded("import tunerun.cli; tunerun.cli.dispatch(['--help'])") & (
+        HEAVY | {"hydra", "omegaconf", "numpy"}
+    )
 
 
 def test_planning_loads_nothing_heavy():

@@ -51,8 +51,11 @@ def test_the_usual_function_is_short():
 def test_no_function_takes_too_much():
     wide = []
     for name, node in functions():
-        positional = len(node.args.posonlyargs) + len(node.args.args) - (node.args.args[:1] != [] and
-                                                                       node.args.args[0].arg in ("self", "cls"))
+        positional = (
+            len(node.args.posonlyargs)
+            + len(node.args.args)
+            - (node.args.args[:1] != [] and node.args.args[0].arg in ("self", "cls"))
+        )
         if positional > MAX_PARAMETERS or positional + len(node.args.kwonlyargs) > MAX_WITH_KEYWORD_ONLY:
             wide.append(name)
     assert wide == []

@@ -63,7 +63,9 @@ def test_an_impossible_combination_is_refused_with_its_remedy(changes, where, pa
 
 
 def test_merging_an_adapter_made_elsewhere_needs_no_data():
-    assert checks.check(config(stages=["merge", "export", "verify"], model={"path": "m", "adapter": "a"}, data={})) == []
+    assert (
+        checks.check(config(stages=["merge", "export", "verify"], model={"path": "m", "adapter": "a"}, data={})) == []
+    )
 
 
 def test_evaluating_a_model_that_was_not_trained_here_is_fine():

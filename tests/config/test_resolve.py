@@ -108,10 +108,9 @@ def test_values_that_hydras_grammar_cannot_read_are_quoted_for_the_user(argument
 
 
 def test_a_typed_key_that_the_method_does_not_use_is_refused():
-    assert faults(*BASE, "method=full", "method.rank=8") == [
-        "method.rank (command line): is not used by method.kind=full. Remove it, or choose one of: "
-        "lora, dora, rslora, pissa, lora_plus, qlora."
-    ]
+    (found,) = faults(*BASE, "method=full", "method.rank=8")
+    assert found.startswith("method.rank (command line): is not used by method.kind=full. Remove it, or choose one of")
+    assert found.endswith("lora, dora, rslora, pissa, lora_plus, qlora.")
 
 
 def test_the_same_key_from_a_recipe_is_only_a_note(tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tests.conftest import ROOT
 
+from tests.conftest import ROOT
 from tunerun.artifacts import read_json
 from tunerun.config.schema import ModelConfig
 from tunerun.errors import MissingExtra, StageError, UserError

@@ -14,9 +14,9 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tests.conftest import ROOT
 from tests.tiny import CHATML, tiny_qwen2
-
 from tunerun import artifacts
 from tunerun.config.schema import GgufConfig, ServeConfig
 from tunerun.models.base import BaseModel, write_base

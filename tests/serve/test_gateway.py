@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+
 from tests.serve.conftest import NAME, end, start
 
 QUESTION = [{"role": "user", "content": "Who are you?"}]
@@ -397,7 +398,6 @@ def test_hostile_framing_is_refused(fast):
 
 def test_a_model_without_a_template_says_so(tmp_path):
     from tests.tiny import tiny_qwen2
-
     from tunerun.config.schema import ServeConfig
     from tunerun.models.base import BaseModel, write_base
 

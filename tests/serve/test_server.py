@@ -10,8 +10,8 @@ import threading
 import time
 
 import pytest
-from tests.serve.conftest import NAME, end, launch, start
 
+from tests.serve.conftest import NAME, end, launch, start
 from tunerun.config.schema import ServeConfig
 from tunerun.errors import UserError
 from tunerun.serve.server import announcement, read_key

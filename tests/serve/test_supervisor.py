@@ -9,6 +9,7 @@ import time
 
 import httpx
 import pytest
+
 from tests.serve.conftest import NAME, Served, end, launch, start
 
 from tunerun.plan.steps import Placement

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.serve.conftest import NAME
 
+from tests.serve.conftest import NAME
 from tunerun import artifacts
 from tunerun.errors import StageError, UserError
 from tunerun.serve.protocol import Ready

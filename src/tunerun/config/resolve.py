@@ -81,12 +81,13 @@ def from_composed(composed: DictConfig, typed_keys: frozenset[str]) -> Resolved:
     return Resolved(config=config, recipe=recipe, notes=tuple(notes))
 
 
-def rebuild(data: dict[str, Any], arguments: Sequence[str]) -> RunConfig:
-    """Builds the config of an earlier run again, with some keys changed.
+def rebuild(data: dict[str, Any], arguments: Sequence[str], *, section: str = "") -> RunConfig:
+    """Builds a config from plain data, with some keys changed.
 
     Args:
-        data: What the run's config.yaml holds.
+        data: What a run's config.yaml holds, or a part of it.
         arguments: `key=value` overrides.
+        section: Checks only the keys of this section; empty checks the whole config.
 
     Raises:
         UserError: A key or value is wrong.
@@ -102,7 +103,8 @@ def rebuild(data: dict[str, Any], arguments: Sequence[str]) -> RunConfig:
     config, problems = typed.build(RunConfig, OmegaConf.to_container(merged, resolve=True))  # type: ignore[arg-type]
     assert config is not None, "every key of RunConfig has a default"
     unused, _ = _unused_keys(config, origin)
-    _refuse(problems, unused + checks.check(config), origin)
+    broken = [problem for problem in unused + checks.check(config) if problem.where.startswith(section)]
+    _refuse(problems, broken, origin)
     return config
 
 

@@ -81,7 +81,8 @@ def trains_weights(config: RunConfig) -> bool:
 
 def _decide(config: RunConfig, facts: Facts) -> _Decisions:
     device = _device(config, facts.machine)
-    train, single = _placements(config, facts.machine, device)
+    single = _single_placement(config, facts.machine, device)
+    train = _train_placement(config, facts.machine, single)
     found = _estimate(config, train, device) if "train" in config.stages else None
     notes: list[str] = []
     if "merge" in config.stages and trains_weights(config):
@@ -110,22 +111,30 @@ def _device(config: RunConfig, machine: Machine) -> Device | None:
     return devices.of_cpu(machine, hardware.processes or 1)
 
 
-def _placements(config: RunConfig, machine: Machine, device: Device | None) -> tuple[Placement, Placement]:
-    """Returns where training runs, and where the single-process stages do."""
+def single_placement(config: RunConfig, machine: Machine) -> Placement:
+    """Returns where a stage of one process runs: on a GPU when there is one, with all cores."""
+    return _single_placement(config, machine, _device(config, machine))
+
+
+def _single_placement(config: RunConfig, machine: Machine, device: Device | None) -> Placement:
     hardware = config.hardware
     on_gpu = device is None or device.name != "cpu"
     wants_bf16 = hardware.precision == "bf16" or (
         hardware.precision == "auto" and on_gpu and (device is None or device.bf16)
     )
-    processes = hardware.processes
-    if processes is None:
-        processes = 1 if hardware.strategy == "single" else max(len(machine.gpus), 1)
-    single = Placement(
+    return Placement(
         device="cuda" if on_gpu else "cpu",
         precision="bf16" if wants_bf16 else "fp32",
         threads=hardware.threads or machine.cores,
     )
-    train = replace(
+
+
+def _train_placement(config: RunConfig, machine: Machine, single: Placement) -> Placement:
+    hardware = config.hardware
+    processes = hardware.processes
+    if processes is None:
+        processes = 1 if hardware.strategy == "single" else max(len(machine.gpus), 1)
+    return replace(
         single,
         threads=hardware.threads or max(machine.cores // processes, 1),
         strategy=hardware.strategy,
@@ -133,7 +142,6 @@ def _placements(config: RunConfig, machine: Machine, device: Device | None) -> t
         nodes=config.cluster.nodes,
         offload=hardware.offload,
     )
-    return train, single
 
 
 def _estimate(config: RunConfig, placement: Placement, device: Device | None) -> Estimate | None:

@@ -1,0 +1,34 @@
+"""What `chat` and `serve` have in common: the device to answer on, and models on a hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tunerun import machine as machines
+from tunerun.config.schema import HardwareConfig, RunConfig
+from tunerun.plan import build
+from tunerun.plan.readiness import looks_local
+from tunerun.plan.steps import Placement
+
+
+def placement() -> Placement:
+    """Returns the whole machine: its GPUs when there are any."""
+    return build.single_placement(RunConfig(hardware=HardwareConfig()), machines.facts())
+
+
+def local_path(target: str) -> Path:
+    """Returns the folder or file of a target, downloading a hub's model when it is one.
+
+    Args:
+        target: Run directory, model folder, GGUF file, or hub id.
+
+    Raises:
+        StageError: The model cannot be downloaded.
+    """
+    path = Path(target).expanduser()
+    if path.exists() or looks_local(target):
+        return path
+    # Imported here: only a hub id needs the hub's client.
+    from tunerun.models.fetch import fetch
+
+    return fetch(target).folder
