@@ -159,6 +159,30 @@ def test_folders_stand_for_their_data_files_in_order(tmp_path):
     assert [path.name for path in find_files([str(tmp_path)])] == ["a.csv", "b.jsonl", "c.txt.gz"]
 
 
+def test_a_folder_may_list_its_files(tmp_path):
+    for name in ("b.jsonl", "a.csv", "other.csv"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "dataset.json").write_text('{"files": ["b.jsonl", "a.csv"]}')
+    assert [path.name for path in find_files([str(tmp_path)])] == ["b.jsonl", "a.csv"]
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "does not list"),
+        ('{"files": []}', "does not list"),
+        ('{"files": ["a"], "weights": [1]}', "does not list"),
+        ('{"files": ["a.csv"]}', r"a\.csv does not exist"),
+    ],
+)
+def test_a_wrong_list_of_files_is_named(tmp_path, content, what):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(UserError, match=what) as caught:
+        find_files([str(tmp_path)])
+    assert caught.value.problems[0].where == str(tmp_path / "dataset.json")
+
+
 def test_all_missing_paths_are_reported_at_once(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as caught:

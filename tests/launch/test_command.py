@@ -43,8 +43,11 @@ def test_a_single_process_is_started_by_the_same_interpreter_without_the_users_f
 
 def test_only_the_model_step_may_ask_a_hub():
     model = ModelStep(model=ModelConfig(path="org/m"), cache_dir=None, weights=True)
-    assert "HF_HUB_OFFLINE" not in command.command(model, RUN_DIR).env
-    assert command.command(prepared(), RUN_DIR).env["HF_HUB_OFFLINE"] == "1"
+    online, offline = command.command(model, RUN_DIR), command.command(prepared(), RUN_DIR)
+    assert "HF_HUB_OFFLINE" not in online.env
+    assert online.without == ()
+    assert offline.env["HF_HUB_OFFLINE"] == "1"
+    assert "HF_TOKEN" in offline.without
 
 
 def test_data_is_tokenised_on_all_cores():

@@ -25,7 +25,7 @@ def child(tmp_path):
     def run(code, *, stop=None, grace_seconds=5.0, clean=str):
         out, errors = Screen(), Screen()
         ended = process.run(
-            Launch(argv=(sys.executable, "-c", code), env={"GREETING": "hello"}),
+            Launch(argv=(sys.executable, "-c", code), env={"GREETING": "hello"}, without=("FAREWELL",)),
             log=tmp_path / "logs/child.log",
             terminal=Terminal(out, errors),
             stop=stop or StopSignals(),
@@ -43,6 +43,11 @@ def test_output_goes_to_terminal_and_log_and_errors_to_the_error_stream(child):
     ended, out, errors, log = child("import os, sys; print(os.environ['GREETING']); print('oh', file=sys.stderr)")
     assert (ended.exit_code, out, errors) == (0, "hello\n", "oh\n")
     assert sorted(log.splitlines()) == ["hello", "oh"]
+
+
+def test_variables_can_be_kept_from_the_child(child, monkeypatch):
+    monkeypatch.setenv("FAREWELL", "bye")
+    assert child("import os; print('FAREWELL' in os.environ)")[1] == "False\n"
 
 
 def test_the_code_of_the_child_is_returned(child):
@@ -152,7 +157,7 @@ def test_an_ignored_hang_up_stays_ignored():
 def test_a_program_that_is_not_there_is_an_error(tmp_path, child):
     with pytest.raises(FileNotFoundError):
         process.run(
-            Launch(argv=("/nonexistent/python",), env={}),
+            Launch(argv=("/nonexistent/python",), env={}, without=()),
             log=tmp_path / "log",
             terminal=Terminal(Screen(), Screen()),
             stop=StopSignals(),

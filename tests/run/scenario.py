@@ -21,7 +21,11 @@ def use_stand_ins(replace=setattr):
 
     def stand_in(step, run_dir):
         launch = real(step, run_dir)
-        return Launch(argv=(sys.executable, str(HERE / "drive_worker.py"), *launch.argv[-2:]), env=launch.env)
+        return Launch(
+            argv=(sys.executable, str(HERE / "drive_worker.py"), *launch.argv[-2:]),
+            env=launch.env,
+            without=launch.without,
+        )
 
     replace(command, "command", stand_in)
 

@@ -127,7 +127,7 @@ def _leave(out):
 
 
 def _leak(out):
-    print(f"connecting with {os.environ['HF_TOKEN']} to the hub")
+    print(f"connecting with {os.environ['MY_TOKEN']} to the hub")
 
 
 _BEHAVIOURS = {

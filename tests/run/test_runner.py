@@ -229,7 +229,7 @@ def test_a_secret_in_the_config_is_refused_before_anything_is_written(small, mon
 
 
 def test_secrets_reach_neither_log_nor_terminal_nor_record(small, monkeypatch, run_dir, capfd):
-    monkeypatch.setenv("HF_TOKEN", "correct-horse-battery")
+    monkeypatch.setenv("MY_TOKEN", "correct-horse-battery")
     monkeypatch.setattr("sys.argv", ["tunerun", "data.vars.x=correct-horse-battery"])
     monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:leak")
 
@@ -238,7 +238,7 @@ def test_secrets_reach_neither_log_nor_terminal_nor_record(small, monkeypatch, r
     written = [path.read_text() for path in run_dir.rglob("*") if path.is_file()]
     assert not any("correct-horse" in text for text in [*written, *capfd.readouterr()])
     assert "connecting with [redacted] to the hub" in (run_dir / "logs/train.log").read_text()
-    assert record.read(run_dir).provenance["environment"]["HF_TOKEN"] == "[redacted]"
+    assert record.read(run_dir).provenance["environment"]["MY_TOKEN"] == "[redacted]"
 
 
 def test_the_config_comes_back_as_it_was(small, run_dir, tmp_path):

@@ -14,6 +14,10 @@ from tunerun.plan.steps import DataStep, ExportStep, MergeStep, ModelStep, Place
 RENDEZVOUS = "HOST:29400"
 
 _ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+# Only the model step downloads; anything later that asks a hub is a bug, and would hang without a network.
+_ONLINE = ("model",)
+# Code that comes with a model or a template has no use for them but a bad one.
+_HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -24,6 +28,8 @@ class Launch:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     """Variables set on top of the runner's own environment."""
+    without: tuple[str, ...]
+    """Variables of the runner's environment that the processes do not get."""
 
 
 def command(step: Step, run_dir: Path, python: str = sys.executable) -> Launch:
@@ -36,7 +42,11 @@ def command(step: Step, run_dir: Path, python: str = sys.executable) -> Launch:
     """
     placement = _placement(step)
     worker = ("-m", "tunerun.worker", str(run_dir), step.stage)
-    return Launch(argv=(*_launcher(placement, python), *worker), env=_environment(step, placement))
+    return Launch(
+        argv=(*_launcher(placement, python), *worker),
+        env=_environment(step, placement),
+        without=() if step.stage in _ONLINE else _HUB_TOKENS,
+    )
 
 
 def render(step: Step, run_dir: str) -> str:
@@ -94,8 +104,7 @@ def _environment(step: Step, placement: Placement | None) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "true" if step.stage == "data" else "false",
     }
-    if step.stage != "model":
-        # Only the model step downloads; anything later that asks a hub is a bug, and would hang without a network.
+    if step.stage not in _ONLINE:
         env["HF_HUB_OFFLINE"] = "1"
     if placement is not None:
         env.update(dict.fromkeys(_THREAD_VARIABLES, str(placement.threads)))

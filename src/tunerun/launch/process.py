@@ -121,7 +121,13 @@ def run(
             child.errors: partial(say, error=True),
             child.events: event,
         }
-        _follow(child, consumers, stop, grace_seconds)
+
+        def tell() -> None:
+            terminal.line(
+                f"{stop.received[0].name}: stopping within {grace_seconds:.0f} s; once more kills", error=True
+            )
+
+        _follow(child, consumers, stop, tell, grace_seconds)
         terminal.clear()
     return Ended(exit_code=child.process.returncode, seconds=time.monotonic() - started)
 
@@ -142,7 +148,8 @@ def _spawned(launch: Launch, lock: int) -> Iterator[_Child]:
         )
         for descriptor in (output, errors, events, alive_end):
             stack.callback(os.close, descriptor)
-        env = {**os.environ, **launch.env, EVENTS_FD: str(events_end), PARENT_FD: str(alive)}
+        inherited = {name: value for name, value in os.environ.items() if name not in launch.without}
+        env = {**inherited, **launch.env, EVENTS_FD: str(events_end), PARENT_FD: str(alive)}
         try:
             process = subprocess.Popen(
                 launch.argv,
@@ -161,7 +168,11 @@ def _spawned(launch: Launch, lock: int) -> Iterator[_Child]:
 
 
 def _follow(
-    child: _Child, consumers: Mapping[int, Callable[[bytes], None]], stop: StopSignals, grace_seconds: float
+    child: _Child,
+    consumers: Mapping[int, Callable[[bytes], None]],
+    stop: StopSignals,
+    tell: Callable[[], None],
+    grace_seconds: float,
 ) -> None:
     buffers = dict.fromkeys(consumers, b"")
     passed_on = False
@@ -177,6 +188,7 @@ def _follow(
             if stop.received and not passed_on:
                 passed_on, deadline = True, time.monotonic() + grace_seconds
                 child.process.send_signal(signal.SIGTERM)
+                tell()
             if len(stop.received) > 1 or time.monotonic() > deadline:
                 _kill_group(child.process)
     # Whatever the child left running goes before the pipes are drained: it could hold them open for ever.

@@ -52,7 +52,9 @@ class _Frame:
 
 
 def line_chart(series: Sequence[Series], *, title: str, x_label: str, width: int = 900, height: int = 330) -> str:
-    """Draws lines over a common axis; the value axis is logarithmic when the values span a factor of 30 or more.
+    """Draws lines over a common axis.
+
+    Noisy values that span a factor of 30 or more, as a loss may, are drawn over a logarithmic axis.
 
     Args:
         series: At least one, each with at least one point of finite numbers.
@@ -112,7 +114,7 @@ def _frame(series: Sequence[Series], width: int, height: int) -> _Frame:
     xs = [x for item in series for x, _ in item.points]
     ys = [y for item in series for _, y in item.points]
     low, high = min(ys), max(ys)
-    logarithmic = low > 0 and high / low >= _LOG_FROM_RATIO
+    logarithmic = series[0].noisy and low > 0 and high / low >= _LOG_FROM_RATIO
     if logarithmic:
         low, high = low / 1.1, high * 1.1
     else:
@@ -177,7 +179,7 @@ def _hover(frame: _Frame, item: Series, x_label: str) -> list[str]:
     return [
         f'<g class="{dot} {item.style}"><circle class="mark" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="2.5"/>'
         f'<circle class="target" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="7">'
-        f"<title>{x_label} {number(x)}: {escape(item.label)} {y:.5g}</title></circle></g>"
+        f"<title>{escape(x_label)} {number(x)}: {escape(item.label)} {y:.5g}</title></circle></g>"
         for x, y in list(item.points)[::every]
     ]
 

@@ -17,9 +17,10 @@ class Hashes:
     """Hashes files and folders, and remembers what they hashed to."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._path = run_dir / MEMORY
-        self._known: dict[str, str] = artifacts.read_json(self._path)["known"] if self._path.exists() else {}
-        self._used: dict[str, str] = {}
+        self._run_dir = run_dir
+        path = run_dir / MEMORY
+        # By path: identity and hash.
+        self._known: dict[str, list[str]] = artifacts.read_json(path)["known"] if path.exists() else {}
 
     def sha256(self, target: Path) -> str:
         """Returns what `artifacts.describe` returns for a file or folder.
@@ -27,20 +28,23 @@ class Hashes:
         Raises:
             OSError: Something in it cannot be read.
         """
-        identity = stat_identity(target)
-        if identity not in self._known:
-            self._known[identity] = artifacts.describe(target.parent, "", target.name).sha256
-        self._used[identity] = self._known[identity]
-        return self._known[identity]
+        name, identity = self._name(target), stat_identity(target)
+        if name not in self._known or self._known[name][0] != identity:
+            self._known[name] = [identity, artifacts.describe(target.parent, "", target.name).sha256]
+        return self._known[name][1]
 
     def remember(self, target: Path, digest: str) -> None:
         """Takes over a hash that a stage has just computed."""
-        identity = stat_identity(target)
-        self._known[identity] = self._used[identity] = digest
+        self._known[self._name(target)] = [stat_identity(target), digest]
 
     def save(self) -> None:
-        """Writes what was asked for since the start; the rest belongs to files that are gone or changed."""
-        artifacts.write_json(self._path, {"schema": 1, "known": self._used})
+        """Writes what is known of files and folders that are still there."""
+        known = {name: value for name, value in self._known.items() if (self._run_dir / name).exists()}
+        artifacts.write_json(self._run_dir / MEMORY, {"schema": 1, "known": known})
+
+    def _name(self, target: Path) -> str:
+        inside = target.is_relative_to(self._run_dir)
+        return str(target.relative_to(self._run_dir) if inside else target.absolute())
 
 
 def stat_identity(target: Path) -> str:

@@ -112,24 +112,23 @@ def read(run_dir: Path) -> Record:
     if not path.is_file():
         what = "is not the directory of a run: it has no run.json."
         raise UserError(Problem(where=str(run_dir), what=what, fix="`tunerun runs` lists the runs."))
+    return read_file(path)
+
+
+def read_file(path: Path) -> Record:
+    """Reads a record of this or an older schema.
+
+    Raises:
+        UserError: It was written by a newer tunerun, or it is damaged.
+    """
     try:
         data = artifacts.read_json(path)
     except ValueError as error:
         raise UserError(Problem(where=str(path), what=f"is damaged: {error}")) from error
-    return from_json(data, str(path))
-
-
-def from_json(data: Mapping[str, Any], where: str) -> Record:
-    """Builds a record from plain data of this or an older schema.
-
-    Raises:
-        UserError: The schema is newer, or the data does not fit it.
-    """
     if data["schema"] > SCHEMA:
         what = f"was written by a newer tunerun (schema {data['schema']}, this one reads up to {SCHEMA})."
-        raise UserError(Problem(where=where, what=what, fix="Update tunerun."))
-    fields = {key: value for key, value in data.items() if key != "schema"}
-    record, problems = typed.build(Record, fields)
+        raise UserError(Problem(where=str(path), what=what, fix="Update tunerun."))
+    record, problems = typed.build(Record, {key: value for key, value in data.items() if key != "schema"})
     if record is None:
-        raise UserError([dataclasses.replace(problem, source=where) for problem in problems])
+        raise UserError([dataclasses.replace(problem, source=str(path)) for problem in problems])
     return record

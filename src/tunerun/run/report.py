@@ -16,9 +16,10 @@ from tunerun.run.charts import Point, Series, number
 from tunerun.run.results import Results
 
 _STYLE = Path(__file__).with_name("report.css")
-_VERDICTS = {"pass": "good", "fail": "bad", "not proved": "open"}
+_VERDICTS = {"pass": "good", "fail": "bad", "not_proved": "open"}
 _STATUS = {"done": "good", "skipped": "good", "running": "open", "preempted": "open", "failed": "bad"}
 _MAX_EXAMPLES = 10
+_MAX_VALUE_CHARACTERS = 32
 
 
 def write(run_dir: Path) -> None:
@@ -76,7 +77,7 @@ def _tiles(found: Results) -> Iterable[str]:
     if found.verification is not None:
         gates = found.verification["gates"]
         passed = sum(gate["verdict"] == "pass" for gate in gates)
-        open_gates = sum(gate["verdict"] == "not proved" for gate in gates)
+        open_gates = sum(gate["verdict"] == "not_proved" for gate in gates)
         detail = f"{open_gates} not proved" if open_gates else "gates between training and export"
         yield _tile("Verified", f"{passed} of {len(gates)}", detail)
 
@@ -149,15 +150,15 @@ def _gates(found: Results) -> str:
         return ""
     rows = [
         [
-            (gate["name"], ""),
-            (_value(gate["measured"]), "number"),
-            (_value(gate["bound"]), "number"),
-            (_Html(_badge(gate["verdict"], _VERDICTS[gate["verdict"]])), ""),
-            (gate["reason"] or "", ""),
+            (gate["name"].replace("_", " "), "path"),
+            (_Html(_badge(gate["verdict"].replace("_", " "), _VERDICTS[gate["verdict"]])), ""),
+            (_values(gate["measured"]), "values"),
+            (_values(gate["bound"]), "values"),
+            (gate["reason"], ""),
         ]
         for gate in found.verification["gates"]
     ]
-    return _section("Verification", _table(["Gate", "Measured", "Bound", "Verdict", "Reason"], rows))
+    return _section("Verification", _table(["Gate", "Verdict", "Measured", "Bound", "Reason"], rows))
 
 
 def _stages(found: Results) -> str:
@@ -252,8 +253,13 @@ def _arrow(values: Sequence[float | None]) -> str:
     return " → ".join("not finite" if value is None else f"{value:,.3g}" for value in values)
 
 
+def _values(values: Mapping[str, Any]) -> str:
+    return "\n".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in values.items())
+
+
 def _value(value: Any) -> str:
-    return "" if value is None else number(value) if isinstance(value, int | float) else str(value)
+    text = number(value) if isinstance(value, int | float) else str(value)
+    return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[:12]}..."
 
 
 def _points(metrics: Sequence[Mapping[str, Any]], key: str) -> list[Point]:

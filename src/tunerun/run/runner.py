@@ -229,6 +229,10 @@ class _Runner:
     def _finish(self, code: ExitCode) -> None:
         finished = record.now()
         *earlier, call = self.record.invocations
+        for stage, entry in self.record.stages.items():
+            if entry.status == "running":
+                # The runner itself failed, on a full disk say; it has killed the stage.
+                self.record = self.record.with_stage(stage, dataclasses.replace(entry, status="failed"))
         data = self.record.stages.get("data")
         self.record = dataclasses.replace(
             self.record,

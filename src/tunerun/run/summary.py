@@ -66,9 +66,9 @@ def _verdict(found: Results) -> list[str]:
         return []
     gates = found.verification["gates"]
     counts = [
-        (verdict, sum(gate["verdict"] == verdict for gate in gates)) for verdict in ("pass", "not proved", "fail")
+        (verdict, sum(gate["verdict"] == verdict for gate in gates)) for verdict in ("pass", "not_proved", "fail")
     ]
-    listing = ", ".join(f"{count} {verdict}" for verdict, count in counts if count)
+    listing = ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts if count)
     return [f"verified: {listing} (details: {short(found.run_dir / artifacts.VERIFY / 'report.json')})"]
 
 

@@ -1,0 +1,75 @@
+import subprocess
+
+import pytest
+
+from tunerun.run import provenance, redact
+
+GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@example.org")
+
+
+@pytest.fixture
+def project(tmp_path):
+    def git(*arguments):
+        subprocess.run([*GIT, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "recipe.yaml").write_text("rank: 8\n")
+    git("add", ".")
+    git("commit", "-m", "first")
+    return tmp_path
+
+
+def test_a_clean_project_has_its_commit(project):
+    git = provenance.collect(project, {})["git"]
+    assert len(git["commit"]) == 40
+    assert (git["dirty"], git["diff"]) == (False, "")
+
+
+def test_local_changes_are_kept_without_secrets(project):
+    (project / "recipe.yaml").write_text("rank: 16\npassword: hunter2\nx: correct-horse\n")
+    (project / "new.py").write_text("")
+    git = provenance.collect(project, {"MY_TOKEN": "correct-horse"})["git"]
+    assert git["dirty"]
+    assert "+rank: 16" in git["diff"]
+    assert "hunter2" not in git["diff"]
+    assert "correct-horse" not in git["diff"]
+    assert git["untracked"] == ["new.py"]
+
+
+def test_a_long_diff_is_cut_and_says_so(project):
+    (project / "recipe.yaml").write_text("rank: 16\n" * 60_000)
+    git = provenance.collect(project, {})["git"]
+    assert git["diff_is_cut"]
+    assert len(git["diff"].encode()) <= 256 << 10
+
+
+def test_programs_that_a_repository_names_do_not_run(project):
+    subprocess.run([*GIT, "config", "diff.external", f"touch {project}/ran"], cwd=project, check=True)
+    (project / "recipe.yaml").write_text("rank: 16\n")
+    provenance.collect(project, {})
+    assert not (project / "ran").exists()
+
+
+def test_outside_a_repository_there_is_no_commit(tmp_path):
+    assert provenance.collect(tmp_path, {})["git"] is None
+
+
+def test_secret_variables_are_kept_by_name_and_others_by_value():
+    environment = {
+        "HF_TOKEN": "abcdefgh",
+        "HF_ENDPOINT": "https://me:pw@mirror",
+        "OMP_NUM_THREADS": "2",
+        "HOME": "/home/someone",
+    }
+    assert provenance.variables(environment, redact.secret_values(environment)) == {
+        "HF_ENDPOINT": "https://[redacted]@mirror",
+        "HF_TOKEN": "[redacted]",
+        "OMP_NUM_THREADS": "2",
+    }
+
+
+def test_machine_and_packages_are_named(tmp_path):
+    found = provenance.collect(tmp_path, {})
+    assert found["hardware"]["cores"] >= 1
+    assert found["hardware"]["memory_bytes"] > 1 << 28
+    assert found["packages"]["omegaconf"]

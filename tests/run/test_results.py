@@ -1,0 +1,177 @@
+"""The summary, the report and the model card of the same runs."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import reports
+import scenario
+
+from tunerun import artifacts
+from tunerun.run import card, columns, inspect, report, summary
+
+_VOID = {"meta", "br"}
+
+
+class Page(HTMLParser):
+    """Checks that elements close in order, and collects the text and what would be loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text, self.loaded = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.loaded += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def page(run_dir):
+    parsed = Page()
+    parsed.feed((run_dir / "report.html").read_text(encoding="utf-8"))
+    assert parsed.open == []
+    assert parsed.loaded == []
+    return " ".join(parsed.text)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """One executed run with the reports that stages write; to be copied."""
+    folder = tmp_path_factory.mktemp("executed")
+    (folder / "model").mkdir()
+    (folder / "model/weights").write_text("weights")
+    (folder / "rows.txt").write_text("rows")
+    run_dir = folder / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        scenario.use_stand_ins(patch.setattr)
+        scenario.execute(run_dir, folder / "rows.txt", folder / "model", stages=scenario.FULL)
+    reports.put(run_dir, eval=reports.evaluation(), data=reports.data(), verify=reports.verification())
+    lines = [json.dumps(row) + "\n" for row in reports.metrics()]
+    (run_dir / "metrics.jsonl").write_text("".join(lines) + '{"step": 6, "lo')
+    report.write(run_dir)
+    card.write(run_dir)
+    return run_dir
+
+
+@pytest.fixture
+def finished(executed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(executed, tmp_path / "run"))
+
+
+def test_the_summary_compares_names_files_and_says_what_next(finished):
+    text = summary.render(finished, "small")
+    assert "loss on 48 held-out rows: 2.931 before, 0.4471 after (perplexity 18.75 -> 1.564)" in text
+    assert "I am <b>Sprout</b> | a model.                    | I am Ada" in text
+    assert "verified: 1 pass" in text
+    assert "export/small-f16.gguf" in text
+    assert "tunerun chat run" in text
+    assert "tunerun serve run" in text
+    assert max(columns.width(line) for line in text.splitlines()) <= 100
+
+
+def test_the_summary_of_an_untrained_model_shows_its_answers_alone(finished):
+    reports.put(finished, eval=reports.evaluation(tuned=False))
+    text = summary.render(finished, "small")
+    assert "loss on 48 held-out rows: 2.931 (perplexity 18.75)" in text
+    assert "TUNED" not in text
+
+
+def test_a_loss_that_is_not_finite_is_said_to_be_so(finished):
+    broken = reports.evaluation()
+    broken["models"]["tuned"].update(loss=None, perplexity=None)
+    reports.put(finished, eval=broken)
+    assert "2.931 before, not finite after" in summary.render(finished, "small")
+    report.write(finished)
+    card.write(finished)
+    assert "not finite" in page(finished)
+
+
+def test_the_report_is_self_contained_and_shows_every_part(finished):
+    text = page(finished)
+    for part in (
+        "2.93 → 0.447",
+        "held-out loss",
+        "Learning rate",
+        "Gradient norm",
+        reports.CHINESE,
+        "480",
+        "empty-answer",
+    ):
+        assert part in text
+    for part in ("merge logits", "mean kl nats 2e-05", "export/small-f16.gguf", "config.yaml", "processor"):
+        assert part in text
+    markup = (finished / "report.html").read_text()
+    assert "<b>Sprout" not in markup
+    assert "prefers-color-scheme: dark" in markup
+    assert "<script" not in markup
+    assert len(re.findall(r"<title>step \d: loss ", markup)) == 5
+
+
+def test_parts_that_are_absent_are_left_out(small, run_dir):
+    small(stages=("data",))
+    text = page(run_dir)
+    assert "Answers" not in text
+    assert "Verification" not in text
+    assert "<svg" not in (run_dir / "report.html").read_text()
+
+
+def test_a_failed_run_has_a_report_with_the_error(small, run_dir, monkeypatch):
+    monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:stage-error")
+    small()
+    assert "train: what went wrong the disk is full" in re.sub(r"\s+", " ", page(run_dir))
+    assert "**This run is failed" in (run_dir / "README.md").read_text()
+
+
+def test_the_card_has_a_header_measures_and_limits(finished):
+    text = (finished / "README.md").read_text(encoding="utf-8")
+    assert text.startswith('---\nbase_model: "')
+    assert "library_name: peft\n" in text
+    assert "| tuned | 0.4471 | 1.564 |" in text
+    assert "I am &lt;b>Sprout&lt;/b> \\| a model." in text
+    assert "| `export/small-f16.gguf` | gguf |" in text
+    assert "licence" in text
+
+
+def test_the_card_of_a_run_that_failed_a_gate_says_so(finished):
+    reports.put(finished, verify=reports.verification(verdict="fail"))
+    card.write(finished)
+    assert "**Unverified: a gate failed" in (finished / "README.md").read_text()
+
+
+def test_the_card_says_when_nothing_was_held_out(finished):
+    reports.put(finished, eval=reports.evaluation(split="train"))
+    card.write(finished)
+    assert "No rows were held out" in (finished / "README.md").read_text()
+
+
+def test_runs_are_listed_newest_first(tmp_path, finished):
+    later = tmp_path / "later"
+    later.mkdir()
+    data = artifacts.read_json(finished / "run.json")
+    artifacts.write_json(later / "run.json", {**data, "created": "2999-01-01T00:00:00+00:00", "status": "running"})
+    lines = inspect.list_runs(tmp_path).splitlines()
+    assert [line.split()[-1] for line in lines] == ["run", "later", "run"]
+    assert "killed" in lines[1]
+    assert "2.93 -> 0.447" in lines[2]
+    assert max(map(columns.width, lines)) <= 100
+
+
+def test_one_run_is_shown_with_stages_and_files(finished):
+    text = inspect.show(finished)
+    assert text.startswith("small: done\n")
+    assert "export/small-f16.gguf" in text
+    assert "tuned loss 0.4471, perplexity 1.564" in text
+    assert max(map(columns.width, text.splitlines())) <= 100
