@@ -270,3 +270,57 @@ def test_an_unflagged_end_of_turn_token_is_found(chat_folder):
     loaded = load_tokenizer(chat_folder)
     unflagged = replace(loaded, special=re.compile("<never>"))
     assert trained(renderer(unflagged).rows(chat("a", "b"), None)) == [["b<|im_end|>"]]
+
+
+MARKED_BODY = (
+    "{% if m.role == 'assistant' %}<assistant>{% generation %}{{ m.content }}</s>{% endgeneration %}"
+    "{% else %}<{{ m.role }}>{{ m.content }}</s>{% endif %}"
+)
+BODIES = (
+    "<{{ m.role }}>{{ m.content }}</s>",
+    "<{{ m.role }}>{{ m.content | trim }}</s>",
+    "<{{ m.role }}>{{ m.content }}{{ '?' if 'b' in m.content }}</s>",
+    MARKED_BODY,
+)
+CODA = "{% endfor %}{% if add_generation_prompt %}<assistant>{{ extra }}{% endif %}"
+
+
+@given(
+    st.sampled_from(BODIES),
+    st.sampled_from(["", "{{ '<think>' }}"]),
+    st.lists(
+        st.sampled_from(["a", "ab", " a ", "\n\n", "zqx0001jv", "<assistant>", THINK, "x\n"]), min_size=2, max_size=6
+    ),
+    st.sampled_from([{}, {"train_on": "last"}, {"multi_turn": "split"}]),
+)
+def test_what_follows_from_a_shape_is_what_is_proved_for_the_conversation(chat_folder, body, extra, texts, options):
+    text = "{% for m in messages %}" + body + CODA.replace("{{ extra }}", extra)
+    loaded = replace(load_tokenizer(chat_folder), special=re.compile("</s>"))
+    made = renderer(loaded, text, **options)
+    messages = chat(*texts[: len(texts) // 2 * 2])
+    warm = chat(*("w" for _ in messages))
+    turns = list(range(1, len(messages), 2))
+    turns = turns[-1:] if options == {"train_on": "last"} else turns
+    try:
+        if options == {"multi_turn": "split"}:
+            proved = [made._proved(messages[: index + 1], None, (index,)) for index in turns]
+        else:
+            proved = [made._proved(messages, None, tuple(turns))]
+    except ChatFault as fault:
+        with pytest.raises(ChatFault, match=fault.reason):
+            made.rows(messages, None)
+        return
+    made.rows(warm, None)
+    assert made.rows(messages, None) == proved
+
+
+def test_a_shape_is_proved_once_and_each_conversation_rendered_once(tokenizer, monkeypatch):
+    calls = []
+    render = ChatTemplate.render
+    monkeypatch.setattr(ChatTemplate, "render", lambda *args, **options: calls.append(1) or render(*args, **options))
+    made = renderer(tokenizer)
+    made.rows(chat("a", "b", "c", "d"), None)
+    calls.clear()
+    (row,) = made.rows(chat("one", "two", "three", "four"), None)
+    assert trained([row]) == [end("<|im_end|>", "two", "four")]
+    assert len(calls) == 1

@@ -41,13 +41,13 @@ objects = st.dictionaries(texts, json_values, max_size=5)
 
 @given(st.lists(objects, min_size=1, max_size=8), st.sampled_from([None, 1, "\t"]), st.booleans())
 def test_a_json_array_says_what_was_written(tmp_path_factory, written, indent, ascii_only):
-    folder = tmp_path_factory.mktemp("a")
+    folder = tmp_path_factory.getbasetemp()
     assert values(folder, "a.json", json.dumps(written, indent=indent, ensure_ascii=ascii_only)) == written
 
 
 @given(st.lists(objects, min_size=1, max_size=8), st.sampled_from(["\n", "\r\n", "\n\n"]))
 def test_json_lines_say_what_was_written(tmp_path_factory, written, newline):
-    folder = tmp_path_factory.mktemp("a")
+    folder = tmp_path_factory.getbasetemp()
     content = newline.join(json.dumps(value, ensure_ascii=False) for value in written)
     assert values(folder, "a.jsonl", content) == written
 
@@ -61,7 +61,7 @@ cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
     st.sampled_from(["\r\n", "\n"]),
 )
 def test_csv_says_what_was_written(tmp_path_factory, written, delimiter, newline):
-    folder = tmp_path_factory.mktemp("a")
+    folder = tmp_path_factory.getbasetemp()
     file = io.StringIO(newline="")
     writer = csv.writer(file, delimiter=delimiter, lineterminator=newline, quoting=csv.QUOTE_ALL)
     writer.writerows([("id", "question", "answer"), *written])
@@ -74,7 +74,7 @@ lines = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\
 
 @given(st.lists(lines, min_size=1))
 def test_text_lines_say_what_was_written(tmp_path_factory, written):
-    folder = tmp_path_factory.mktemp("a")
+    folder = tmp_path_factory.getbasetemp()
     assert values(folder, "a.txt", "\n".join(written)) == written
 
 
@@ -157,6 +157,30 @@ def test_folders_stand_for_their_data_files_in_order(tmp_path):
     for name in ("b.jsonl", "a.csv", "c.txt.gz", "notes.md", ".hidden.json"):
         (tmp_path / name).write_text("x")
     assert [path.name for path in find_files([str(tmp_path)])] == ["a.csv", "b.jsonl", "c.txt.gz"]
+
+
+def test_a_folder_may_list_its_files(tmp_path):
+    for name in ("b.jsonl", "a.csv", "other.csv"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "dataset.json").write_text('{"files": ["b.jsonl", "a.csv"]}')
+    assert [path.name for path in find_files([str(tmp_path)])] == ["b.jsonl", "a.csv"]
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "does not list"),
+        ('{"files": []}', "does not list"),
+        ('{"files": ["a"], "weights": [1]}', "does not list"),
+        ('{"files": ["a.csv"]}', r"a\.csv does not exist"),
+    ],
+)
+def test_a_wrong_list_of_files_is_named(tmp_path, content, what):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(UserError, match=what) as caught:
+        find_files([str(tmp_path)])
+    assert caught.value.problems[0].where == str(tmp_path / "dataset.json")
 
 
 def test_all_missing_paths_are_reported_at_once(tmp_path):

@@ -137,6 +137,19 @@ def test_usage_comes_last_when_asked_for(served):
         assert usage["usage"] == ask(client)["usage"]
 
 
+def test_a_long_beginning_that_is_kept_changes_no_answer(fast):
+    beginning = {"role": "system", "content": "The quick brown fox jumps over the lazy dog. " * 10}
+    with fast.client() as client:
+
+        def after(previous: list[dict]) -> str:
+            ask(client, messages=previous, max_tokens=5)
+            return text_of(ask(client, messages=[beginning, *QUESTION], max_tokens=24))
+
+        others = [[beginning, {"role": "user", "content": text}] for text in ("Who", "Who are you? x", "你")]
+        assert ask(client, messages=others[0], max_tokens=1)["usage"]["prompt_tokens"] > 256
+        assert {after(previous) for previous in [*others, [beginning, *QUESTION]]} == {after(QUESTION)}
+
+
 def test_tools_are_rendered_into_the_prompt(served):
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "fox"}'}}

@@ -9,16 +9,20 @@ only where the template renders an earlier turn, seen from later, as it was serv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tunerun.chat.faults import ChatFault
 from tunerun.chat.pieces import locate, substitute
+from tunerun.chat.shapes import Shape, is_plain, shape_of, with_sentinels
 from tunerun.chat.template import ChatTemplate, Message, Span
 from tunerun.chat.tokenizer import Tokenizer
 
 TrainOn = Literal["assistant", "last", "all"]
 MultiTurn = Literal["whole", "split"]
+
+Turns = tuple[int, ...]
+"""Indices of the assistant messages that are trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,9 @@ class Renderer:
     tokenizer: Tokenizer
     train_on: TrainOn = "assistant"
     multi_turn: MultiTurn = "whole"
+    _shapes: dict[tuple[tuple[str, ...], Turns], Shape | None] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def rows(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, untrained: frozenset[int] = frozenset()
@@ -62,21 +69,52 @@ class Renderer:
         trained = turns[-1:] if self.train_on == "last" else turns
         trained = [index for index in trained if index not in untrained]
         if self.multi_turn == "split":
-            return [self._turn(messages[: index + 1], tools) for index in trained]
-        row = self._whole(messages, tools, turns[-1], trained)
-        self._check_tools(row.text, tools)
-        return [row]
+            return [self._row(messages[: index + 1], tools, (index,)) for index in trained]
+        return [self._row(messages[: turns[-1] + 1], tools, tuple(trained))]
 
-    def _whole(
-        self, messages: Sequence[Message], tools: Sequence[Any] | None, last: int, trained: Sequence[int]
-    ) -> MarkedText:
+    def _row(self, messages: Sequence[Message], tools: Sequence[Any] | None, trained: Turns) -> MarkedText:
+        """Renders a conversation that ends with an assistant message as one row."""
+        if tools is None and is_plain(messages):
+            shape = self._shape(messages, trained)
+            if shape is not None:
+                text = self.template.render(messages)
+                spans = shape.fit([message["content"] for message in messages], text)
+                if spans is not None:
+                    return MarkedText(text, spans)
+        return self._proved(messages, tools, trained)
+
+    def _shape(self, messages: Sequence[Message], trained: Turns) -> Shape | None:
+        key = (tuple(message["role"] for message in messages), trained)
+        if key not in self._shapes:
+            self._shapes[key] = self._prove_shape(with_sentinels(messages), trained)
+        return self._shapes[key]
+
+    def _prove_shape(self, sentinels: Sequence[Message], trained: Turns) -> Shape | None:
+        try:
+            row = self._proved(sentinels, None, trained)
+        except ChatFault:
+            # Each conversation of the shape says for itself what is wrong.
+            return None
+        # R1's row is not the rendering: its prompt may open with what the answer brings along.
+        return shape_of(row.text, row.trained) if row.text == self.template.render(sentinels) else None
+
+    def _proved(self, messages: Sequence[Message], tools: Sequence[Any] | None, trained: Turns) -> MarkedText:
         if self.template.has_markers:
-            return self._marked(messages, tools, trained)
-        whole = self._served(messages[: last + 1], tools)
+            row = self._marked(messages, tools, trained)
+        else:
+            row = self._whole(messages, tools, trained)
+        for tool in tools or ():
+            if tool["function"]["name"] not in row.text:
+                raise ChatFault("template-drops-tools", "the chat template does not show the model its tools.")
+        return row
+
+    def _whole(self, messages: Sequence[Message], tools: Sequence[Any] | None, trained: Turns) -> MarkedText:
+        last = len(messages) - 1
+        whole = self._served(messages, tools)
         spans: list[Span] = []
         for index in trained:
             turn = whole if index == last else self._served(messages[: index + 1], tools)
-            (start, end) = turn.trained[0]
+            start, end = turn.trained[0]
             if not whole.text.startswith(turn.text[:end]):
                 detail = (
                     f"the chat template renders message {index + 1} otherwise once others follow; "
@@ -85,14 +123,6 @@ class Renderer:
                 raise ChatFault("history-differs", detail)
             spans.append((start, end))
         return MarkedText(whole.text, tuple(spans))
-
-    def _turn(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> MarkedText:
-        if self.template.has_markers:
-            row = self._marked(messages, tools, [len(messages) - 1])
-        else:
-            row = self._served(messages, tools)
-        self._check_tools(row.text, tools)
-        return row
 
     def _served(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> MarkedText:
         """Renders a conversation up to an assistant turn as that turn is served, and proves the turn's text."""
@@ -139,11 +169,6 @@ class Renderer:
                 detail = "the chat template's generation markers leave out the token that ends a turn."
                 raise ChatFault("no-end-of-turn", detail)
         return MarkedText(text, tuple(chosen))
-
-    def _check_tools(self, text: str, tools: Sequence[Any] | None) -> None:
-        for tool in tools or ():
-            if tool["function"]["name"] not in text:
-                raise ChatFault("template-drops-tools", "the chat template does not show the model its tools.")
 
 
 def _same_opening(prompt: str, opening: str, content: str) -> bool:

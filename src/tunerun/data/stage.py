@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tunerun.config.schema import DataConfig
 from tunerun.data import read, report
 from tunerun.data.encode import Encoder, pretrain, sft
 from tunerun.data.pack import pack
-from tunerun.data.prepare import encode_files
+from tunerun.data.prepare import Encoded, encode_files
 from tunerun.data.preview import preview
 from tunerun.data.split import held_out, share
 from tunerun.errors import Problem, UserError
@@ -88,13 +88,15 @@ def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path
     scratch = folder / _SCRATCH
     train_files = read.find_files(data.path)
     eval_files = read.find_files(data.eval_path, "data.eval_path") if data.eval_path else []
-    shares: list[float] = []
+    added = np.array(sorted(tokenizer.backend.get_added_tokens_decoder()), np.int64)
+    seed = step.seed if data.eval_fraction and not eval_files else None
     with TokenWriter(scratch) as writer:
-        _encode_into(writer, train_files, step, encoder, tokenizer, tally, shares)
+        shares = _write(writer, encode_files(train_files, data, encoder, added, tally), seed)
         train_samples = writer.samples
         if eval_files:
-            whole = replace(step, data=replace(data, max_rows=None))
-            _encode_into(writer, eval_files, whole, encoder, tokenizer, tally, [])
+            # `max_rows` is for a quick try of training; what is measured stays the same.
+            whole = replace(data, max_rows=None)
+            _write(writer, encode_files(eval_files, whole, encoder, added, tally), None)
         _check(tally, data)
         facts = _facts(step, encoder, tokenizer)
         writer.finish(packed=False, **facts)
@@ -111,20 +113,14 @@ def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path
     return found
 
 
-def _encode_into(
-    writer: TokenWriter,
-    files: Sequence[Path],
-    step: DataStep,
-    encoder: Encoder,
-    tokenizer: Tokenizer,
-    tally: report.Tally,
-    shares: list[float],
-) -> None:
-    added = np.array(sorted(tokenizer.backend.get_added_tokens_decoder()), np.int64)
-    for encoded in encode_files(files, step.data, encoder, added, tally):
+def _write(writer: TokenWriter, samples: Iterator[Encoded], seed: int | None) -> list[float]:
+    """Writes samples, each a row of its own, and returns their rows' shares when a seed is given."""
+    shares: list[float] = []
+    for encoded in samples:
         writer.add(encoded.sample)
-        if step.data.eval_fraction:
-            shares.append(share(encoded.row.value, step.seed))
+        if seed is not None:
+            shares.append(share(encoded.row.value, seed))
+    return shares
 
 
 def _check(tally: report.Tally, data: DataConfig) -> None:
@@ -166,8 +162,9 @@ def _assemble(
     samples: TokenStore, chosen: npt.NDArray[np.int64], folder: Path, data: DataConfig, facts: dict[str, Any]
 ) -> Manifest:
     """Writes a store of the chosen samples, packed or one to a row."""
-    alone = [np.array([index]) for index in range(len(chosen))]
-    rows = pack(samples.lengths()[chosen], data.max_length) if data.packing else alone
+    rows: Iterable[npt.NDArray[Any]] = np.arange(len(chosen))[:, None]
+    if data.packing:
+        rows = pack(samples.lengths()[chosen], data.max_length)
     with TokenWriter(folder) as writer:
         for row in rows:
             writer.add(*(samples.row(int(chosen[index]))[:2] for index in row))

@@ -46,7 +46,9 @@ def plan_merge(base: Path, adapter: Path) -> MergePlan:
     if problems:
         raise UserError(problems)
     for name, info in changes.base_copies.items():
-        tensors[name] = replace(tensors[name], source=info)
+        # The copy of a tied head is the embedding once more.
+        if name in tensors:
+            tensors[name] = replace(tensors[name], source=info)
     config = _resize_vocabulary(config, tensors, changes)
     config = _untie(config, tensors, changes)
     problems = _misfits(tensors, changes)

@@ -79,7 +79,8 @@ def find(name: str) -> Device:
 
 def of_gpu(gpu: Gpu) -> Device:
     """Returns the facts of a GPU of this machine; its speed is None when the table does not know it."""
-    words = set(re.split(r"[^a-z0-9]+", gpu.name.lower().replace("rtx ", "rtx")))
+    name = re.sub(r"rtx (\d)", r"rtx\1", gpu.name.lower())
+    words = set(re.split(r"[^a-z0-9]+", name))
     known = [device for device in DEVICES.values() if device.name.split("-")[0] in words]
     if "pcie" in words:
         known.sort(key=lambda device: "pcie" not in device.name)

@@ -2,7 +2,8 @@
 
 Assumptions, measured against real runs in tests/plan/test_memory.py:
 
-- transformers' layers with torch's attention (no score matrix is kept) and cross entropy over all tokens at once;
+- transformers' layers with torch's attention (no score matrix is kept); the head and the cross-entropy are computed in
+  pieces of at most 64 MiB of fp32 scores, except for the architectures that change scores afterwards;
 - bf16: full training keeps fp32 weights and computes in bf16 (autocast keeps a bf16 copy of them), ZeRO keeps bf16
   weights and gradients and puts an fp32 copy beside AdamW's two moments; a frozen base is bf16, adapters are fp32;
 - gradients of an accumulated step exist while the next micro-batch is computed.
@@ -19,8 +20,14 @@ from tunerun.errors import Problem, UserError
 from tunerun.plan.shape import Linear, Sizes
 
 ALL_LINEAR = "all-linear"
-# CUDA's context and libraries; Python with torch and transformers.
-_RUNTIME_BYTES = {"cpu": 450_000_000, "cuda": 800_000_000}
+# CUDA's context and libraries; Python with torch, transformers and peft.
+_RUNTIME_BYTES = {"cpu": 400_000_000, "cuda": 800_000_000}
+# What comes and goes takes more than its size: glibc keeps freed pieces (measured); CUDA's gaps are in the fraction of
+# the device that a plan uses.
+_ALLOCATION_FACTOR = {"cpu": 1.5, "cuda": 1.0}
+# Scores held at a time, as in models/loss.py.
+_PIECE_BYTES = 64 << 20
+_WHOLE_SCORES = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
 # NF4 with double quantisation: 4 + 8/64 + 32/(64 * 256) bits (Dettmers et al. 2023, "QLoRA", section 3).
 _NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 
@@ -71,7 +78,7 @@ class Memory:
     activations_bytes: int
     """Kept by the forward pass for the backward pass."""
     logits_bytes: int
-    """Scores over the vocabulary, their logarithms and their gradients."""
+    """Scores over the vocabulary, and the gradients of the head and its input while they are computed."""
     runtime_bytes: int
     """Libraries and contexts."""
     host_bytes: int
@@ -126,14 +133,12 @@ def memory(size: Sizes, work: Work, *, micro_batch_size: int, activation_checkpo
         weights += _gathered_bytes(size, work)
     layer = _layer_activation_bytes(size, work)
     kept = (size.layers * size.hidden * work.number_bytes + layer) if activation_checkpointing else size.layers * layer
-    # The scores, their logarithms and the gradient, in fp32.
-    logits = 12 * size.vocabulary
     return Memory(
         weights_bytes=int(weights),
         gradients_bytes=int(gradients),
         optimiser_bytes=int(optimiser),
-        activations_bytes=int(tokens * kept),
-        logits_bytes=tokens * logits,
+        activations_bytes=int(tokens * kept * _ALLOCATION_FACTOR[work.device]),
+        logits_bytes=int(_logits_bytes(size, work, tokens) * _ALLOCATION_FACTOR[work.device]),
         runtime_bytes=_RUNTIME_BYTES[work.device],
         host_bytes=int(host),
     )
@@ -209,19 +214,32 @@ def _gathered_bytes(size: Sizes, work: Work) -> float:
     return (2 * size.layer_parameters + size.embedding_parameters) * work.number_bytes
 
 
+def _logits_bytes(size: Sizes, work: Work, tokens: int) -> float:
+    """Head and cross-entropy of a micro-batch in which every token is trained."""
+    scores = 4.0 * size.vocabulary * tokens
+    if size.architecture in _WHOLE_SCORES:
+        # The scores, their logarithms and the gradient.
+        return 3 * scores
+    # The scores and their exponentials in fp32; in bf16, the product that they are made from.
+    pieces = min(scores, _PIECE_BYTES) * (2 if work.number_bytes == 4 else 2.5)
+    head_gradient = 0 if work.method in ADAPTER_METHODS else 4 * size.embedding_parameters
+    return pieces + tokens * size.hidden * work.number_bytes + head_gradient
+
+
 def _layer_activation_bytes(size: Sizes, work: Work) -> float:
     """What one decoder layer keeps for each token."""
     number = work.number_bytes
     full = work.method not in ADAPTER_METHODS
     adapted = set(size.linears) if full or work.target_modules == (ALL_LINEAR,) else set(work.target_modules)
-    # Norms compute in fp32: their input, and for a trained norm its normalised input.
+    # Norms compute in fp32: they keep their input, and for a trained norm its normalised input.
     norms = 2 * size.hidden * (4 + (number if full else 0))
     inputs = [linear.inputs for name, linear in size.linears.items() if name in adapted]
     shared = size.hidden * (bool(adapted & {"q_proj", "k_proj", "v_proj"}) + bool(adapted & {"gate_proj", "up_proj"}))
     down = size.intermediate if "down_proj" in adapted else 0
     # peft casts the input of every adapted module to the adapter's fp32 and autocast casts it back: a copy each.
     linear_inputs = sum(inputs) if not full and number == 2 else shared + down
-    attention = 2 * size.query_width + 2 * size.kv_width
+    # Queries, keys, values, what comes out of each segment, and the segments laid end to end.
+    attention = 3 * size.query_width + 2 * size.kv_width
     feed_forward = 3 * size.intermediate
     ranks = 0 if full else work.rank * len(inputs)
     return norms + number * (linear_inputs + attention + feed_forward + ranks)

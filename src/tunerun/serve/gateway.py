@@ -54,7 +54,7 @@ def build_app(
             Route("/v1/chat/completions", gateway.chat, methods=["POST"]),
             Route("/v1/completions", gateway.complete, methods=["POST"]),
         ],
-        exception_handlers={HTTPException: _on_error},
+        exception_handlers={HTTPException: _on_error, Exception: _on_fault},
     )
     app.router.redirect_slashes = False
     return guarded(app, key=key, hosts=hosts)
@@ -117,11 +117,11 @@ class Gateway:
     ) -> Response:
         deadline = asyncio.get_running_loop().time() + REQUEST_SECONDS
         reply = replies.new_reply(kind, self._name)
-        answer = await _while_connected(request, deadline, _ask(self._engine, generate))
+        answer = await _while_connected(request, _ask(self._engine, generate, deadline))
         if asked.stream:
             return _EventStream(_events(reply, answer, deadline, include_usage=asked.include_usage), answer)
         try:
-            return JSONResponse(await _while_connected(request, deadline, _whole(reply, answer)))
+            return JSONResponse(await _while_connected(request, _whole(reply, answer, deadline)))
         finally:
             answer.close()
 
@@ -150,21 +150,24 @@ async def _parsed(request: Request, parse: Callable[[bytes], _Parsed]) -> _Parse
         raise ApiError(400, "The body is nested too deeply.") from error
 
 
-async def _ask(engine: Supervisor, generate: Generate) -> Answer:
+async def _ask(engine: Supervisor, generate: Generate, deadline: float) -> Answer:
     try:
-        return await engine.ask(generate)
+        async with asyncio.timeout_at(deadline):
+            return await engine.ask(generate)
     except RequestRefused as error:
         raise ApiError(400, str(error), code=error.code) from error
     except EngineBusy as error:
         raise ApiError(429, f"Too many requests: {error}.", code="busy", headers={"retry-after": "1"}) from error
     except EngineDown as error:
         raise _down(str(error)) from error
+    except TimeoutError as error:
+        raise ApiError(504, _TOO_LONG, code="timeout") from error
 
 
-async def _whole(reply: Reply, answer: Answer) -> Mapping[str, Any]:
+async def _whole(reply: Reply, answer: Answer, deadline: float) -> Mapping[str, Any]:
     parts: list[str] = []
     try:
-        async for message in answer.messages():
+        async for message in answer.messages(deadline):
             if isinstance(message, Finish):
                 if message.reason == "error":
                     raise ApiError(500, f"The answer could not be computed: {message.message}.", code="engine_error")
@@ -173,6 +176,8 @@ async def _whole(reply: Reply, answer: Answer) -> Mapping[str, Any]:
             parts.append(message.text)
     except EngineDown as error:
         raise _down(str(error)) from error
+    except TimeoutError as error:
+        raise ApiError(504, _TOO_LONG, code="timeout") from error
     raise AssertionError("an answer ends with a Finish")
 
 
@@ -181,17 +186,16 @@ async def _events(reply: Reply, answer: Answer, deadline: float, *, include_usag
     if opening is not None:
         yield replies.event(opening)
     try:
-        async with asyncio.timeout_at(deadline):
-            async for message in answer.messages():
-                if isinstance(message, Text):
-                    yield replies.event(reply.delta(message.text))
-                elif message.reason == "error":
-                    yield _error_event(500, f"The answer could not be computed: {message.message}.", "engine_error")
-                    return
-                else:
-                    yield replies.event(reply.closing(message.reason))
-                    if include_usage:
-                        yield replies.event(reply.usage_chunk(answer.prompt_tokens, message.completion_tokens))
+        async for message in answer.messages(deadline):
+            if isinstance(message, Text):
+                yield replies.event(reply.delta(message.text))
+            elif message.reason == "error":
+                yield _error_event(500, f"The answer could not be computed: {message.message}.", "engine_error")
+                return
+            else:
+                yield replies.event(reply.closing(message.reason))
+                if include_usage:
+                    yield replies.event(reply.usage_chunk(answer.prompt_tokens, message.completion_tokens))
     except EngineDown as error:
         yield _error_event(503, f"Service unavailable: {error}.", "engine_down")
         return
@@ -201,20 +205,19 @@ async def _events(reply: Reply, answer: Answer, deadline: float, *, include_usag
     yield replies.DONE
 
 
-async def _while_connected(request: Request, deadline: float, work: Coroutine[Any, Any, _Parsed]) -> _Parsed:
+async def _while_connected(request: Request, work: Coroutine[Any, Any, _Parsed]) -> _Parsed:
     """Waits for a result, but no longer than the client does.
 
     Raises:
-        ApiError: The client went away, or the deadline passed.
+        ApiError: The client went away.
     """
     task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
     try:
-        seconds = deadline - asyncio.get_running_loop().time()
-        await asyncio.wait((task, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        # The first is read by nobody.
-        raise ApiError(400, "The client went away.") if gone.done() else ApiError(504, _TOO_LONG, code="timeout")
+        # Nobody reads it.
+        raise ApiError(400, "The client went away.")
     finally:
         for waiting in (task, gone):
             waiting.cancel()
@@ -228,6 +231,11 @@ async def _gone(request: Request) -> None:
 async def _on_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return error_response(error)
+
+
+async def _on_fault(_: Request, __: Exception) -> Response:
+    # The framework raises the error again after this, so that the log has its traceback.
+    return error_response(ApiError(500, "The server failed on this request."))
 
 
 def _down(detail: str) -> ApiError:

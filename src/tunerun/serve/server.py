@@ -23,6 +23,7 @@ from tunerun.serve.targets import Target
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 3
+_BACKLOG = 128
 _LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
@@ -125,12 +126,23 @@ async def _announce(target: Target, engine: Supervisor, url: str, key_env: str |
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=128)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # asyncio sends small answers at once only on sockets that name their protocol; else Nagle's 40 ms are added.
+        listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise StageError(f"serve.port: cannot listen on {host}:{port}: {error.strerror}") from error
+        raise _cannot_listen(host, port, error) from error
     with listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            raise _cannot_listen(host, port, error) from error
         yield listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> StageError:
+    return StageError(f"serve.port: cannot listen on {host}:{port}: {error.strerror}")
 
 
 @contextmanager

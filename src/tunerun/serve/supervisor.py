@@ -49,14 +49,20 @@ class Answer:
     close: Callable[[], None]
     """Gives the answer up; does nothing when it is complete."""
 
-    async def messages(self) -> AsyncIterator[Text | Finish]:
+    async def messages(self, deadline: float) -> AsyncIterator[Text | Finish]:
         """Yields pieces of text, then the end.
+
+        Args:
+            deadline: Time of the event loop's clock at which to give up.
 
         Raises:
             EngineDown: The engine ended before the answer did.
+            TimeoutError: The deadline passed.
         """
         while True:
-            message = await _next(self._messages)
+            # Around the wait alone: a timeout around a yield would cancel whoever iterates.
+            async with asyncio.timeout_at(deadline):
+                message = await _next(self._messages)
             assert isinstance(message, Text | Finish)
             yield message
             if isinstance(message, Finish):

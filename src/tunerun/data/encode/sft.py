@@ -34,7 +34,7 @@ def encode(rows: Sequence[MarkedText], tokenizer: Tokenizer) -> list[Sample]:
     encodings = tokenizer.backend.encode_batch([row.text for row in rows], add_special_tokens=False)
     samples: list[Sample] = []
     for row, encoding in zip(rows, encodings, strict=True):
-        trained = np.zeros(len(encoding.ids), np.uint8)
+        trained = np.zeros(len(encoding), np.uint8)
         for start, end in row.trained:
             trained[_token_at(encoding, start, len(row.text)) : _token_at(encoding, end, len(row.text))] = 1
         samples.append((np.array(encoding.ids, np.uint32), trained))
@@ -49,4 +49,4 @@ def _token_at(encoding: Encoding, position: int, end: int) -> int:
         if token is not None:
             return int(token)
         position += 1
-    return len(encoding.ids)
+    return len(encoding)

@@ -5,6 +5,7 @@ Every row knows its file and line. Nothing is guessed about values: "007" stays 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,8 @@ from tunerun.paths import resolve_asset
 
 Parser = Callable[[BinaryIO, str], Iterator[Row | BadRow]]
 
+INDEX = "dataset.json"
+
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 DELIMITED_SUFFIXES = (".csv", ".tsv")
 TEXT_SUFFIXES = (".txt",)
@@ -28,7 +31,8 @@ def find_files(paths: Sequence[str], key: str = "data.path") -> list[Path]:
     """Lists the data files that paths name.
 
     Args:
-        paths: Files and folders; a folder stands for its data files in order of name.
+        paths: Files and folders; a folder stands for the files that its `dataset.json` lists, or else for its data
+            files in order of name.
         key: Config key, for messages.
 
     Raises:
@@ -37,23 +41,46 @@ def find_files(paths: Sequence[str], key: str = "data.path") -> list[Path]:
     problems: list[Problem] = []
     found: list[Path] = []
     for text in paths:
-        path = Path(resolve_asset(text)).expanduser()
         try:
-            if path.is_dir():
-                inside = sorted(item for item in path.iterdir() if kind_of(item) and not item.name.startswith("."))
-                what = f"the folder {text} holds no data file ({', '.join(SUFFIXES)}, also .gz)."
-                if not inside:
-                    problems.append(Problem(where=key, what=what))
-                found += inside
-            elif path.exists():
-                found.append(path)
-            else:
-                problems.append(Problem(where=key, what=f"{text} does not exist."))
+            found += _files_of(Path(resolve_asset(text)).expanduser(), key)
+        except UserError as error:
+            problems += error.problems
         except OSError as error:
             problems.append(Problem(where=key, what=f"{text} cannot be read: {error.strerror or error}."))
     if problems:
         raise UserError(problems)
     return found
+
+
+def _files_of(path: Path, key: str) -> list[Path]:
+    if not path.exists():
+        fix = "Give a file or a folder; of a data set on a hub, download the files first."
+        raise UserError(Problem(where=key, what=f"{path} does not exist.", fix=fix))
+    if not path.is_dir():
+        return [path]
+    if (path / INDEX).is_file():
+        return _indexed(path / INDEX)
+    inside = sorted(item for item in path.iterdir() if kind_of(item) and not item.name.startswith("."))
+    if not inside:
+        what = f"the folder {path} holds no data file ({', '.join(SUFFIXES)}, also .gz)."
+        raise UserError(Problem(where=key, what=what))
+    return inside
+
+
+def _indexed(index: Path) -> list[Path]:
+    """Returns the files that a folder's dataset.json names, in its order: `{"files": ["a.jsonl", ...]}`."""
+    try:
+        data = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(Problem(where=str(index), what=f"is not valid JSON: {error}.")) from error
+    listed = isinstance(data, dict) and data.keys() == {"files"} and isinstance(data["files"], list) and data["files"]
+    if not listed or not all(isinstance(name, str) for name in data["files"]):
+        fix = 'Write {"files": ["NAME", ...]}.'
+        raise UserError(Problem(where=str(index), what="does not list the files of the data set.", fix=fix))
+    missing = [name for name in data["files"] if not (index.parent / name).is_file()]
+    if missing:
+        raise UserError([Problem(where=str(index), what=f"{name} does not exist.") for name in missing])
+    return [index.parent / name for name in data["files"]]
 
 
 def kind_of(path: Path) -> str:

@@ -151,6 +151,7 @@ def main(argv: list[str]) -> int:
     # The gateway decides when to end: it gets the terminal's Ctrl+C too, and closes the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.excepthook = _die
     spec, connection = decode_spec(argv[0]), socket.socket(fileno=int(argv[1]))
     inbox: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
@@ -195,6 +196,12 @@ def _read(connection: socket.socket, inbox: queue.Queue[bytes]) -> None:
 def _receive_all(worker: Worker, inbox: queue.Queue[bytes]) -> None:
     while True:
         worker.receive(decode(inbox.get()))
+
+
+def _die(failure: threading.ExceptHookArgs) -> None:
+    """Ends the process with its thread: with half of it gone, every request would wait for ever."""
+    threading.__excepthook__(failure)
+    os._exit(1)
 
 
 if __name__ == "__main__":
