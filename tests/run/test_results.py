@@ -60,8 +60,8 @@ def executed(tmp_path_factory):
     reports.put(run_dir, eval=reports.evaluation(), data=reports.data(), verify=reports.verification())
     lines = [json.dumps(row) + "\n" for row in reports.metrics()]
     (run_dir / "metrics.jsonl").write_text("".join(lines) + '{"step": 6, "lo')
-    report.write(run_dir)
-    card.write(run_dir)
+    report.write(run_dir, ())
+    card.write(run_dir, ())
     return run_dir
 
 
@@ -94,8 +94,8 @@ def test_a_loss_that_is_not_finite_is_said_to_be_so(finished):
     broken["models"]["tuned"].update(loss=None, perplexity=None)
     reports.put(finished, eval=broken)
     assert "2.931 before, not finite after" in summary.render(finished, "small")
-    report.write(finished)
-    card.write(finished)
+    report.write(finished, ())
+    card.write(finished, ())
     assert "not finite" in page(finished)
 
 
@@ -118,6 +118,14 @@ def test_the_report_is_self_contained_and_shows_every_part(finished):
     assert "prefers-color-scheme: dark" in markup
     assert "<script" not in markup
     assert len(re.findall(r"<title>step \d: loss ", markup)) == 5
+
+
+def test_known_secrets_are_not_in_report_and_card(finished):
+    reports.put(finished, eval=json.loads(json.dumps(reports.evaluation()).replace("Ada", "correct-horse")))
+    report.write(finished, ("correct-horse",))
+    card.write(finished, ("correct-horse",))
+    assert "correct-horse" not in page(finished) + (finished / "README.md").read_text()
+    assert "I am [redacted], an assistant" in page(finished)
 
 
 def test_parts_that_are_absent_are_left_out(small, run_dir):
@@ -147,13 +155,13 @@ def test_the_card_has_a_header_measures_and_limits(finished):
 
 def test_the_card_of_a_run_that_failed_a_gate_says_so(finished):
     reports.put(finished, verify=reports.verification(verdict="fail"))
-    card.write(finished)
+    card.write(finished, ())
     assert "**Unverified: a gate failed" in (finished / "README.md").read_text()
 
 
 def test_the_card_says_when_nothing_was_held_out(finished):
     reports.put(finished, eval=reports.evaluation(split="train"))
-    card.write(finished)
+    card.write(finished, ())
     assert "No rows were held out" in (finished / "README.md").read_text()
 
 

@@ -51,8 +51,9 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         for number in _SIGNALS:
-            # nohup ignores the hang-up: it stays ignored.
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            # nohup ignores the hang-up, and it stays ignored. A script's `tunerun ... &` ignores SIGINT, but whoever
+            # sends it there by hand means it.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -123,9 +124,8 @@ def run(
         }
 
         def tell() -> None:
-            terminal.line(
-                f"{stop.received[0].name}: stopping within {grace_seconds:.0f} s; once more kills", error=True
-            )
+            name = stop.received[0].name
+            terminal.line(f"{name}: stopping within {grace_seconds:.0f} s; a second signal kills at once", error=True)
 
         _follow(child, consumers, stop, tell, grace_seconds)
         terminal.clear()

@@ -7,13 +7,18 @@ from pathlib import Path
 
 from tunerun import __version__, artifacts
 from tunerun.launch.terminal import size
-from tunerun.run import results
+from tunerun.run import redact, results
 from tunerun.run.results import Results
 
 
-def write(run_dir: Path) -> None:
-    """Writes README.md from the run's files."""
-    artifacts.write_text(run_dir / artifacts.CARD, render(results.read(run_dir)))
+def write(run_dir: Path, secrets: tuple[str, ...]) -> None:
+    """Writes README.md from the run's files.
+
+    Args:
+        run_dir: The run directory.
+        secrets: Values that must not appear, from `redact.secret_values`.
+    """
+    artifacts.write_text(run_dir / artifacts.CARD, redact.values(render(results.read(run_dir)), secrets))
 
 
 def render(found: Results) -> str:

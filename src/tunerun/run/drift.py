@@ -62,7 +62,7 @@ def problems(old: StageRecord, new: Fingerprint, allow: frozenset[str]) -> list[
     return [
         Problem(
             where=key,
-            what=f"{what} This run has been trained already.",
+            what=f"{what} This run holds weights trained that way.",
             fix=f"Choose another run_dir, or go on all the same: tunerun resume RUN --allow {key}",
         )
         for key, what in sorted(changes.items())

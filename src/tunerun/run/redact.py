@@ -80,7 +80,16 @@ def text(value: str, secrets: tuple[str, ...]) -> str:
         value: A line of output, a command line, a diff; `password=...` in it counts as a secret by its name.
         secrets: Values that must not appear, from `secret_values`.
     """
-    return _OPTION.sub(_without_value, _ASSIGNMENT.sub(_without_value, _without_values(value, secrets)))
+    return _OPTION.sub(_without_value, _ASSIGNMENT.sub(_without_value, values(value, secrets)))
+
+
+def values(value: str, secrets: tuple[str, ...]) -> str:
+    """Returns a text without known secrets and without what looks like one; names in it mean nothing."""
+    for secret in secrets:
+        value = value.replace(secret, MARK)
+    for pattern, replacement in _LOOKS:
+        value = pattern.sub(replacement, value)
+    return value
 
 
 def data(value: Any, secrets: tuple[str, ...]) -> Any:
@@ -89,7 +98,7 @@ def data(value: Any, secrets: tuple[str, ...]) -> Any:
         return {key: MARK if _hides(str(key), item) else data(item, secrets) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [data(item, secrets) for item in value]
-    return _without_values(value, secrets) if isinstance(value, str) else value
+    return values(value, secrets) if isinstance(value, str) else value
 
 
 def problems(flat: Mapping[str, Any], secrets: tuple[str, ...]) -> list[Problem]:
@@ -105,14 +114,6 @@ def problems(flat: Mapping[str, Any], secrets: tuple[str, ...]) -> list[Problem]
         for key, value in flat.items()
         if data({key: value}, secrets) != {key: _plain(value)}
     ]
-
-
-def _without_values(value: str, secrets: tuple[str, ...]) -> str:
-    for secret in secrets:
-        value = value.replace(secret, MARK)
-    for pattern, replacement in _LOOKS:
-        value = pattern.sub(replacement, value)
-    return value
 
 
 def _plain(value: Any) -> Any:

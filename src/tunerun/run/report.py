@@ -11,7 +11,7 @@ from typing import Any
 
 from tunerun import artifacts
 from tunerun.launch.terminal import duration, size
-from tunerun.run import charts, results
+from tunerun.run import charts, redact, results
 from tunerun.run.charts import Point, Series, number
 from tunerun.run.results import Results
 
@@ -22,9 +22,14 @@ _MAX_EXAMPLES = 10
 _MAX_VALUE_CHARACTERS = 32
 
 
-def write(run_dir: Path) -> None:
-    """Writes report.html from the run's files."""
-    artifacts.write_text(run_dir / artifacts.REPORT, render(results.read(run_dir)))
+def write(run_dir: Path, secrets: tuple[str, ...]) -> None:
+    """Writes report.html from the run's files.
+
+    Args:
+        run_dir: The run directory.
+        secrets: Values that must not appear, from `redact.secret_values`.
+    """
+    artifacts.write_text(run_dir / artifacts.REPORT, redact.values(render(results.read(run_dir)), secrets))
 
 
 def render(found: Results) -> str:

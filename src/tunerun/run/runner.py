@@ -106,6 +106,8 @@ class _Runner:
             self._finish(code)
         if code == ExitCode.DONE:
             self.terminal.line("\n" + summary.render(self.run_dir, self.plan.name))
+        elif code == ExitCode.PREEMPTED:
+            self.terminal.line(f"go on: tunerun resume {summary.short(self.run_dir)}")
         return code
 
     def _run_steps(self, allow: frozenset[str]) -> ExitCode:
@@ -247,8 +249,8 @@ class _Runner:
         # A stage that was killed could not remove its own.
         rundir.remove_leftovers(self.run_dir)
         if self.executed or not (self.run_dir / artifacts.REPORT).is_file():
-            report.write(self.run_dir)
-            card.write(self.run_dir)
+            report.write(self.run_dir, self.secrets)
+            card.write(self.run_dir, self.secrets)
 
 
 _STATUS: dict[ExitCode, RunStatus] = {
