@@ -10,9 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# The same examples each time, and no time limit for one: other work shares the machine.
+settings.register_profile("tunerun", deadline=None, derandomize=True)
+settings.load_profile("tunerun")
 
 
 @pytest.fixture(scope="session")

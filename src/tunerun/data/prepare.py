@@ -28,6 +28,7 @@ from tunerun.errors import Problem, UserError
 from tunerun.progress import Progress
 
 _BATCH_ROWS = 256
+_TOO_DEEP = "the value is nested too deeply."
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,8 @@ def _file_rows(
             yield row, normalise(value, form.name, form.columns, settings.system)
         except RowFault as fault:
             tally.add_bad(BadRow(row.file, row.line, fault.reason, fault.detail))
+        except RecursionError:
+            tally.add_bad(BadRow(row.file, row.line, "bad-json", _TOO_DEEP))
     if not count:
         raise UserError(Problem(where=str(path), what="holds no rows."))
 
@@ -139,6 +142,9 @@ def _rendered(
             texts = encoder.render(value)
         except ChatFault as fault:
             tally.add_bad(BadRow(row.file, row.line, fault.reason, fault.detail))
+            continue
+        except RecursionError:
+            tally.add_bad(BadRow(row.file, row.line, "bad-json", _TOO_DEEP))
             continue
         if not texts:
             tally.add_dropped(row, "nothing-trained", "no assistant message of the row is trained.")

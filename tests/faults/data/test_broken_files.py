@@ -120,6 +120,13 @@ FILES: list[tuple[str, str | bytes, int | None, str]] = [
     ("weight.jsonl", messages(said("user"), said("assistant", weight=0.5)), 2, "neither 0 nor 1"),
     ("arguments.jsonl", messages(said("user"), said("assistant", None, tool_calls=[
         {"function": {"name": "f", "arguments": "[1]"}}])), 2, "not an object"),
+    ("half_argument.jsonl", messages(said("user"), said("assistant", None, tool_calls=[
+        {"function": {"name": "f", "arguments": {"x": "\ud83d"}}}])), 2, "half a surrogate pair"),
+    ("half_tool.jsonl", messages(said("user"), said("assistant"), tools=[{"name": "f", "description": "\udc00"}]), 2,
+     "half a surrogate pair"),
+    ("nested.jsonl", GOOD + '{"instruction": "q", "output": "a", "x": ' + "[" * 900 + "]" * 900 + "}\n", 2,
+     "nested too deeply"),
+    ("nested_tool.jsonl", messages(said("user"), said("assistant"), tools="[" * 400 + "]" * 400), 2, "not an object"),
     ("user_call.jsonl", messages(said("user", tool_calls=[json.loads(CALL)])), 2, "not the assistant's"),
 ]  # fmt: skip
 

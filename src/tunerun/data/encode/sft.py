@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Encoding
 
+from tunerun.chat.faults import ChatFault
 from tunerun.chat.mask import MarkedText, Renderer
 from tunerun.chat.tokenizer import Tokenizer
 from tunerun.data.encode import Encoder, Sample
@@ -17,7 +18,10 @@ def encoder(renderer: Renderer) -> Encoder:
     """Returns the encoder of supervised fine-tuning."""
 
     def render(row: Conversation) -> list[MarkedText]:
-        return renderer.rows(row.messages, row.tools, row.untrained)
+        rows = renderer.rows(row.messages, row.tools, row.untrained)
+        for made in rows:
+            _check_encodable(made.text)
+        return rows
 
     def encode_all(rows: Sequence[MarkedText]) -> list[list[Sample]]:
         return [[sample] for sample in encode(rows, renderer.tokenizer)]
@@ -39,6 +43,15 @@ def encode(rows: Sequence[MarkedText], tokenizer: Tokenizer) -> list[Sample]:
             trained[_token_at(encoding, start, len(row.text)) : _token_at(encoding, end, len(row.text))] = 1
         samples.append((np.array(encoding.ids, np.uint32), trained))
     return samples
+
+
+def _check_encodable(text: str) -> None:
+    """Refuses half surrogate pairs, which JSON escapes can bring in anywhere, tools and their arguments too."""
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ChatFault("bad-encoding", "the row holds half a surrogate pair.") from error
 
 
 def _token_at(encoding: Encoding, position: int, end: int) -> int:
