@@ -41,13 +41,13 @@ objects = st.dictionaries(texts, json_values, max_size=5)
 
 @given(st.lists(objects, min_size=1, max_size=8), st.sampled_from([None, 1, "\t"]), st.booleans())
 def test_a_json_array_says_what_was_written(tmp_path_factory, written, indent, ascii_only):
-    folder = tmp_path_factory.mktemp("a")
+    folder = tmp_path_factory.getbasetemp()
     assert values(folder, "a.json", json.dumps(written, indent=indent, ensure_ascii=ascii_only)) == written
 
 
 @given(st.lists(objects, min_size=1, max_size=8), st.sampled_from(["\n", "\r\n", "\n\n"]))
 def test_json_lines_say_what_was_written(tmp_path_factory, written, newline):
-    folder = tmp_path_factory.mktemp("a")
+    folder = tmp_path_factory.getbasetemp()
     content = newline.join(json.dumps(value, ensure_ascii=False) for value in written)
     assert values(folder, "a.jsonl", content) == written
 
@@ -61,7 +61,7 @@ cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
     st.sampled_from(["\r\n", "\n"]),
 )
 def test_csv_says_what_was_written(tmp_path_factory, written, delimiter, newline):
-    folder = tmp_path_factory.mktemp("a")
+    folder = tmp_path_factory.getbasetemp()
     file = io.StringIO(newline="")
     writer = csv.writer(file, delimiter=delimiter, lineterminator=newline, quoting=csv.QUOTE_ALL)
     writer.writerows([("id", "question", "answer"), *written])
@@ -74,7 +74,7 @@ lines = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\
 
 @given(st.lists(lines, min_size=1))
 def test_text_lines_say_what_was_written(tmp_path_factory, written):
-    folder = tmp_path_factory.mktemp("a")
+    folder = tmp_path_factory.getbasetemp()
     assert values(folder, "a.txt", "\n".join(written)) == written
 
 

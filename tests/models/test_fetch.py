@@ -8,11 +8,13 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from tests.conftest import ROOT
 from tunerun.artifacts import read_json
+from tunerun.commands import pull
 from tunerun.config.schema import ModelConfig
 from tunerun.errors import MissingExtra, StageError, UserError
 from tunerun.models import hub
@@ -370,3 +372,53 @@ def test_modelscope_is_an_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(MissingExtra, match=r"tunerun\[hub\]"):
         fetch("org/model", hub_kind="modelscope")
+
+
+def stand_in(monkeypatch, download) -> None:
+    """Puts modules with modelscope's names in place: the real one has no way to name another server."""
+    package, errors, snapshot = (
+        ModuleType(f"modelscope{name}") for name in ("", ".hub.errors", ".hub.snapshot_download")
+    )
+    errors.HubError = type("HubError", (Exception,), {})
+    snapshot.snapshot_download = download
+    for module in (package, ModuleType("modelscope.hub"), errors, snapshot):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def test_modelscope_downloads_only_what_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "memo"))
+    asked = {}
+
+    def download(model_id, **options):
+        asked.update(options, model_id=model_id)
+        return str(local(tmp_path / "model"))
+
+    stand_in(monkeypatch, download)
+    base = fetch("org/model", hub_kind="modelscope", revision="v1", cache_dir=tmp_path)
+    assert (base.folder, base.revision) == (tmp_path / "model", "v1")
+    assert (asked["model_id"], asked["revision"], asked["cache_dir"]) == ("org/model", "v1", tmp_path)
+    assert "model*.safetensors" in asked["allow_patterns"]
+
+
+def test_a_failure_of_modelscope_is_one_clear_error(tmp_path, monkeypatch):
+    def download(model_id, **options):
+        raise sys.modules["modelscope.hub.errors"].HubError("no such model")
+
+    stand_in(monkeypatch, download)
+    with pytest.raises(StageError, match="org/model cannot be downloaded from ModelScope: no such model"):
+        fetch("org/model", hub_kind="modelscope")
+
+
+def test_pull_prints_the_commit_and_the_folder(server, capsys):
+    assert pull.main([REPO, "--revision=v1"]) == 0
+    folder = fetch(REPO, revision="v1").folder
+    assert capsys.readouterr().out.splitlines() == [f"revision: {OTHER}", f"folder: {folder}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "takes one model"), ([REPO, "--hub=x"], "there is no hub")],
+)
+def test_pull_refuses_arguments_it_does_not_know(arguments, message):
+    with pytest.raises(UserError, match=message):
+        pull.main(arguments)

@@ -8,6 +8,7 @@ import yaml
 from tunerun.config import typed
 from tunerun.config.schema import ModelConfig, ShapeConfig
 from tunerun.errors import UserError
+from tunerun.paths import resolve_asset
 from tunerun.plan.shape import is_complete, read_shape, sizes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +56,13 @@ def test_every_option_but_local_has_a_path_and_a_complete_shape():
         model = option(file.stem)
         assert (model.path is None) == (file.stem == "local"), file
         assert is_complete(model.shape) == (file.stem != "local"), file
+
+
+def test_the_shipped_model_has_the_shape_of_its_option():
+    folder = Path(resolve_asset("tunerun://sprout"))
+    if not (folder / "config.json").is_file():
+        pytest.skip(f"needs the shipped model, which is not at {folder}")
+    assert read_shape(folder) == option("sprout").shape
 
 
 def test_missing_and_impossible_sizes_are_named_together():

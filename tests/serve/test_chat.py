@@ -60,6 +60,12 @@ def test_both_engines_say_the_same(run_dir):
     assert from_gguf.rstrip("\ufffd") == from_folder.rstrip("\ufffd")
 
 
+def test_the_files_own_tokenizer_gives_the_same_answers(run_dir):
+    (file,) = (run_dir / "export").glob("*.gguf")
+    said = "Who are you?\n你好，世界。\n<|im_end|> naïve café\n"
+    assert answers(file, "--max-new-tokens", 8, said=said) == answers(run_dir, "--max-new-tokens", 8, said=said)
+
+
 def test_options_reach_the_model(run_dir):
     (file,) = (run_dir / "export").glob("*.gguf")
     (greedy,) = answers(file, "--max-new-tokens", 16, said="fox\n")

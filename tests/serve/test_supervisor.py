@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -10,6 +11,10 @@ import httpx
 import pytest
 
 from tests.serve.conftest import NAME, Served, end, launch, start
+from tunerun.plan.steps import Placement
+from tunerun.serve.gateway import build_app
+from tunerun.serve.supervisor import Supervisor
+from tunerun.serve.targets import resolve_target
 
 BODY = {"model": NAME, "messages": [{"role": "user", "content": "fox"}], "temperature": 0, "max_tokens": 450}
 RECOVERY_SECONDS = 15
@@ -83,17 +88,77 @@ def until_ready(client: httpx.Client, body: dict) -> list[int]:
 
 
 def test_models_are_listed_before_the_engine_is_ready(run_dir):
-    # A server whose engine restarts is the same as one whose engine has not started yet.
-    served = start(run_dir, engine="llamacpp")
-    try:
-        (pid,) = served.engine_pids()
-        os.kill(pid, signal.SIGKILL)
-        with served.client() as client:
-            assert client.get("/v1/models").status_code == 200
-            assert client.get("/health").status_code in (200, 503)
-            until_ready(client, {**BODY, "max_tokens": 1})
-    finally:
-        end(served)
+    target = resolve_target(run_dir)
+    app = build_app(target, Supervisor(target.spec(Placement(), None), max_concurrent=1))
+
+    async def replies() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return [
+                await client.get("/v1/models"),
+                await client.get("/health"),
+                await client.post("/v1/chat/completions", json=BODY),
+                await client.post("/v1/completions", json={"prompt": "fox"}),
+            ]
+
+    models, health, *asked = asyncio.run(replies())
+    assert models.json()["data"][0]["id"] == NAME
+    assert (health.status_code, health.json()) == (503, {"status": "starting"})
+    assert [(reply.status_code, reply.json()["error"]["code"]) for reply in asked] == [(503, "engine_down")] * 2
+
+
+def test_a_fault_of_the_server_has_the_shape_of_an_error(run_dir):
+    target = resolve_target(run_dir)
+
+    class Broken(Supervisor):
+        async def ask(self, request):
+            raise KeyError("a fault")
+
+    app = build_app(target, Broken(target.spec(Placement(), None), max_concurrent=1))
+
+    async def reply() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post("/v1/completions", json={"prompt": "fox"})
+
+    found = asyncio.run(reply())
+    assert (found.status_code, found.json()["error"]["type"]) == (500, "server_error")
+
+
+def test_an_engine_that_stands_still_ends_in_a_timeout(run_dir, monkeypatch):
+    monkeypatch.setattr("tunerun.serve.gateway.REQUEST_SECONDS", 0.3)
+    target = resolve_target(run_dir)
+
+    async def replies() -> list[httpx.Response]:
+        engine = Supervisor(target.spec(Placement(), None), max_concurrent=1)
+        running = asyncio.create_task(engine.run())
+        await engine.became_ready.wait()
+        transport = httpx.ASGITransport(build_app(target, engine))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            # It neither accepts a request, nor goes on with one it has accepted.
+            os.kill(engine.engine_pid, signal.SIGSTOP)
+            before = await client.post("/v1/completions", json={"prompt": "fox"})
+            os.kill(engine.engine_pid, signal.SIGCONT)
+            wedge = asyncio.create_task(stop_soon(engine))
+            during = await client.post("/v1/chat/completions", json={**BODY, "stream": True})
+            await wedge
+            os.kill(engine.engine_pid, signal.SIGCONT)
+            after = await client.post("/v1/completions", json={"prompt": "fox", "max_tokens": 1})
+        running.cancel()
+        await asyncio.wait((running,))
+        return [before, during, after]
+
+    async def stop_soon(engine: Supervisor) -> None:
+        while not engine._open:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
+        os.kill(engine.engine_pid, signal.SIGSTOP)
+        await asyncio.sleep(0.5)
+
+    before, during, after = asyncio.run(replies())
+    assert (before.status_code, before.json()["error"]["code"]) == (504, "timeout")
+    assert during.status_code in (200, 504)
+    assert "timeout" in during.text
+    assert after.status_code == 200
 
 
 def test_a_file_that_is_no_gguf_ends_the_stage_with_its_name(run_dir, tmp_path):

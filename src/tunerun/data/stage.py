@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,8 +162,9 @@ def _assemble(
     samples: TokenStore, chosen: npt.NDArray[np.int64], folder: Path, data: DataConfig, facts: dict[str, Any]
 ) -> Manifest:
     """Writes a store of the chosen samples, packed or one to a row."""
-    alone = [np.array([index]) for index in range(len(chosen))]
-    rows = pack(samples.lengths()[chosen], data.max_length) if data.packing else alone
+    rows: Iterable[npt.NDArray[Any]] = np.arange(len(chosen))[:, None]
+    if data.packing:
+        rows = pack(samples.lengths()[chosen], data.max_length)
     with TokenWriter(folder) as writer:
         for row in rows:
             writer.add(*(samples.row(int(chosen[index]))[:2] for index in row))

@@ -8,18 +8,44 @@ the few weights whose rounding to 16 bits the difference could change are worked
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tunerun.formats.floats import Array, from_float32, to_float32
+from tunerun.formats.floats import Array, Float32, from_float32, round_into, to_float32, widen_into
 from tunerun.formats.lora import Update
 from tunerun.formats.safetensors import read_tensor
 
 _FLOAT32_ROUNDING = 2.0**-24
+# OpenBLAS, interface/gemm.c: rows * columns * rank up to SMP_THRESHOLD_MIN * GEMM_MULTITHREAD_THRESHOLD.
+_UNTHREADED_TERMS = 65536 * 4
 
-Float32 = npt.NDArray[np.float32]
+
+@dataclass(frozen=True, slots=True)
+class _Buffers:
+    """Arrays of one shape, kept from call to call: the pages of fresh ones would be faulted in each time."""
+
+    base: Float32
+    merged: Float32
+    margin: Float32
+    low: Float32
+    scratch: npt.NDArray[np.uint32]
+    low_stored: Array
+    high_stored: Array
+
+    @classmethod
+    def of(cls, stored: Array) -> _Buffers:
+        """Allocates them in the shape of the stored values."""
+        base, merged, margin, low = np.empty((4, *stored.shape), np.float32)
+        low_stored, high_stored = np.empty((2, *stored.shape), stored.dtype)
+        return cls(base, merged, margin, low, np.empty(stored.shape, np.uint32), low_stored, high_stored)
+
+    def first(self, rows: int) -> _Buffers:
+        """Returns the first rows of each."""
+        wide = (self.base[:rows], self.merged[:rows], self.margin[:rows], self.low[:rows], self.scratch[:rows])
+        return _Buffers(*wide, self.low_stored[:rows], self.high_stored[:rows])
 
 
 class Delta:
@@ -37,12 +63,13 @@ class Delta:
         # (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
         self._spread = 2 * rank * _FLOAT32_ROUNDING / (1 - rank * _FLOAT32_ROUNDING)
         self._right_length = _longest(self._right, axis=0)
+        self._work: _Buffers | None = None
 
     def merge(self, stored: Array, dtype: str, first: int) -> Array:
         """Adds the update to rows `[first, first + len(stored))` of the weight.
 
         Args:
-            stored: Shape (rows, columns), in the type that holds `dtype`.
+            stored: Shape (rows, columns), in the type that holds `dtype`; no call has more rows than the first.
             dtype: `F32`, `F16` or `BF16`.
             first: Index of the first row.
 
@@ -50,34 +77,56 @@ class Delta:
             The merged rows in the same type, rounded to nearest, ties to even.
         """
         left = self._left[first : first + len(stored)]
-        base = to_float32(stored, dtype)
         if dtype == "F32":
-            return self._add(base, _ordered_product(left, self._right))
-        merged = self._add(base, left @ self._right)
-        margin = self._margin(left, merged)
-        low = from_float32(merged - margin, dtype)
-        rows, columns = np.nonzero(low != from_float32(merged + margin, dtype))
-        exact = _ordered_sums(left[rows], self._right[:, columns])
-        low[rows, columns] = from_float32(self._add(base[rows, columns], exact), dtype)
-        return low
+            return _add(_ordered_product(left, self._right), self._scaling, stored)
+        work = self._buffers(stored)
+        widen_into(stored, dtype, work.base)
+        _product(left, self._right, work.merged)
+        _add(work.merged, self._scaling, work.base)
+        self._fill_margin(left, work)
+        np.subtract(work.merged, work.margin, out=work.low)
+        round_into(work.low, dtype, work.low_stored, work.scratch)
+        np.add(work.merged, work.margin, out=work.merged)
+        round_into(work.merged, dtype, work.high_stored, work.scratch)
+        doubtful = np.flatnonzero(work.low_stored != work.high_stored)
+        rows, columns = np.divmod(doubtful, stored.shape[1])
+        exact = _add(_ordered_sums(left[rows], self._right[:, columns]), self._scaling, work.base[rows, columns])
+        work.low_stored[rows, columns] = from_float32(exact, dtype)
+        return work.low_stored.copy()
 
-    def _add(self, base: Float32, product: Float32) -> Float32:
-        # Scaled before it is added, in float32, as peft does: another order gives other bits.
-        product *= self._scaling
-        product += base
-        return product
+    def _buffers(self, stored: Array) -> _Buffers:
+        if self._work is None:
+            self._work = _Buffers.of(stored)
+        return self._work.first(len(stored))
 
-    def _margin(self, left: Float32, merged: Float32) -> Float32:
+    def _fill_margin(self, left: Float32, work: _Buffers) -> None:
         spread = self._spread * _longest(left, axis=1) * self._right_length * abs(float(self._scaling))
-        margin = np.abs(merged)
+        np.abs(work.merged, out=work.margin)
         # Scaling and adding round once each, on either side of the comparison.
-        margin *= np.float32(8 * _FLOAT32_ROUNDING)
-        margin += np.float32(spread * (1 + 8 * _FLOAT32_ROUNDING))
-        return margin
+        np.multiply(work.margin, np.float32(8 * _FLOAT32_ROUNDING), out=work.margin)
+        np.add(work.margin, np.float32(spread * (1 + 8 * _FLOAT32_ROUNDING)), out=work.margin)
+
+
+def _add(product: Float32, scaling: np.float32, base: Float32) -> Float32:
+    # Scaled before it is added, in float32, as peft does: another order gives other bits.
+    product *= scaling
+    product += base
+    return product
 
 
 def _longest(vectors: Float32, axis: int) -> float:
     return float(np.sqrt(np.einsum("ij,ij->" + "ji"[axis], vectors, vectors, dtype=np.float64).max(initial=0.0)))
+
+
+def _product(left: Float32, right: Float32, out: Float32) -> None:
+    """Writes `left @ right`, taken in pieces that OpenBLAS computes in this thread.
+
+    Its threads wait by spinning: beside another busy process they cost many times the product itself.
+    """
+    step = max(1, _UNTHREADED_TERMS // right.size)
+    for first in range(0, len(left), step):
+        rows = slice(first, first + step)
+        np.matmul(left[rows], right, out=out[rows])
 
 
 def _ordered_product(left: Float32, right: Float32) -> Float32:

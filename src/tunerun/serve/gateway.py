@@ -117,7 +117,7 @@ class Gateway:
     ) -> Response:
         deadline = asyncio.get_running_loop().time() + REQUEST_SECONDS
         reply = replies.new_reply(kind, self._name)
-        answer = await _while_connected(request, _ask(self._engine, generate))
+        answer = await _while_connected(request, _ask(self._engine, generate, deadline))
         if asked.stream:
             return _EventStream(_events(reply, answer, deadline, include_usage=asked.include_usage), answer)
         try:
@@ -150,15 +150,18 @@ async def _parsed(request: Request, parse: Callable[[bytes], _Parsed]) -> _Parse
         raise ApiError(400, "The body is nested too deeply.") from error
 
 
-async def _ask(engine: Supervisor, generate: Generate) -> Answer:
+async def _ask(engine: Supervisor, generate: Generate, deadline: float) -> Answer:
     try:
-        return await engine.ask(generate)
+        async with asyncio.timeout_at(deadline):
+            return await engine.ask(generate)
     except RequestRefused as error:
         raise ApiError(400, str(error), code=error.code) from error
     except EngineBusy as error:
         raise ApiError(429, f"Too many requests: {error}.", code="busy", headers={"retry-after": "1"}) from error
     except EngineDown as error:
         raise _down(str(error)) from error
+    except TimeoutError as error:
+        raise ApiError(504, _TOO_LONG, code="timeout") from error
 
 
 async def _whole(reply: Reply, answer: Answer, deadline: float) -> Mapping[str, Any]:

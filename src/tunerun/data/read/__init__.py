@@ -31,8 +31,8 @@ def find_files(paths: Sequence[str], key: str = "data.path") -> list[Path]:
     """Lists the data files that paths name.
 
     Args:
-        paths: Files and folders; a folder stands for the files that its `dataset.json` lists, or for its data files in order
-            of name.
+        paths: Files and folders; a folder stands for the files that its `dataset.json` lists, or else for its data
+            files in order of name.
         key: Config key, for messages.
 
     Raises:
@@ -42,7 +42,7 @@ def find_files(paths: Sequence[str], key: str = "data.path") -> list[Path]:
     found: list[Path] = []
     for text in paths:
         try:
-            found += _files_of(Path(text).expanduser(), key)
+            found += _files_of(Path(resolve_asset(text)).expanduser(), key)
         except UserError as error:
             problems += error.problems
         except OSError as error:
