@@ -54,6 +54,14 @@ def test_packed_rows_give_the_gradients_of_the_same_samples_unpacked(tmp_path: P
     assert _relative(_gradients(_job(packed, FULL, 1)), wanted) < 1e-6
 
 
+def test_recomputing_activations_changes_no_gradient(out: Path) -> None:
+    job = _job(out, LORA, 4)
+    wanted = _gradients(job)
+    job.optimiser.zero_grad()
+    job.network.gradient_checkpointing_enable({"use_reentrant": False})
+    assert torch.equal(_gradients(job), wanted)
+
+
 def test_the_loss_is_the_mean_over_the_trained_tokens_of_the_global_batch(out: Path) -> None:
     losses = [loop.optimiser_step(_job(out, FULL, size), 0).loss for size in (1, 8)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -196,6 +196,18 @@ def test_a_checkpoint_holds_a_loadable_adapter(tmp_path: Path) -> None:
     adapters.load_adapter(network, found.folder / artifacts.ADAPTER, trainable=False)
 
 
+def test_measuring_while_training_needs_held_out_rows(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train.eval_steps: no rows are held out"):
+        run(train_step(eval_steps=3), make_run(tmp_path))
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
+    out = make_run(tmp_path)
+    write_store(out / artifacts.DATA, [[([5, 999], [0, 1])]])
+    with pytest.raises(UserError, match=r"the data have token 999, but the model's embedding ends at 319"):
+        run(train_step(), out)
+
+
 def test_the_step_survives_the_plan(tmp_path: Path) -> None:
     step = train_step()
     assert isinstance(steps.from_json(json.loads(json.dumps(steps.to_json(step)))), TrainStep)

@@ -41,6 +41,7 @@ class Job:
     optimiser: torch.optim.AdamW
     store: TokenStore
     eval_store: TokenStore | None
+    """Held-out rows, when they are measured while training."""
     total_steps: int
     checkpoints: Path
     """Folder of the run's checkpoints."""
@@ -200,8 +201,7 @@ def _metrics(window: Sequence[StepResult], progress: Progressed, job: Job) -> di
 
 
 def _evaluate(job: Job, step: int, trackers: Sequence[Tracker]) -> None:
-    if job.eval_store is None:
-        return
+    assert job.eval_store is not None, "train.eval_steps needs held-out rows"
     config, placement = job.step.eval, job.step.placement
     with torch.autocast(placement.device, torch.bfloat16, enabled=placement.precision == "bf16"):
         measured = score(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,17 +11,25 @@ from types import FrameType
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
+# A scheduler and the runner may both pass on the same request: only a later signal means impatience.
+_SAME_REQUEST_SECONDS = 2.0
+
+
 class StopRequest:
-    """Remembers the first signal; the second one of its kind ends the process as it would have without us."""
+    """Remembers the first signal; one that comes seconds later does what it would have done without us."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._noted = 0.0
         self._before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def note(self, number: int, _: FrameType | None) -> None:
         """Takes a signal."""
-        self.signal = signal.Signals(number)
-        self.restore()
+        if self.signal is None:
+            self.signal, self._noted = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._noted > _SAME_REQUEST_SECONDS:
+            self.restore()
+            signal.raise_signal(number)
 
     def watch(self) -> None:
         """Takes the signals from now on."""

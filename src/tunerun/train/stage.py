@@ -14,7 +14,7 @@ from tunerun import artifacts
 from tunerun.artifacts import Artifact
 from tunerun.chat.template import load_template
 from tunerun.config import typed
-from tunerun.errors import Preempted
+from tunerun.errors import Preempted, Problem, UserError
 from tunerun.formats.tokens import MANIFEST, OFFSETS, SEGMENTS, TOKENS, TRAINED, TokenStore
 from tunerun.models import adapters, load
 from tunerun.models.attention import SEGMENTS as SEGMENT_ATTENTION
@@ -71,8 +71,9 @@ def _prepare(
     step: TrainStep, base: BaseModel, out: Path, identity: dict[str, Any], found: Checkpoint | None
 ) -> tuple[loop.Job, Callable[[Path], None]]:
     store = TokenStore.open(out / artifacts.DATA)
-    eval_folder = out / artifacts.EVAL_DATA
+    eval_store = _eval_store(step, out)
     network, save_weights, save_final = _model(step, base, found)
+    _check_vocabulary(store, network)
     if step.activation_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})
     parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
@@ -85,7 +86,7 @@ def _prepare(
         parameters=parameters,
         optimiser=optimiser,
         store=store,
-        eval_store=TokenStore.open(eval_folder) if eval_folder.is_dir() else None,
+        eval_store=eval_store,
         total_steps=batches.total_steps(
             len(store),
             global_batch_size=step.train.global_batch_size,
@@ -97,6 +98,24 @@ def _prepare(
         save_weights=save_weights,
     )
     return job, save_final
+
+
+def _eval_store(step: TrainStep, out: Path) -> TokenStore | None:
+    if step.train.eval_steps is None:
+        return None
+    folder = out / artifacts.EVAL_DATA
+    if not folder.is_dir():
+        fix = "Set data.eval_fraction or data.eval_path, or leave it null."
+        raise UserError(Problem(where="train.eval_steps", what="no rows are held out to measure.", fix=fix))
+    return TokenStore.open(folder)
+
+
+def _check_vocabulary(store: TokenStore, network: Any) -> None:
+    largest, rows = int(store.tokens.max()), network.get_input_embeddings().weight.shape[0]
+    if largest >= rows:
+        what = f"the data have token {largest}, but the model's embedding ends at {rows - 1}."
+        fix = "Take the tokenizer that belongs to the weights, or a chat template that uses only its tokens."
+        raise UserError(Problem(where="model.path", what=what, fix=fix))
 
 
 def _model(
