@@ -20,7 +20,7 @@ STEP_TYPES = {"plan.steps", "config.typed", "config.schema"}
 # The control layer, from the bottom: each may import what stands before it.
 CONTROL = ["config", "machine", "plan", "launch", "run", "sweep", "commands", "cli"]
 # The stages' and the library's doors that the command line opens itself, in the function that needs them.
-COMMAND_DOORS = {"serve", "models", "data"}
+COMMAND_DOORS = {"serve", "models", "data", "chat"}
 # Files of the run directory whose readers are in the library and load nothing.
 CONTROL_READS = {"formats", "models.base"}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "deepspeed", "bitsandbytes"}

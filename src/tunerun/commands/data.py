@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tunerun import artifacts
+from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.commands import arguments
 from tunerun.commands.prepare import prepare, require_ready
 from tunerun.config.resolve import resolve
-from tunerun.errors import ExitCode
+from tunerun.data.preview import preview
+from tunerun.formats.tokens import TokenStore
+from tunerun.models.base import read_base
 from tunerun.run import runner
 
 _STAGES = "stages=[data]"
@@ -27,7 +31,14 @@ def main(argv: Sequence[str]) -> int:
     options, overrides = arguments.split(argv, flags=(), values=("--config-dir", "-cd"))
     prepared = prepare(resolve([*overrides, _STAGES], arguments.config_dir(options)))
     require_ready(prepared)
-    code = runner.execute(prepared.plan, config=prepared.config)
-    if code == ExitCode.DONE:
-        print((Path(prepared.plan.run_dir) / artifacts.DATA / "preview.txt").read_text(encoding="utf-8"))
-    return code
+    return runner.execute(prepared.plan, config=prepared.config, summarise=_preview)
+
+
+def _preview(run_dir: Path, name: str) -> str:
+    """Shows three samples as the model will see them, trained text in green on a terminal."""
+    folder = run_dir / artifacts.DATA
+    if sys.stdout.isatty():
+        text = preview(TokenStore.open(folder), load_tokenizer(read_base(run_dir).folder), colour=True)
+    else:
+        text = (folder / "preview.txt").read_text(encoding="utf-8")
+    return f"{name}: the first samples, trained text marked\n\n{text.rstrip()}\n"

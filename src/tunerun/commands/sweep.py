@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from tunerun.commands import arguments
 from tunerun.commands.prepare import OUTPUTS, Prepared, prepare, require_ready
 from tunerun.config.register import new_run_id
 from tunerun.config.resolve import group_names, resolve
-from tunerun.errors import ExitCode, UserError
+from tunerun.errors import ExitCode, TunerunError, UserError
 from tunerun.run import runner
 from tunerun.sweep.grid import expand
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     for number, (point, trial) in enumerate(zip(points, trials, strict=True)):
         varied = [item for item in point if item not in overrides]
         print(f"trial {number + 1} of {len(trials)}: {' '.join(varied)}", flush=True)
-        code = runner.execute(trial.plan, config=trial.config)
+        code = _run(trial)
         results.append({"trial": number, "overrides": varied, "exit_code": int(code)})
         artifacts.write_json(sweep_dir / "results.json", {"schema": 1, "trials": results})
         if code == ExitCode.PREEMPTED:
@@ -48,6 +49,15 @@ def main(argv: Sequence[str]) -> int:
     if ExitCode.PREEMPTED in codes:
         return ExitCode.PREEMPTED
     return ExitCode.DONE if codes == {ExitCode.DONE} else ExitCode.STAGE_FAILED
+
+
+def _run(trial: Prepared) -> ExitCode:
+    """Runs a trial; its failure is a result, not the end of the sweep."""
+    try:
+        return runner.execute(trial.plan, config=trial.config)
+    except TunerunError as error:
+        print(f"{error}", file=sys.stderr)
+        return error.exit_code
 
 
 def _prepare(point: list[str], run_dir: Path, options: dict[str, list[str]]) -> Prepared:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,16 @@ from tunerun.run.fingerprint import Fingerprint, fingerprint, intact
 from tunerun.run.hashes import Hashes
 from tunerun.run.record import Invocation, Record, RunStatus, StageRecord
 
+Summary = Callable[[Path, str], str]
+
 
 def execute(
-    plan: Plan, *, config: RunConfig, allow: frozenset[str] = frozenset(), terminal: Terminal | None = None
+    plan: Plan,
+    *,
+    config: RunConfig,
+    allow: frozenset[str] = frozenset(),
+    terminal: Terminal | None = None,
+    summarise: Summary = summary.render,
 ) -> ExitCode:
     """Runs the steps of a plan in its run directory, skipping those that are done and unchanged.
 
@@ -39,6 +47,7 @@ def execute(
         config: What the plan was made from, for config.yaml.
         allow: Keys, or sections of keys, that may differ from those the run was trained with.
         terminal: Where to print; standard output and error by default.
+        summarise: Makes the text shown when all is done, from the run directory and the run's name.
 
     Returns:
         How the run ended.
@@ -64,6 +73,7 @@ def execute(
                 stop=stop,
                 secrets=secrets,
                 lock=lock,
+                summarise=summarise,
                 hashes=Hashes(run_dir),
                 record=_open_record(plan, config, run_dir),
             )
@@ -85,6 +95,7 @@ class _Runner:
     stop: StopSignals
     secrets: tuple[str, ...]
     lock: int
+    summarise: Summary
     hashes: Hashes
     record: Record
     executed: int = 0
@@ -105,7 +116,7 @@ class _Runner:
         finally:
             self._finish(code)
         if code == ExitCode.DONE:
-            self.terminal.line("\n" + summary.render(self.run_dir, self.plan.name))
+            self.terminal.line("\n" + self.summarise(self.run_dir, self.plan.name))
         elif code == ExitCode.PREEMPTED:
             self.terminal.line(f"go on: tunerun resume {summary.short(self.run_dir)}")
         return code
