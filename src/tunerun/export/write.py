@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tunerun.chat.template import ChatTemplate
 from tunerun.chat.tokenizer import Tokenizer, read_object
 from tunerun.errors import Problem, StageError, UserError, require
@@ -124,8 +126,9 @@ def _write_tensor(
         if not is_finite(stored, source.dtype):
             raise StageError(f"{source.file}: {source.name} holds a value that is infinite or not a number.")
         values = to_float32(stored, source.dtype)
-        # The same rows go into many files: those of one type are encoded once.
-        encoded: dict[str, Array] = {}
+        # The same rows go into many files: those of one type are encoded once, and not at all when the weights
+        # have that type already.
+        encoded: dict[str, Array] = {source.dtype: stored.view(np.uint8)}
         for file, kind in targets:
             if kind.name not in encoded:
                 try:
