@@ -6,8 +6,8 @@ import dataclasses
 import itertools
 
 import pytest
-from tests.conftest import ROOT
 
+from tests.conftest import ROOT
 from tunerun.commands.prepare import prepare
 from tunerun.config import reference, schema, typed
 from tunerun.config.resolve import group_names, resolve

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import ROOT
 
 SRC = ROOT / "src" / "tunerun"
-BASE = {"errors", "paths", "artifacts", "progress", "child"}
+BASE = {"errors", "paths", "artifacts", "progress", "child", "base_model", "network"}
 LIBRARY = {"formats", "chat", "models"}
 STAGES = {"data", "train", "evaluate", "merge", "export", "verify", "publish", "serve"}
 # What the schema's types and the plan's steps stand on: standard library only.
@@ -22,7 +23,7 @@ CONTROL = ["config", "machine", "plan", "launch", "run", "sweep", "commands", "c
 # The stages' and the library's doors that the command line opens itself, in the function that needs them.
 COMMAND_DOORS = {"serve", "models", "data", "chat"}
 # Files of the run directory whose readers are in the library and load nothing.
-CONTROL_READS = {"formats", "models.base"}
+CONTROL_READS = {"formats"}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "deepspeed", "bitsandbytes"}
 NO_HYDRA = STAGES | LIBRARY | BASE | {"worker"}
 

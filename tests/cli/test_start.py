@@ -8,8 +8,8 @@ import sys
 import time
 
 import pytest
-from tests.conftest import ROOT
 
+from tests.conftest import ROOT
 from tunerun import cli
 from tunerun.errors import Problem, UserError
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from tunerun.artifacts import describe
+from tunerun.base_model import BaseModel, write_base
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.config.schema import DataConfig, ObjectiveConfig
 from tunerun.data import stage
 from tunerun.data.preview import preview
 from tunerun.errors import UserError
 from tunerun.formats.tokens import TokenStore
-from tunerun.models.base import BaseModel, write_base
 from tunerun.plan.steps import DataStep
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from tests.export.models import TEMPLATE
 from tunerun import artifacts
+from tunerun.base_model import BaseModel, write_base
 from tunerun.config.schema import GgufConfig
 from tunerun.errors import UserError
 from tunerun.export.modelfile import render_modelfile
 from tunerun.export.stage import run
-from tunerun.models.base import BaseModel, write_base
 from tunerun.plan.steps import ExportStep
 
 pytest.importorskip("llama_cpp")

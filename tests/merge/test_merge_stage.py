@@ -7,8 +7,8 @@ from pathlib import Path
 from tests.export.models import build_model
 from tests.merge.test_merge import build_adapter
 from tunerun import artifacts
+from tunerun.base_model import BaseModel, write_base
 from tunerun.merge.stage import run
-from tunerun.models.base import BaseModel, write_base
 from tunerun.plan.steps import MergeStep
 
 

@@ -14,11 +14,11 @@ import pytest
 
 from tests.conftest import ROOT
 from tunerun.artifacts import read_json
+from tunerun.base_model import read_base
 from tunerun.commands import pull
 from tunerun.config.schema import ModelConfig
 from tunerun.errors import MissingExtra, StageError, UserError
 from tunerun.models import hub
-from tunerun.models.base import read_base
 from tunerun.models.fetch import fetch, run
 from tunerun.plan.steps import ModelStep
 

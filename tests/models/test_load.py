@@ -11,6 +11,7 @@ from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.errors import StageError
 from tunerun.models import load
+from tunerun.models.folder import set_chat_template
 
 
 def test_a_model_is_written_in_shards_with_all_that_belongs_to_it(tmp_path: Path) -> None:
@@ -31,7 +32,7 @@ def test_a_model_is_written_in_shards_with_all_that_belongs_to_it(tmp_path: Path
 
 def test_replacing_the_template_leaves_one_template(tmp_path: Path) -> None:
     base = tiny_qwen2(tmp_path / "base", template=CHATML)
-    load.replace_template(base, "{{ messages[0]['content'] }}")
+    set_chat_template(base, "{{ messages[0]['content'] }}")
     template = load_template(base, load_tokenizer(base).named)
     assert template is not None
     assert template.render([{"role": "user", "content": "hello"}]) == "hello"

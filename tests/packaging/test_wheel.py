@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import ROOT
 
 # What planning needs; everything else is for the stages.

@@ -3,9 +3,9 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
+
 from tests.plan.test_memory import FULL, LORA
 from tests.plan.test_shape import option
-
 from tunerun.config import typed
 from tunerun.config.schema import GgufType
 from tunerun.errors import UserError

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import ROOT
 from tests.plan.test_shape import option
-
 from tunerun.config.schema import ShapeConfig
 from tunerun.errors import UserError
 from tunerun.plan.memory import Work, memory, trainable_parameters

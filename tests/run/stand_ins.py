@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from tunerun import artifacts
+from tunerun.base_model import BaseModel, read_base, write_base
 from tunerun.errors import GateError, Preempted, Problem, StageError, UserError
-from tunerun.models.base import BaseModel, read_base, write_base
 from tunerun.progress import Progress
 
 

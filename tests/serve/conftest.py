@@ -18,8 +18,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.tiny import CHATML, tiny_qwen2
 from tunerun import artifacts
+from tunerun.base_model import BaseModel, write_base
 from tunerun.config.schema import GgufConfig, ServeConfig
-from tunerun.models.base import BaseModel, write_base
 from tunerun.plan import steps
 from tunerun.plan.steps import ExportStep, Placement, ServeStep
 

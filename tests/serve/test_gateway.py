@@ -398,8 +398,8 @@ def test_hostile_framing_is_refused(fast):
 
 def test_a_model_without_a_template_says_so(tmp_path):
     from tests.tiny import tiny_qwen2
+    from tunerun.base_model import BaseModel, write_base
     from tunerun.config.schema import ServeConfig
-    from tunerun.models.base import BaseModel, write_base
 
     run_dir: Path = tmp_path / NAME
     folder = tiny_qwen2(run_dir / "merged", template=None)

@@ -7,8 +7,8 @@ from typing import Any
 
 from tests.tiny import random_samples, tiny_qwen2, write_store
 from tunerun import artifacts
+from tunerun.base_model import BaseModel, write_base
 from tunerun.config.schema import EvalConfig, MethodConfig, ModelConfig, ObjectiveConfig, TrackConfig, TrainConfig
-from tunerun.models.base import BaseModel, write_base
 from tunerun.plan.steps import Placement, TrainStep
 
 FULL = MethodConfig(kind="full")

@@ -8,9 +8,9 @@ import torch
 from tests.tiny import random_samples, write_store
 from tests.train.runs import FULL, LORA, make_run, train_step
 from tunerun import artifacts
+from tunerun.base_model import read_base
 from tunerun.config.schema import MethodConfig
 from tunerun.errors import StageError
-from tunerun.models.base import read_base
 from tunerun.train import health, loop, stage
 from tunerun.train.loop import Job
 

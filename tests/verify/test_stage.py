@@ -18,6 +18,7 @@ from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.config.schema import GgufConfig
 from tunerun.errors import GateError, StageError
 from tunerun.models import adapters, load
+from tunerun.models.folder import set_chat_template
 from tunerun.plan.steps import ExportStep, Placement, VerifyStep
 from tunerun.train import stage as train_stage
 from tunerun.verify.stage import run
@@ -117,7 +118,7 @@ def test_an_adapter_without_effect_proves_nothing(out: Path) -> None:
 
 
 def test_another_template_in_the_merged_model_fails(out: Path) -> None:
-    load.replace_template(out / artifacts.MERGED, CHATML.replace("assistant", "helper"))
+    set_chat_template(out / artifacts.MERGED, CHATML.replace("assistant", "helper"))
     with pytest.raises(GateError, match="gate template_tokens:merged failed"):
         run(_step(), out)
 

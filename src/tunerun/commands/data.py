@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunerun import artifacts
+from tunerun.base_model import read_base
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.commands import arguments
 from tunerun.commands.prepare import prepare, require_ready
 from tunerun.config.resolve import resolve
 from tunerun.data.preview import preview
 from tunerun.formats.tokens import TokenStore
-from tunerun.models.base import read_base
 from tunerun.run import runner
 
 _STAGES = "stages=[data]"

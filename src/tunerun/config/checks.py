@@ -6,13 +6,13 @@ A rule is about the config alone. What depends on the machine (GPUs, free memory
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import typing
 from collections.abc import Callable
 
 from tunerun.config.schema import RunConfig, Stage
 from tunerun.errors import Problem
+from tunerun.network import is_loopback
 
 PACKABLE = ("sft", "pretrain", "distill")
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)B", re.IGNORECASE)
@@ -221,16 +221,6 @@ def _serve(config: RunConfig) -> list[Problem]:
     what = f"{config.serve.host} can be reached from other machines, and no key is asked for."
     fix = "Set serve.api_key_env to the name of a variable that holds a key."
     return [Problem(where="serve.host", what=what, fix=fix)]
-
-
-def is_loopback(host: str) -> bool:
-    """Says whether an address can be reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 RULES: tuple[Rule, ...] = (

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
+from tunerun.base_model import read_base
 from tunerun.chat.mask import Renderer
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
@@ -25,7 +26,6 @@ from tunerun.data.preview import preview
 from tunerun.data.split import held_out, share
 from tunerun.errors import Problem, UserError
 from tunerun.formats.tokens import Manifest, TokenStore, TokenWriter
-from tunerun.models.base import read_base
 from tunerun.plan.steps import DataStep
 
 REPORT = "report.json"

@@ -13,6 +13,7 @@ import torch
 
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
+from tunerun.base_model import BaseModel, read_base
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.errors import Problem, UserError
@@ -20,7 +21,6 @@ from tunerun.formats.tokens import TokenStore
 from tunerun.models import load
 from tunerun.models.ask import encode_prompt
 from tunerun.models.attention import SEGMENTS, attention_of
-from tunerun.models.base import BaseModel, read_base
 from tunerun.models.generate import answer_greedily, stop_token_ids
 from tunerun.models.score import Score, score
 from tunerun.plan.steps import EvalStep, Placement

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
+from tunerun.base_model import read_base
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.errors import require
 from tunerun.export.modelfile import render_modelfile, serve_facts
 from tunerun.export.special import read_special
 from tunerun.export.write import Model, read_model, write_gguf
-from tunerun.models.base import read_base
 from tunerun.plan.steps import ExportStep
 
 MODELFILE = "Modelfile"

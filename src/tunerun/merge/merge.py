@@ -13,9 +13,9 @@ from tunerun.artifacts import publish
 from tunerun.errors import StageError
 from tunerun.formats.floats import Array, from_float32, is_finite, to_float32
 from tunerun.formats.safetensors import ModelWriter, read_rows
-from tunerun.merge.carry import carry_files, set_chat_template
 from tunerun.merge.delta import Delta
 from tunerun.merge.plan import MergedTensor, MergePlan, plan_merge
+from tunerun.models.folder import carry_files, set_chat_template
 from tunerun.progress import Progress
 
 # Values worked on at once: small enough to stay in the cache through every pass.
@@ -46,7 +46,7 @@ def merge_adapter(
     plan = plan_merge(base, adapter)
     with publish(out) as staging:
         staging.mkdir()
-        carry_files(base, adapter, staging)
+        carry_files(base, staging, adapter=adapter)
         if chat_template is not None:
             set_chat_template(staging, chat_template)
         text = json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
+from tunerun.base_model import read_base
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.merge.merge import merge_adapter
-from tunerun.models.base import read_base
 from tunerun.plan.steps import MergeStep
 
 

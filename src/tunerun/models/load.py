@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tunerun import artifacts
-from tunerun.chat.template import TEMPLATE
 from tunerun.errors import Problem, StageError, UserError
+from tunerun.models.folder import carry_files
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 
-_CARRIED = (
-    "tokenizer.json",
-    TOKENIZER_CONFIG,
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    TEMPLATE,
-    "LICENSE*",
-    "NOTICE*",
-)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -114,18 +100,4 @@ def save_model(model: Any, target: Path, *, base: Path, dtype: torch.dtype, max_
     model.save_pretrained(target, state_dict=weights, max_shard_size=max_shard_size_bytes)
     config = artifacts.read_json(target / CONFIG)
     artifacts.write_json(target / CONFIG, {**config, "dtype": str(dtype).removeprefix("torch.")})
-    for pattern in _CARRIED:
-        for path in sorted(base.glob(pattern)):
-            shutil.copyfile(path, target / path.name)
-    if (base / GENERATION_CONFIG).is_file():
-        shutil.copyfile(base / GENERATION_CONFIG, target / GENERATION_CONFIG)
-
-
-def replace_template(folder: Path, text: str) -> None:
-    """Gives a model folder another chat template, in place of any it has."""
-    (folder / TEMPLATE).write_text(text, encoding="utf-8")
-    path = folder / TOKENIZER_CONFIG
-    if path.is_file():
-        config = artifacts.read_json(path)
-        config.pop("chat_template", None)
-        artifacts.write_json(path, config)
+    carry_files(base, target)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
-from tunerun.models.base import read_base
+from tunerun.base_model import read_base
 from tunerun.paths import resolve_asset
 from tunerun.plan import steps
 from tunerun.plan.steps import DataStep, EvalStep, ExportStep, MergeStep, ModelStep, Step, TrainStep, VerifyStep

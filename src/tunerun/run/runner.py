@@ -11,13 +11,13 @@ from pathlib import Path
 
 from tunerun import __version__, artifacts
 from tunerun.artifacts import Artifact
+from tunerun.base_model import read_base
 from tunerun.config import typed
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, StageError, UserError
 from tunerun.launch import command, process
 from tunerun.launch.process import Ended, StopSignals
 from tunerun.launch.terminal import Terminal, duration
-from tunerun.models.base import read_base
 from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
 from tunerun.plan.steps import ModelStep, Step

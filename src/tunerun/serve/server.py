@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import shlex
 import signal
@@ -15,6 +14,7 @@ import uvicorn
 
 from tunerun.config.schema import ServeConfig
 from tunerun.errors import Problem, StageError, UserError
+from tunerun.network import is_loopback
 from tunerun.plan.steps import Placement
 from tunerun.serve.gateway import build_app
 from tunerun.serve.supervisor import Supervisor
@@ -53,7 +53,7 @@ def read_key(serve: ServeConfig) -> str | None:
         UserError: The variable is empty, or other machines could ask without a key.
     """
     if serve.api_key_env is None:
-        if _is_loopback(serve.host):
+        if is_loopback(serve.host):
             return None
         what = f"{serve.host} can be reached from other machines, and no key is asked for."
         fix = "Set serve.api_key_env to the name of a variable that holds a key."
@@ -159,15 +159,6 @@ def _own_signals() -> Iterator[None]:
 def _url(host: str, listener: socket.socket) -> str:
     port = listener.getsockname()[1]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _quoted(text: str) -> str:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunerun import artifacts
+from tunerun.base_model import read_base
 from tunerun.chat.template import ChatTemplate, load_template
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.errors import Problem, StageError, UserError
-from tunerun.models.base import read_base
 from tunerun.plan.steps import Placement
 from tunerun.serve.protocol import EngineName, EngineSpec, Ready
 

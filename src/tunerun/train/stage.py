@@ -12,13 +12,14 @@ import torch
 
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
+from tunerun.base_model import BaseModel, read_base
 from tunerun.chat.template import load_template
 from tunerun.config import typed
 from tunerun.errors import Preempted, Problem, UserError
 from tunerun.formats.tokens import MANIFEST, OFFSETS, SEGMENTS, TOKENS, TRAINED, TokenStore
 from tunerun.models import adapters, load
 from tunerun.models.attention import SEGMENTS as SEGMENT_ATTENTION
-from tunerun.models.base import BaseModel, read_base
+from tunerun.models.folder import set_chat_template
 from tunerun.plan import steps
 from tunerun.plan.steps import TrainStep
 from tunerun.train import batches, checkpoint, loop, metrics, optim
@@ -144,7 +145,7 @@ def _complete(write: Callable[..., None], folder: Path, dtype: torch.dtype, step
     if step.model.chat_template is not None:
         template = load_template(base.folder, {}, step.model.chat_template)
         assert template is not None, "a named template is found or refused"
-        load.replace_template(folder, template.text)
+        set_chat_template(folder, template.text)
 
 
 def _weights(step: TrainStep, folder: Path, dtype: torch.dtype, *, resumed: bool) -> Any:

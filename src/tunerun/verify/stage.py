@@ -10,11 +10,11 @@ import torch
 
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
+from tunerun.base_model import read_base
 from tunerun.chat.template import ChatTemplate, load_template
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.errors import GateError, StageError
 from tunerun.formats.tokens import TokenStore
-from tunerun.models.base import read_base
 from tunerun.plan.steps import VerifyStep
 from tunerun.progress import Progress
 from tunerun.verify import logits, probes, tokens

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tunerun.base_model import BaseModel, write_base
 from tunerun.config.schema import DataConfig, ObjectiveConfig
 from tunerun.data import stage
 from tunerun.errors import UserError
-from tunerun.models.base import BaseModel, write_base
 from tunerun.plan.steps import DataStep
 
 GOOD = '{"instruction": "q", "output": "a"}\n'

@@ -1,4 +1,4 @@
-"""The files that go with a model's weights: tokenizer, chat template, generation settings, licence."""
+"""The files that go with a model's weights: tokenizer, chat template, generation settings, licence. No torch."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ _FROM_BASE = (
 )
 
 
-def carry_files(base: Path, adapter: Path, out: Path) -> None:
-    """Copies everything but the weights and config.json into a merged folder.
+def carry_files(base: Path, out: Path, *, adapter: Path | None = None) -> None:
+    """Copies everything but the weights and config.json into another model folder.
 
-    Tokenizer files and chat template of the adapter's folder win over the base model's: training may have
+    Tokenizer files and chat template of an adapter's folder win over the base model's: training may have
     changed them.
 
     Args:
         base: The base model's folder.
-        adapter: The adapter's folder.
         out: Exists.
+        adapter: The adapter's folder, when there is one.
     """
     for pattern in (*_FROM_BASE, *_TOKENIZER):
         _copy(base, pattern, out)
-    for pattern in _TOKENIZER:
-        _copy(adapter, pattern, out)
-    source = adapter if _has_template(adapter) else base
+    source = base
+    if adapter is not None:
+        for pattern in _TOKENIZER:
+            _copy(adapter, pattern, out)
+        source = adapter if _has_template(adapter) else base
     for pattern in _TEMPLATE:
         _copy(source, pattern, out)
 
