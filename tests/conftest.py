@@ -15,6 +15,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Waiting threads that spin make small models crawl when other work shares the cores; read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # The same examples each time, and no time limit for one: other work shares the machine.
 settings.register_profile("tunerun", deadline=None, derandomize=True)
 settings.load_profile("tunerun")

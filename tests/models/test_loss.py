@@ -51,7 +51,7 @@ def test_loss_and_gradients_are_those_of_plain_cross_entropy(
     model = load.load_model(folder, dtype=torch.float32, device="cpu", attention=SEGMENTS)
     batch = collate(store, range(6), "cpu")
     wanted, found = _reference(model, batch), token_loss(model, batch)
-    assert float(found) == pytest.approx(float(wanted), rel=1e-6)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
     wanted_gradient = _gradients(model, wanted)
     difference = _gradients(model, token_loss(model, batch)) - wanted_gradient
     assert float(difference.norm() / wanted_gradient.norm()) < 1e-6

@@ -90,7 +90,7 @@ def test_a_signal_writes_a_checkpoint_within_one_step(
 
 
 def test_kill_9_at_any_moment_leaves_a_run_that_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    step = train_step(checkpoint_steps=1, epochs=400.0, max_steps=60)
+    step = train_step(checkpoint_steps=1, max_steps=24)
     out = make_run(tmp_path / "killed", rows=20)
     (out / "step.json").write_text(json.dumps(steps.to_json(step)))
     code = (
@@ -104,7 +104,9 @@ def test_kill_9_at_any_moment_leaves_a_run_that_resumes_to_the_same_bits(tmp_pat
     child.kill()
     child.wait()
     assert not (out / artifacts.ADAPTER).exists()
-    assert run(step, out)[0] == run(step, make_run(tmp_path / "straight"))[0]
+    # How often checkpoints are written is no part of what is trained.
+    rest = train_step(max_steps=24)
+    assert run(rest, out)[0] == run(rest, make_run(tmp_path / "straight"))[0]
 
 
 def test_another_config_or_other_data_do_not_go_on_from_a_checkpoint(
