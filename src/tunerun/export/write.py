@@ -17,13 +17,12 @@ from tunerun.export import qwen2
 from tunerun.export.mix import FILE_TYPES, choose_types
 from tunerun.export.special import SpecialTokens, without_generation_blocks
 from tunerun.export.vocabulary import Vocabulary, read_vocabulary
+from tunerun.formats.architectures import GGUF_ARCHITECTURES
 from tunerun.formats.floats import STORAGE, Array, is_finite, to_float32
 from tunerun.formats.ggml import Encoder, TensorType
 from tunerun.formats.gguf import GgufFile, GgufTensor
 from tunerun.formats.safetensors import TensorInfo, read_rows, read_table, read_tensor
 from tunerun.progress import Progress
-
-SUPPORTED = ("Qwen2ForCausalLM",)
 
 # Values worked on at once. Every type of file takes them from here, so that the model is read once.
 _BLOCK_VALUES = 1 << 21
@@ -62,10 +61,10 @@ def read_model(
     """
     config = read_object(folder / "config.json")
     architectures = config.get("architectures") or []
-    if not set(architectures) & set(SUPPORTED):
+    if not set(architectures) & set(GGUF_ARCHITECTURES):
         what = f"GGUF export of {', '.join(architectures) or 'a model that names no architecture'} is not supported."
         where = f"{folder / 'config.json'}: architectures"
-        raise UserError(Problem(where=where, what=what, fix=f"Supported: {', '.join(SUPPORTED)}."))
+        raise UserError(Problem(where=where, what=what, fix=f"Supported: {', '.join(GGUF_ARCHITECTURES)}."))
     problems = qwen2.check_config(config)
     if problems:
         raise UserError(problems)
@@ -154,7 +153,7 @@ def _name_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorIn
     problems = [_problem(folder, name, "is missing from the weights") for name in names if name not in table]
     for name, info in table.items():
         if name not in names and name not in ignored:
-            problems.append(_problem(folder, name, f"is no tensor of {SUPPORTED[0]}"))
+            problems.append(_problem(folder, name, f"is no tensor of {GGUF_ARCHITECTURES[0]}"))
         elif info.dtype not in STORAGE:
             problems.append(_problem(folder, name, f"has the type {info.dtype}, not one of {', '.join(STORAGE)}"))
     if problems:

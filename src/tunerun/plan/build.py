@@ -26,6 +26,9 @@ from tunerun.plan.steps import (
     VerifyStep,
 )
 
+# Fewer optimiser steps than this rarely change a model.
+_FEW_STEPS = 10
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
@@ -58,14 +61,15 @@ def build(config: RunConfig, facts: Facts, notes: tuple[str, ...] = ()) -> Plan:
     """
     assert config.name is not None and config.run_dir is not None and config.model.path is not None
     decided = _decide(config, facts)
+    volume = _volume(config, facts.data) if "train" in config.stages else None
     return Plan(
         name=config.name,
         run_dir=config.run_dir,
         steps=_steps(config, decided),
         estimate=decided.estimate,
-        volume=_volume(config, facts.data) if "train" in config.stages else None,
+        volume=volume,
         notes=notes + decided.notes,
-        warnings=_warnings(config, decided),
+        warnings=_warnings(config, decided, volume),
     )
 
 
@@ -291,14 +295,18 @@ def _chat(config: RunConfig) -> bool:
     return config.objective.kind != "pretrain"
 
 
-def _warnings(config: RunConfig, decided: _Decisions) -> tuple[str, ...]:
+def _warnings(config: RunConfig, decided: _Decisions, volume: Volume | None) -> tuple[str, ...]:
     warnings: list[str] = []
     found = decided.estimate
     if found is not None and found.fits is False and found.device_bytes is not None:
         needed, there = found.memory.total_bytes / 1e9, found.device_bytes / 1e9
         warnings.append(f"about {needed:.1f} GB are needed on each device, which has {there:.1f} GB")
+    if volume is not None and volume.optimiser_steps is not None and volume.optimiser_steps < _FEW_STEPS:
+        warnings.append(
+            f"only about {volume.optimiser_steps} optimiser steps: raise train.epochs or lower train.global_batch_size"
+        )
     if config.model.trust_remote_code:
         warnings.append("model.trust_remote_code=true lets Python code of the model run")
-    if "train" in config.stages and not (config.data.eval_fraction or config.data.eval_path):
+    if volume is not None and not (config.data.eval_fraction or config.data.eval_path):
         warnings.append("no rows are held out: the loss before and after is measured on training rows")
     return tuple(warnings)

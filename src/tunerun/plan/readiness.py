@@ -9,6 +9,7 @@ from tunerun import machine as machines
 from tunerun import paths
 from tunerun.config.schema import RunConfig
 from tunerun.errors import Problem
+from tunerun.formats.architectures import GGUF_ARCHITECTURES
 from tunerun.machine import Machine
 from tunerun.plan.plan import Plan
 
@@ -44,6 +45,11 @@ def _not_built(config: RunConfig) -> list[Problem]:
         for key, value, known, needed in rows
         if needed and value not in known
     ]
+    architecture = config.model.shape.architecture
+    if "export" in config.stages and architecture is not None and architecture not in GGUF_ARCHITECTURES:
+        what = f"this version writes GGUF for {', '.join(GGUF_ARCHITECTURES)}, not for {architecture}."
+        fix = f"Leave export out: stages=[{','.join(stage for stage in config.stages if stage != 'export')}]."
+        found.append(Problem(where="stages", what=what, fix=fix))
     if "publish" in config.stages:
         found.append(Problem(where="stages", what="this version cannot publish.", fix="Leave publish out."))
     return found
