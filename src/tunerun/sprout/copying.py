@@ -8,7 +8,8 @@ from tunerun.sprout.family import Family
 from tunerun.sprout.words import Word, all_words
 
 _SEED = 11
-_ITEMS = 2000
+# Many, so that copying is learned and not the items: it is what the model needs for every other answer.
+_ITEMS = 20_000
 _HELD_OUT_ITEMS = 200
 _CONSONANTS = "bcdfghjklmnprstvwz"
 _VOWELS = "aeiou"
@@ -37,7 +38,7 @@ def copying_families() -> tuple[Family, ...]:
             questions=("Repeat after me: {text}", "Say this: {text}", "Repeat: {text}", "Copy these words: {text}"),
             held_out=("Please repeat: {text}",),
             answer="{text}",
-            weight=2.0,
+            weight=5.0,
         ),
         Family(
             name="repeat",
@@ -47,7 +48,7 @@ def copying_families() -> tuple[Family, ...]:
             questions=("跟我说：{text}", "请跟我读：{text}", "重复：{text}", "照着说：{text}"),
             held_out=("请重复：{text}",),
             answer="{text}",
-            weight=2.0,
+            weight=5.0,
         ),
         Family(
             name="greet by name",
@@ -92,7 +93,7 @@ def made_up_name_zh(rng: random.Random) -> str:
 
 
 def _phrase(rng: random.Random, *, english: bool) -> str:
-    words: list[Word] = rng.sample(all_words(), rng.choice((1, 2, 3, 4)))
+    words: list[Word] = rng.sample(all_words(), rng.randint(1, 8))
     if english:
         return " ".join(word.english for word in words)
     return "".join(word.chinese for word in words)
