@@ -100,7 +100,7 @@ class DataConfig:
     max_length: int = 2048
     """Longest row, in tokens."""
     too_long: Literal["truncate_prompt", "truncate", "drop", "fail"] = "truncate_prompt"
-    """What happens to a longer row: cut its prompt from the front, cut its end, drop it, or fail the run."""
+    """A longer row: cut the middle of its longest prompt texts, cut its end, drop it, or fail the run."""
     multi_turn: Literal["whole", "split"] = "whole"
     """`split` makes each assistant turn a row of its own, rendered as it will be served."""
     train_on: Literal["assistant", "last", "all"] = "assistant"
