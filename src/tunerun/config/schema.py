@@ -82,7 +82,7 @@ class DataConfig:
     """Which rows to train on, and how they become tokens."""
 
     path: tuple[str, ...] = ()
-    """File, folder, list of these, or hub id of a data set."""
+    """File, folder, hub id of a data set (`org/name`, `org/name@revision:config:split`), or list of these."""
     format: Literal["auto", "alpaca", "sharegpt", "messages", "columns", "text"] = "auto"
     """How rows are read; `auto` looks at the first rows."""
     columns: Mapping[str, str] = field(default_factory=dict)
