@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tunerun import machine as machines
 from tunerun.config.schema import HardwareConfig, RunConfig
+from tunerun.paths import looks_local
 from tunerun.plan import build
-from tunerun.plan.readiness import looks_local
 from tunerun.plan.steps import Placement
 
 
