@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.tiny import CHATML, tiny_qwen2
 from tunerun.chat.template import load_template
@@ -28,6 +29,18 @@ def test_a_model_is_written_in_shards_with_all_that_belongs_to_it(tmp_path: Path
     back = load.load_model(target, dtype=torch.float32, device="cpu")
     for name, tensor in model.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor.to(torch.bfloat16).float())
+
+
+def test_tied_embeddings_are_written_once(tmp_path: Path) -> None:
+    base = tiny_qwen2(tmp_path / "base", tie_word_embeddings=True)
+    model = load.load_model(base, dtype=torch.float32, device="cpu")
+    target = tmp_path / "saved"
+    load.save_model(model, target, base=base, dtype=torch.float32, max_shard_size_bytes=10**9)
+    names = set(load_file(target / "model.safetensors"))
+    assert "model.embed_tokens.weight" in names
+    assert "lm_head.weight" not in names
+    back = load.load_model(target, dtype=torch.float32, device="cpu")
+    assert torch.equal(back.lm_head.weight, model.lm_head.weight)
 
 
 def test_replacing_the_template_leaves_one_template(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,14 @@ def save_model(model: Any, target: Path, *, base: Path, dtype: torch.dtype, max_
         dtype: Of the weights on disk.
         max_shard_size_bytes: Largest weights file.
     """
-    weights = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.detach().to(dtype) for name, tensor in _untied(model.state_dict()).items()}
     model.save_pretrained(target, state_dict=weights, max_shard_size=max_shard_size_bytes)
     config = artifacts.read_json(target / CONFIG)
     artifacts.write_json(target / CONFIG, {**config, "dtype": str(dtype).removeprefix("torch.")})
     carry_files(base, target)
+
+
+def _untied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Keeps one name for weights that share memory, as tied embeddings do: the first, which loading ties again."""
+    first = {(tensor.data_ptr(), tensor.shape): name for name, tensor in reversed(state.items())}
+    return {name: tensor for name, tensor in state.items() if first[(tensor.data_ptr(), tensor.shape)] == name}
