@@ -92,4 +92,8 @@ def _next(found: Results) -> list[str]:
     lines = []
     if any(entry.artifacts for stage, entry in found.record.stages.items() if stage in ("train", "merge", "export")):
         lines = [f"chat:   tunerun chat {run}", f"serve:  tunerun serve {run}"]
-    return [*lines, "yours:  add to the command: model=qwen2.5-0.5b-instruct data.path=YOUR.jsonl"]
+    return [
+        *lines,
+        "yours:  add data.path=YOUR.jsonl to the command; for a larger model, and a GPU:",
+        "        tunerun plan +recipe=qwen2.5-lora model=qwen2.5-1.5b-instruct data.path=YOUR.jsonl",
+    ]
