@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     seen: set[str] = set()
     for folder in (*paths.user_folders("recipes"), paths.shipped("recipes")):
         for file in sorted(folder.glob("*.yaml")):
-            if file.stem not in seen:
+            if file.is_file() and file.stem not in seen:
                 seen.add(file.stem)
                 line = f"{file.stem:<26}{head_comment(file)}"
                 print(textwrap.fill(line, _WIDTH, subsequent_indent=" " * 26))
