@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tunerun import machine as machines
 from tunerun.config.schema import HardwareConfig, RunConfig
+from tunerun.errors import UserError
 from tunerun.plan import build
 from tunerun.plan.readiness import looks_local
 from tunerun.plan.steps import Placement
@@ -23,8 +24,11 @@ def local_path(target: str) -> Path:
         target: Run directory, model folder, GGUF file, or hub id.
 
     Raises:
+        UserError: The target is empty.
         StageError: The model cannot be downloaded.
     """
+    if not target:
+        raise UserError("name a run, a model folder, a GGUF file or a hub id.")
     path = Path(target).expanduser()
     if path.exists() or looks_local(target):
         return path

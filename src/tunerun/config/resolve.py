@@ -100,7 +100,7 @@ def from_composed(composed: DictConfig, typed_keys: frozenset[str]) -> Resolved:
     """
     choices = {str(group): option for group, option in composed.hydra.runtime.choices.items()}
     origin = sources.locate(choices, typed_keys)
-    data = _container(composed)
+    data = plain_config(composed)
     config, problems = typed.build(RunConfig, data)
     assert config is not None, "every key of RunConfig has a default"
     unused, notes = _unused_keys(config, origin)
@@ -215,7 +215,12 @@ def _reason(error: Exception) -> str:
     return reason
 
 
-def _container(composed: DictConfig) -> dict[str, Any]:
+def plain_config(composed: DictConfig) -> dict[str, Any]:
+    """Turns a composed config into plain data without Hydra's node, interpolations resolved.
+
+    Raises:
+        UserError: An interpolation leads nowhere, or a value is still `???`.
+    """
     plain = OmegaConf.create({key: value for key, value in composed.items_ex(resolve=False) if key != "hydra"})
     try:
         missing = sorted(OmegaConf.missing_keys(plain))

@@ -56,7 +56,8 @@ def locate(choices: Mapping[str, str | None], typed: frozenset[str]) -> Sources:
 
 def recipe_file(name: str) -> Path | None:
     """Returns the file of a recipe: the user's, or the shipped one."""
-    return _find("recipes", f"{name.removesuffix('.yaml')}.yaml")
+    plain = name.removesuffix(".yaml")
+    return _find("recipes", f"{plain}.yaml") if plain and "/" not in plain else None
 
 
 def _recipe_chain(name: str) -> Iterator[Path]:
