@@ -22,6 +22,12 @@ def resolve_asset(path: str) -> str:
     return str(_PACKAGE / "assets" / path.removeprefix(ASSET_SCHEME))
 
 
+def looks_local(path: str) -> bool:
+    """Says whether a path can only be a file or folder, not a hub id (`org/name`, `org/name:config:split`)."""
+    suffixes = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".gz", ".parquet", ".arrow", ".gguf")
+    return path.startswith((".", "/", "~", ASSET_SCHEME)) or path.endswith(suffixes) or path.count("/") != 1
+
+
 def user_folders(name: str) -> tuple[Path, ...]:
     """Returns `./conf` or `./recipes` when the current directory has one that is not the shipped one."""
     folder = Path.cwd() / name

@@ -46,6 +46,7 @@ def test_a_sound_config_has_no_problems():
         ({"model": {}}, "model.path", "no model"),
         ({"data": {}}, "data.path", "no data"),
         ({"data__eval_fraction": 0.1, "data__eval_path": ["e"]}, "data.eval_fraction", "only one"),
+        ({"train__eval_steps": 5}, "train.eval_steps", "no rows are held out"),
         ({"data__columns": {"usr": "q"}}, "data.columns.usr", "Parts:"),
         ({"model": {"path": "m", "init": "random"}}, "model.init", "method=full"),
         ({"model": {"path": "m", "shape": {"context": 512}}}, "data.max_length", "=512"),

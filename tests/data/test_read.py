@@ -156,14 +156,14 @@ def test_rows_are_streamed(tmp_path):
 def test_folders_stand_for_their_data_files_in_order(tmp_path):
     for name in ("b.jsonl", "a.csv", "c.txt.gz", "notes.md", ".hidden.json"):
         (tmp_path / name).write_text("x")
-    assert [path.name for path in find_files([str(tmp_path)])] == ["a.csv", "b.jsonl", "c.txt.gz"]
+    assert [file.path.name for file in find_files([str(tmp_path)])] == ["a.csv", "b.jsonl", "c.txt.gz"]
 
 
 def test_a_folder_may_list_its_files(tmp_path):
     for name in ("b.jsonl", "a.csv", "other.csv"):
         (tmp_path / name).write_text("x")
     (tmp_path / "dataset.json").write_text('{"files": ["b.jsonl", "a.csv"]}')
-    assert [path.name for path in find_files([str(tmp_path)])] == ["b.jsonl", "a.csv"]
+    assert [file.path.name for file in find_files([str(tmp_path)])] == ["b.jsonl", "a.csv"]
 
 
 @pytest.mark.parametrize(

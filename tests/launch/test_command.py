@@ -22,8 +22,8 @@ def measured(**placement):
     )
 
 
-def prepared():
-    return DataStep(data=DataConfig(path=("d",)), objective=ObjectiveConfig(), chat_template=None, seed=1)
+def prepared(path="d"):
+    return DataStep(data=DataConfig(path=(path,)), objective=ObjectiveConfig(), chat_template=None, seed=1)
 
 
 def test_a_single_process_is_started_by_the_same_interpreter_without_the_users_folder():
@@ -42,13 +42,23 @@ def test_a_single_process_is_started_by_the_same_interpreter_without_the_users_f
     }
 
 
-def test_only_the_model_step_may_ask_a_hub():
+def test_only_downloading_steps_may_ask_a_hub():
     model = ModelStep(model=ModelConfig(path="org/m"), cache_dir=None, weights=True)
     online, offline = command.command(model, RUN_DIR), command.command(prepared(), RUN_DIR)
     assert "HF_HUB_OFFLINE" not in online.env
     assert online.without == ()
     assert offline.env["HF_HUB_OFFLINE"] == "1"
     assert "HF_TOKEN" in offline.without
+    assert "HF_HUB_OFFLINE" in command.command(measured(), RUN_DIR).env
+
+
+@pytest.mark.parametrize("path", ["org/data", "org/data:config:split", "org/data@v1"])
+def test_data_is_downloaded_only_where_a_path_is_on_a_hub(path):
+    online = command.command(prepared(path), RUN_DIR)
+    assert "HF_HUB_OFFLINE" not in online.env
+    assert online.without == ()
+    for local in ("./org/data", "rows/a.jsonl", "tunerun://identity.jsonl", "/a/b", "~/data", "a/b/c"):
+        assert command.command(prepared(local), RUN_DIR).env["HF_HUB_OFFLINE"] == "1"
 
 
 def test_data_is_tokenised_on_all_cores():

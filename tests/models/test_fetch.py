@@ -1,18 +1,16 @@
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.hub_server import COMMIT, Hub
 from tunerun.artifacts import read_json
 from tunerun.base_model import read_base
 from tunerun.commands import pull
@@ -22,7 +20,6 @@ from tunerun.models import hub
 from tunerun.models.fetch import fetch, run
 from tunerun.plan.steps import ModelStep
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "89abcdef0123456789abcdef0123456789abcdef"
 REPO = "org/model"
 SMALL = {
@@ -34,89 +31,11 @@ SMALL = {
 LARGE = {"model.safetensors": bytes(range(256)) * 4096}
 
 
-class Hub:
-    """A server that speaks the part of the hub's file API that a download needs."""
-
-    def __init__(self):
-        self.files = {**SMALL, **LARGE}
-        self.revisions = {"main": COMMIT, COMMIT: COMMIT, "v1": OTHER}
-        self.requests = []
-        self.cut_after = []  # bytes after which the next downloads of weights break off
-        self.ignore_range = False
-        self.status = 200
-        hub_server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                hub_server.answer(self)
-
-            def log_message(self, *arguments):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def answer(self, request):
-        path = request.path.partition("?")[0]
-        self.requests.append((path, request.headers.get("Range")))
-        listing, resolve = f"/api/models/{REPO}/revision/", f"/{REPO}/resolve/"
-        if self.status != 200:
-            self.send(request, self.status, b"")
-        elif path.startswith(listing):
-            revision = path.removeprefix(listing)
-            if revision not in self.revisions:
-                self.send(request, 404, b"", {"X-Error-Code": "RevisionNotFound"})
-            else:
-                self.send(request, 200, json.dumps(self.listing(self.revisions[revision])).encode())
-        elif path.startswith(resolve):
-            self.content(request, path.removeprefix(resolve).partition("/")[2])
-        else:
-            self.send(request, 404, b"", {"X-Error-Code": "RepoNotFound"})
-
-    def listing(self, commit):
-        items = []
-        for name, data in self.files.items():
-            item = {"rfilename": name, "size": len(data)}
-            item["blobId"] = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
-            if name in LARGE:
-                item["lfs"] = {"sha256": hashlib.sha256(LARGE[name]).hexdigest(), "size": len(LARGE[name])}
-            items.append(item)
-        return {"sha": commit, "siblings": items}
-
-    def content(self, request, name):
-        data, start = self.files[name], 0
-        asked = request.headers.get("Range")
-        if asked and not self.ignore_range:
-            start = int(asked.removeprefix("bytes=").rstrip("-"))
-        request.send_response(206 if start else 200)
-        request.send_header("Content-Length", str(len(data) - start))
-        request.end_headers()
-        if name in LARGE and self.cut_after:
-            request.wfile.write(data[start : start + self.cut_after.pop(0)])
-            request.wfile.flush()
-            request.connection.shutdown(2)
-            return
-        request.wfile.write(data[start:])
-
-    @staticmethod
-    def send(request, status, body, headers=()):
-        request.send_response(status)
-        for name, value in dict(headers).items():
-            request.send_header(name, value)
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        request.wfile.write(body)
-
-    def downloads(self):
-        return [(path, asked) for path, asked in self.requests if "/resolve/" in path]
-
-
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
-    made = Hub()
+    made = Hub(REPO, {**SMALL, **LARGE}, {"v1": OTHER})
     monkeypatch.setattr(constants, "ENDPOINT", made.url)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -269,7 +188,7 @@ def test_names_that_would_leave_the_cache_are_not_used(server):
     listing = server.listing(COMMIT)
     listing["siblings"][0]["blobId"] = "../../x"
     server.listing = lambda commit: listing
-    with pytest.raises(StageError, match="not that of a model hub"):
+    with pytest.raises(StageError, match="not that of a hub"):
         fetch(REPO, revision="v1")
 
 

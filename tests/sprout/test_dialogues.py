@@ -22,24 +22,17 @@ def test_every_template_of_a_family_fits_its_items(family):
         assert "{" not in template.format_map(item)
 
 
-def test_sums_differences_and_products_are_right():
-    names = {"addition": "+", "subtraction": "-", "multiplication": "*"}
+def test_sums_and_differences_are_right():
+    names = {"addition": "+", "subtraction": "-"}
     checked = 0
     for family in FAMILIES:
         if family.name in names:
             for item in family.items:
                 a, b, result = int(item["a"]), int(item["b"]), int(item["result"])
-                worked_out = {"+": a + b, "-": a - b, "*": a * b}[names[family.name]]
+                worked_out = {"+": a + b, "-": a - b}[names[family.name]]
                 assert result == worked_out
                 checked += 1
-    assert checked == 2 * (21 * 21 + 21 * 22 // 2 + 100)
-
-
-def test_sorted_numbers_are_in_order():
-    items = [item for family in FAMILIES if family.name == "sorting" for item in family.items]
-    for item in items:
-        before, after = (list(map(int, item[key].split(", "))) for key in ("numbers", "sorted"))
-        assert after == sorted(before)
+    assert checked == 2 * (11 * 11 + 11 * 12 // 2)
 
 
 def test_roles_take_turns_and_the_assistant_ends():

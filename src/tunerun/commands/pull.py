@@ -11,7 +11,6 @@ from typing import Literal, Self
 from tunerun import paths
 from tunerun.commands import arguments
 from tunerun.errors import ExitCode, Problem, UserError
-from tunerun.plan.readiness import looks_local
 
 _LINE_SECONDS = 0.2
 _HUBS: tuple[Literal["hf", "modelscope"], ...] = ("hf", "modelscope")
@@ -28,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     if len(rest) != 1:
         raise UserError("pull takes one model: tunerun pull Qwen/Qwen2.5-0.5B-Instruct")
     model = rest[0]
-    if not model or (looks_local(model) and not Path(paths.resolve_asset(model)).expanduser().is_dir()):
+    if not model or (paths.looks_local(model) and not Path(paths.resolve_asset(model)).expanduser().is_dir()):
         what = "is no hub id (org/name), and no folder."
         raise UserError(Problem(where=model or "''", what=what, fix="Example: Qwen/Qwen2.5-0.5B-Instruct"))
     named = options["--hub"][-1] if "--hub" in options else "hf"

@@ -7,8 +7,8 @@ from pathlib import Path
 from tunerun import machine as machines
 from tunerun.config.schema import HardwareConfig, RunConfig
 from tunerun.errors import UserError
+from tunerun.paths import looks_local, resolve_asset
 from tunerun.plan import build
-from tunerun.plan.readiness import looks_local
 from tunerun.plan.steps import Placement
 
 
@@ -29,7 +29,7 @@ def local_path(target: str) -> Path:
     """
     if not target:
         raise UserError("name a run, a model folder, a GGUF file or a hub id.")
-    path = Path(target).expanduser()
+    path = Path(resolve_asset(target)).expanduser()
     if path.exists() or looks_local(target):
         return path
     # Imported here: only a hub id needs the hub's client.

@@ -146,6 +146,9 @@ def _data(config: RunConfig) -> list[Problem]:
     if config.data.eval_path and config.data.eval_fraction:
         what = "evaluation rows come either from a share of the data or from files of their own."
         problems.append(Problem(where="data.eval_fraction", what=what, fix="Set only one of it and data.eval_path."))
+    if config.train.eval_steps is not None and not (config.data.eval_path or config.data.eval_fraction):
+        fix = "Set data.eval_fraction or data.eval_path, or leave it null."
+        problems.append(Problem(where="train.eval_steps", what="no rows are held out to measure.", fix=fix))
     parts = ("system", "user", "assistant", "text")
     for part in config.data.columns:
         if part not in parts:

@@ -82,7 +82,7 @@ class DataConfig:
     """Which rows to train on, and how they become tokens."""
 
     path: tuple[str, ...] = ()
-    """File, folder, list of these, or hub id of a data set."""
+    """File, folder, hub id of a data set (`org/name`, `org/name@revision:config:split`), or list of these."""
     format: Literal["auto", "alpaca", "sharegpt", "messages", "columns", "text"] = "auto"
     """How rows are read; `auto` looks at the first rows."""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class DataConfig:
     max_length: int = 2048
     """Longest row, in tokens."""
     too_long: Literal["truncate_prompt", "truncate", "drop", "fail"] = "truncate_prompt"
-    """What happens to a longer row: cut its prompt from the front, cut its end, drop it, or fail the run."""
+    """A longer row: cut the middle of its longest prompt texts, cut its end, drop it, or fail the run."""
     multi_turn: Literal["whole", "split"] = "whole"
     """`split` makes each assistant turn a row of its own, rendered as it will be served."""
     train_on: Literal["assistant", "last", "all"] = "assistant"

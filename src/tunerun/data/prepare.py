@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ from tunerun.data import lengths, read
 from tunerun.data.detect import Format, format_of
 from tunerun.data.encode import Encoder, Sample
 from tunerun.data.normalise import fill, normalise
-from tunerun.data.report import Tally
-from tunerun.data.rows import BadRow, Conversation, Row, RowFault, Text
+from tunerun.data.report import Source, Tally
+from tunerun.data.rows import BadRow, Conversation, DataFile, Row, RowFault, Text
 from tunerun.errors import Problem, UserError
 from tunerun.progress import Progress
 
@@ -40,19 +39,19 @@ class Encoded:
 
 
 def encode_files(
-    paths: Sequence[Path], settings: DataConfig, encoder: Encoder, added: npt.NDArray[Any], tally: Tally
+    files: Sequence[DataFile], settings: DataConfig, encoder: Encoder, added: npt.NDArray[Any], tally: Tally
 ) -> Iterator[Encoded]:
     """Yields the samples of files; rows that cannot be used are counted.
 
     Args:
-        paths: Data files.
+        files: Of rows.
         settings: The section `data`.
         encoder: Of the objective.
         added: Ids of the tokenizer's added tokens.
         tally: Receives the counts, and what is wrong with files as a whole.
     """
     with Progress("read rows", total=None, unit="rows") as progress:
-        rows = _usable_rows(paths, settings, encoder, tally)
+        rows = _usable_rows(files, settings, encoder, tally)
         kept: Row | None = None
         for batch in _encoded_batches(rows, encoder, tally):
             progress.advance(len({id(row) for row, _ in batch}))
@@ -65,12 +64,12 @@ def encode_files(
 
 
 def _usable_rows(
-    paths: Sequence[Path], settings: DataConfig, encoder: Encoder, tally: Tally
+    files: Sequence[DataFile], settings: DataConfig, encoder: Encoder, tally: Tally
 ) -> Iterator[tuple[Row, Conversation | Text]]:
     limit = settings.max_rows
-    for path in paths:
+    for file in files:
         try:
-            yield from _file_rows(path, settings, encoder, tally)
+            yield from _file_rows(file, settings, encoder, tally)
         except UserError as error:
             tally.unreadable += error.problems
         if limit is not None and tally.rows_read >= limit:
@@ -78,12 +77,13 @@ def _usable_rows(
 
 
 def _file_rows(
-    path: Path, settings: DataConfig, encoder: Encoder, tally: Tally
+    file: DataFile, settings: DataConfig, encoder: Encoder, tally: Tally
 ) -> Iterator[tuple[Row, Conversation | Text]]:
     form: Format | None = None
     left = None if settings.max_rows is None else settings.max_rows - tally.rows_read
     count = 0
-    for row in islice(read.read_rows(path), left):
+    earlier = tally.sources[file.source].rows if file.source in tally.sources else 0
+    for row in islice(read.read_rows(file.path, file.name), left):
         tally.rows_read += 1
         count += 1
         if isinstance(row, BadRow):
@@ -91,7 +91,7 @@ def _file_rows(
             continue
         if form is None:
             form = _format_of(row, settings, encoder.chat)
-        tally.sources[row.file] = (form, count)
+        tally.sources[file.source] = Source(form, file.revision, earlier + count)
         try:
             value = fill(row.value, settings.vars, strict=encoder.chat)
             yield row, normalise(value, form.name, form.columns, settings.system)
@@ -100,7 +100,7 @@ def _file_rows(
         except RecursionError:
             tally.add_bad(BadRow(row.file, row.line, "bad-json", _TOO_DEEP))
     if not count:
-        raise UserError(Problem(where=str(path), what="holds no rows."))
+        raise UserError(Problem(where=file.name, what="holds no rows."))
 
 
 def _format_of(row: Row, settings: DataConfig, chat: bool) -> Format:

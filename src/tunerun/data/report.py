@@ -33,14 +33,24 @@ FIXES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file or data set that was read."""
+
+    form: Format
+    revision: str | None
+    """Commit of a data set on its hub."""
+    rows: int
+
+
 @dataclass(slots=True)
 class Tally:
     """Counts that grow while rows are read."""
 
     rows_read: int = 0
     rows_kept: int = 0
-    sources: dict[str, tuple[Format, int]] = field(default_factory=dict)
-    """Format and number of rows by file."""
+    sources: dict[str, Source] = field(default_factory=dict)
+    """By file, or by what `data.path` says of a data set on a hub."""
     bad: Counter[str] = field(default_factory=Counter)
     """Rows that could not be used, by reason."""
     dropped: Counter[str] = field(default_factory=Counter)
@@ -115,8 +125,14 @@ def build(tally: Tally, train: Manifest, held_out: Manifest | None, lengths: npt
             {"file": row.file, "line": row.line, "reason": row.reason, "detail": row.detail} for row in tally.examples
         ],
         "sources": [
-            {"file": name, "format": form.name, "why": form.why, "rows": rows}
-            for name, (form, rows) in tally.sources.items()
+            {
+                "file": name,
+                "format": source.form.name,
+                "why": source.form.why,
+                "rows": source.rows,
+                "revision": source.revision,
+            }
+            for name, source in tally.sources.items()
         ],
         "rows": train.rows,
         "samples": train.samples,

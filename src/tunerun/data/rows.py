@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file of rows."""
+
+    path: Path
+    name: str
+    """How messages name it: the path, or for a data set of a hub `org/name/file`."""
+    source: str
+    """What the report counts it under: the name, or for a data set of a hub what `data.path` says."""
+    revision: str | None = None
+    """Commit of the data set on its hub."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,8 +86,9 @@ def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path
     """
     data, tally = step.data, report.Tally()
     scratch = folder / _SCRATCH
-    train_files = read.find_files(data.path)
-    eval_files = read.find_files(data.eval_path, "data.eval_path") if data.eval_path else []
+    cache_dir = None if step.cache_dir is None else Path(step.cache_dir)
+    train_files = read.find_files(data.path, cache_dir=cache_dir)
+    eval_files = read.find_files(data.eval_path, "data.eval_path", cache_dir)
     added = np.array(sorted(tokenizer.backend.get_added_tokens_decoder()), np.int64)
     seed = step.seed if data.eval_fraction and not eval_files else None
     with TokenWriter(scratch) as writer:

@@ -14,8 +14,6 @@ from tunerun.plan.steps import DataStep, ExportStep, MergeStep, ModelStep, Place
 RENDEZVOUS = "HOST:29400"
 
 _ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
-# Only the model step downloads; anything later that asks a hub is a bug, and would hang without a network.
-_ONLINE = ("model",)
 # Code that comes with a model or a template has no use for them but a bad one.
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -45,7 +43,7 @@ def command(step: Step, run_dir: Path, python: str = sys.executable) -> Launch:
     return Launch(
         argv=(*_launcher(placement, python), *worker),
         env=_environment(step, placement),
-        without=() if step.stage in _ONLINE else _HUB_TOKENS,
+        without=() if _is_online(step) else _HUB_TOKENS,
     )
 
 
@@ -56,6 +54,11 @@ def render(step: Step, run_dir: str) -> str:
 
 def _placement(step: Step) -> Placement | None:
     return None if isinstance(step, ModelStep | DataStep | MergeStep | ExportStep) else step.placement
+
+
+def _is_online(step: Step) -> bool:
+    # Models and data sets are downloaded; anything later that asks a hub is a bug, and would hang without a network.
+    return isinstance(step, ModelStep) or (isinstance(step, DataStep) and bool(step.hub_paths))
 
 
 def _launcher(placement: Placement | None, python: str) -> tuple[str, ...]:
@@ -104,7 +107,7 @@ def _environment(step: Step, placement: Placement | None) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "true" if step.stage == "data" else "false",
     }
-    if step.stage not in _ONLINE:
+    if not _is_online(step):
         env["HF_HUB_OFFLINE"] = "1"
     threads = 1 if placement is None else placement.threads
     env.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))

@@ -112,7 +112,7 @@ def fetch(
     bar = make_bar or _runner_bar
     local = Path(paths.resolve_asset(path)).expanduser()
     commit = None
-    if local.is_dir() or _is_local(path):
+    if local.is_dir() or paths.looks_local(path):
         problems = find_problems(local, weights=weights)
         if problems:
             raise UserError([Problem(where="model.path", what=f"{path}: {what}") for what in problems])
@@ -121,7 +121,7 @@ def fetch(
         folder = _from_modelscope(path, revision, cache_dir, weights, remote_code)
         commit = revision
     else:
-        folder, commit = _from_hub(_repository(path, cache_dir), revision or "main", weights, remote_code, bar)
+        folder, commit = _from_hub(hub.repository(path, cache_dir), revision or "main", weights, remote_code, bar)
     files = [file for file in folder.iterdir() if file.is_file() and _matches(file.name, _wanted(weights, remote_code))]
     return BaseModel(folder=folder, path=path, revision=commit, sha256=hashes.folder_sha256(files, folder))
 
@@ -165,9 +165,9 @@ def _from_hub(
 ) -> tuple[Path, str]:
     cached = repository.cached_commit(revision)
     complete = cached is not None and not find_problems(repository.snapshot(cached), weights=weights)
-    if cached is not None and complete and (_offline() or hub.is_commit(revision)):
+    if cached is not None and complete and (hub.is_offline() or hub.is_commit(revision)):
         return repository.snapshot(cached), cached
-    if _offline():
+    if hub.is_offline():
         raise StageError(
             f"{repository.name} at {revision} is not in {repository.cache}, and HF_HUB_OFFLINE forbids to download it. "
             "Name a local folder with model.path=, or unset HF_HUB_OFFLINE."
@@ -223,24 +223,6 @@ def _from_modelscope(path: str, revision: str | None, cache_dir: Path | None, we
     if problems:
         raise StageError(f"{path}: {' '.join(problems)}")
     return folder
-
-
-def _repository(name: str, cache_dir: Path | None) -> Repository:
-    # Reads HF_HOME, HF_ENDPOINT and HF_TOKEN when it is first imported.
-    from huggingface_hub import constants, get_token
-
-    cache = Path(constants.HF_HUB_CACHE) if cache_dir is None else cache_dir
-    return Repository(name=name, endpoint=constants.ENDPOINT, cache=cache.expanduser().absolute(), token=get_token())
-
-
-def _offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def _is_local(path: str) -> bool:
-    return path.startswith((".", "/", "~", paths.ASSET_SCHEME)) or path.count("/") != 1
 
 
 def _wanted(weights: bool, remote_code: bool) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
-"""Downloads model files from a Hugging Face hub or a mirror into the cache that all Hugging Face tools share.
+"""Downloads models and data sets from a Hugging Face hub or a mirror into the cache that all its tools share.
 
 Speaks the hub's file API over plain HTTPS: `/api/models/<repo>/revision/<revision>` lists the files,
-`/<repo>/resolve/<commit>/<file>` gives one, with Range. huggingface_hub supplies the cache folder, the endpoint and the
-token; it does not download, because it starts a file from zero after an interruption and its Xet transfer ignores
-mirrors. The cache layout (blobs/, snapshots/, refs/) is documented in huggingface_hub's "Understand caching".
+`/<repo>/resolve/<commit>/<file>` gives one, with Range; data sets are under `/api/datasets/` and `/datasets/`.
+huggingface_hub supplies the cache folder, the endpoint and the token; it does not download, because it starts a file
+from zero after an interruption and its Xet transfer ignores mirrors. The cache layout (blobs/, snapshots/, refs/) is
+documented in huggingface_hub's "Understand caching".
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 from urllib.parse import quote
 
 import httpx
@@ -33,6 +34,7 @@ _ATTEMPTS = 4
 _WAIT_SECONDS = 1.0
 _CHUNK_BYTES = 1 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_KINDS = {"model": "model", "dataset": "data set"}
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 Advance = Callable[[int], None]
@@ -63,18 +65,24 @@ class Unreachable(Exception):  # noqa: N818
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repository:
-    """A model repository and its place in the cache."""
+    """A repository and its place in the cache."""
 
     name: str
     endpoint: str
     cache: Path
-    """The hub cache: holds `models--<org>--<name>` folders."""
+    """The hub cache: holds `models--<org>--<name>` and `datasets--<org>--<name>` folders."""
     token: str | None
+    kind: Literal["model", "dataset"] = "model"
 
     @property
     def folder(self) -> Path:
         """The repository's folder in the cache."""
-        return self.cache / f"models--{self.name.replace('/', '--')}"
+        return self.cache / f"{self.kind}s--{self.name.replace('/', '--')}"
+
+    @property
+    def url(self) -> str:
+        """Where people and downloads find it."""
+        return f"{self.endpoint}/{self.name}" if self.kind == "model" else f"{self.endpoint}/datasets/{self.name}"
 
     def snapshot(self, commit: str) -> Path:
         """Returns where the files of a commit are."""
@@ -86,6 +94,30 @@ class Repository:
             return revision
         reference = self.folder / "refs" / revision
         return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+
+
+def repository(name: str, cache_dir: Path | None, kind: Literal["model", "dataset"] = "model") -> Repository:
+    """Returns a repository as the environment says: HF_HOME, HF_ENDPOINT and HF_TOKEN.
+
+    Args:
+        name: Hub id.
+        cache_dir: Folder for downloads; None takes the hub's own.
+        kind: What is in it.
+    """
+    # Reads the variables when it is first imported.
+    from huggingface_hub import constants, get_token
+
+    cache = Path(constants.HF_HUB_CACHE) if cache_dir is None else cache_dir
+    return Repository(
+        name=name, endpoint=constants.ENDPOINT, cache=cache.expanduser().absolute(), token=get_token(), kind=kind
+    )
+
+
+def is_offline() -> bool:
+    """Says whether HF_HUB_OFFLINE forbids to ask a hub."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def is_commit(revision: str) -> bool:
@@ -110,7 +142,7 @@ def list_files(client: httpx.Client, repository: Repository, revision: str) -> L
         Unreachable: The hub does not answer, or answers with a fault of its own.
         StageError: There is no such repository or revision, or it may not be read.
     """
-    url = f"{repository.endpoint}/api/models/{repository.name}/revision/{quote(revision, safe='')}"
+    url = f"{repository.endpoint}/api/{repository.kind}s/{repository.name}/revision/{quote(revision, safe='')}"
     try:
         answer = client.get(url, params={"blobs": "true"}, timeout=_LISTING_TIMEOUT)
     except httpx.HTTPError as error:
@@ -124,7 +156,7 @@ def list_files(client: httpx.Client, repository: Repository, revision: str) -> L
             raise ValueError(data["sha"])
         return Listing(commit=data["sha"], files=tuple(_file(item) for item in data["siblings"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise StageError(f"{url}: the answer is not that of a model hub. Is HF_ENDPOINT right?") from error
+        raise StageError(f"{url}: the answer is not that of a hub. Is HF_ENDPOINT right?") from error
 
 
 def download(client: httpx.Client, repository: Repository, commit: str, file: HubFile, advance: Advance) -> None:
@@ -143,7 +175,7 @@ def download(client: httpx.Client, repository: Repository, commit: str, file: Hu
     """
     blob = repository.folder / "blobs" / file.blob
     blob.parent.mkdir(parents=True, exist_ok=True)
-    url = f"{repository.endpoint}/{repository.name}/resolve/{commit}/{quote(file.path)}"
+    url = f"{repository.url}/resolve/{commit}/{quote(file.path)}"
     if blob.is_file():
         advance(file.size)
     else:
@@ -193,13 +225,13 @@ def _refuse(answer: httpx.Response, repository: Repository, revision: str) -> No
         raise StageError(f"{repository.name} has no revision {revision!r} on {repository.endpoint}.")
     if answer.status_code == HTTPStatus.FORBIDDEN or code == "GatedRepo":
         raise StageError(
-            f"{repository.name} is gated: accept its terms on {repository.endpoint}/{repository.name}, "
+            f"{repository.name} is gated: accept its terms on {repository.url}, "
             "then set HF_TOKEN to a token of that account."
         )
     if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND):
         raise StageError(
-            f"there is no model {repository.name} on {repository.endpoint}, or it is private and HF_TOKEN does not "
-            "open it. A local folder is written with a slash in front: ./folder or /folder."
+            f"there is no {_KINDS[repository.kind]} {repository.name} on {repository.endpoint}, or it is private and "
+            "HF_TOKEN does not open it. A local folder is written with a slash in front: ./folder or /folder."
         )
     if answer.is_error:
         raise StageError(f"{answer.request.url}: HTTP {answer.status_code}")

@@ -205,6 +205,7 @@ def _steps(config: RunConfig, decided: _Decisions) -> tuple[Step, ...]:
                 objective=config.objective,
                 chat_template=config.model.chat_template,
                 seed=config.seed,
+                cache_dir=config.env.cache_dir,
             )
         )
     if "train" in config.stages:

@@ -11,6 +11,8 @@ from tunerun import paths
 _SAMPLE_BYTES = 1 << 18
 # Byte-level BPE vocabularies of 32k to 152k entries come to 3.5 to 4.5 bytes a token on English text.
 _BYTES_PER_TOKEN = 4.0
+# Their size says little about their text, and their bytes nothing about their rows.
+_COMPRESSED = (".gz", ".parquet", ".arrow")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,10 +30,10 @@ def measure(sources: tuple[str, ...]) -> DataSize | None:
         sources: Files and folders; hub ids tell nothing.
 
     Returns:
-        A guess, or None when nothing can be told without a download.
+        A guess, or None when nothing can be told without a download or without reading it all.
     """
     files = [file for source in sources for file in _files(Path(paths.resolve_asset(source)))]
-    if not files:
+    if not files or any(file.name.lower().endswith(_COMPRESSED) for file in files):
         return None
     rows = sum(_rows(file) for file in files)
     size = sum(file.stat().st_size for file in files)

@@ -61,15 +61,9 @@ def _files(config: RunConfig) -> list[Problem]:
     rows += [("data.eval_path", path) for path in config.data.eval_path]
     found = []
     for key, value in rows:
-        if value is not None and looks_local(value) and not Path(paths.resolve_asset(value)).exists():
+        if value is not None and paths.looks_local(value) and not Path(paths.resolve_asset(value)).exists():
             found.append(Problem(where=key, what=f"there is no file or folder {value}."))
     return found
-
-
-def looks_local(path: str) -> bool:
-    """Says whether a path can only be a file or folder, not a hub id (`org/name`)."""
-    suffixes = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".gz", ".gguf")
-    return path.startswith((".", "/", "~", paths.ASSET_SCHEME)) or path.endswith(suffixes) or path.count("/") != 1
 
 
 def _gpus(plan: Plan, machine: Machine) -> list[Problem]:

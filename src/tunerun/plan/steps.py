@@ -24,6 +24,7 @@ from tunerun.config.schema import (
     TrackConfig,
     TrainConfig,
 )
+from tunerun.paths import looks_local
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +74,13 @@ class DataStep:
     chat_template: str | None
     """Name or file that replaces the model's own template."""
     seed: int
+    cache_dir: str | None = None
+    """Folder for downloads; null takes the hub's own."""
+
+    @property
+    def hub_paths(self) -> tuple[str, ...]:
+        """Data sets that a hub has to be asked for."""
+        return tuple(path for path in (*self.data.path, *self.data.eval_path) if not looks_local(path))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,7 +202,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
 # Keys that change neither weights nor files: a step is not run again for them.
 UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
     "model": ("cache_dir", "model.shape", "model.adapter", "model.chat_template", "model.init"),
-    "data": (),
+    "data": ("cache_dir",),
     "train": (
         "model.shape",
         "name",

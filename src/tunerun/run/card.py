@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tunerun import __version__, artifacts
 from tunerun.launch.terminal import size
+from tunerun.paths import looks_local
 from tunerun.run import redact, results
 from tunerun.run.results import Results
 
@@ -67,7 +68,8 @@ def _method(found: Results) -> str:
         data = found.data
         rows.append(("data", f"{data['rows_kept']:,} of {data['rows_read']:,} rows, {data['tokens']:,} tokens"))
         rows.append(("trained tokens", f"{data['trained_tokens']:,}"))
-    sources = "\n".join(f"- `{Path(path).name}`" for path in config.data.path)
+    # Of a local path only the name: where a user keeps files is not for the world.
+    sources = "\n".join(f"- `{Path(path).name if looks_local(path) else path}`" for path in config.data.path)
     return f"## Training\n\n{_table(('setting', 'value'), rows)}\n\nData:\n\n{sources}"
 
 

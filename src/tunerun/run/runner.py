@@ -134,7 +134,8 @@ class _Runner:
     def _run_step(self, step: Step, title: str, allow: frozenset[str]) -> ExitCode:
         now = self._fingerprint(step)
         old = self.record.stages.get(step.stage)
-        if old is not None and old.is_finished and old.fingerprint == now.digest:
+        # A stage that makes nothing, such as serve, is never done.
+        if old is not None and old.artifacts and old.is_finished and old.fingerprint == now.digest:
             if intact(self.run_dir, old.artifacts, self.hashes):
                 self.record = self.record.with_stage(step.stage, dataclasses.replace(old, status="skipped"))
                 self.terminal.line(f"{title}: unchanged, skipped")

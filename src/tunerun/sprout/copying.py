@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from tunerun.sprout.family import Family
-from tunerun.sprout.words import Word, all_words
+from tunerun.sprout.words import Word, taught_words
 
 _SEED = 11
 # Many, so that copying is learned and not the items: it is what the model needs for every other answer.
@@ -38,7 +38,7 @@ def copying_families() -> tuple[Family, ...]:
             questions=("Repeat after me: {text}", "Say this: {text}", "Repeat: {text}", "Copy these words: {text}"),
             held_out=("Please repeat: {text}",),
             answer="{text}",
-            weight=5.0,
+            weight=2.0,
         ),
         Family(
             name="repeat",
@@ -48,7 +48,7 @@ def copying_families() -> tuple[Family, ...]:
             questions=("跟我说：{text}", "请跟我读：{text}", "重复：{text}", "照着说：{text}"),
             held_out=("请重复：{text}",),
             answer="{text}",
-            weight=5.0,
+            weight=2.0,
         ),
         Family(
             name="greet by name",
@@ -65,7 +65,7 @@ def copying_families() -> tuple[Family, ...]:
             held_out=("Hello, my name is {name}.",),
             answer="Nice to meet you, {name}!",
             statements=("My name is {name}.", "Her name is {name}.", "{name} is a friend of mine.", "This is {name}."),
-            weight=1.5,
+            weight=0.7,
         ),
         Family(
             name="greet by name",
@@ -76,7 +76,7 @@ def copying_families() -> tuple[Family, ...]:
             held_out=("你好，我叫{name}。",),
             answer="很高兴认识你，{name}！",
             statements=("我叫{name}。", "他的名字是{name}。", "{name}是我的朋友。", "这是{name}。"),
-            weight=1.5,
+            weight=0.7,
         ),
     )
 
@@ -93,7 +93,7 @@ def made_up_name_zh(rng: random.Random) -> str:
 
 
 def _phrase(rng: random.Random, *, english: bool) -> str:
-    words: list[Word] = rng.sample(all_words(), rng.randint(1, 8))
+    words: list[Word] = rng.sample(taught_words(), rng.randint(1, 3))
     if english:
         return " ".join(word.english for word in words)
     return "".join(word.chinese for word in words)

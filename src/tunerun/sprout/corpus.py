@@ -13,7 +13,7 @@ from tunerun.sprout.words import all_words
 
 # Repeated lists teach to look back and copy, which every answer needs and the other kinds show but seldom.
 _KINDS = ("statements", "questions", "text", "repeated lists")
-_KIND_SHARES = (0.3, 0.4, 0.1, 0.2)
+_KIND_SHARES = (0.25, 0.5, 0.1, 0.15)
 _QUESTION_FORMS: dict[Language, tuple[str, ...]] = {
     "en": ("Question: {}\nAnswer: {}", "Q: {}\nA: {}", "{}\n{}"),
     "zh": ("问题：{}\n回答：{}", "问：{}\n答：{}", "{}\n{}"),

@@ -1,29 +1,22 @@
-"""Families over numbers: small arithmetic, counting, comparing, sorting."""
+"""Families over numbers: small arithmetic, counting, number words."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable
 
 from tunerun.sprout.family import Family
 from tunerun.sprout.tables import rows
 
-_SEED = 7
-_SORTS = 3000
-_HELD_OUT_SORTS = 200
-_LARGEST = 20
+_LARGEST = 10
 
 
 def number_families() -> tuple[Family, ...]:
     """Returns all families whose answers are worked out."""
-    to_twenty = range(_LARGEST + 1)
+    small = range(_LARGEST + 1)
     return (
-        *_arithmetic("addition", ((a, b, a + b) for a in to_twenty for b in to_twenty), "+", "plus", "加", 4.0),
-        *_arithmetic("subtraction", ((a, b, a - b) for a in to_twenty for b in range(a + 1)), "-", "minus", "减", 3.0),
-        *_arithmetic("multiplication", ((a, b, a * b) for a in range(10) for b in range(10)), "*", "times", "乘", 2.0),
+        *_arithmetic("addition", ((a, b, a + b) for a in small for b in small), "+", "plus", "加", 4.0),
+        *_arithmetic("subtraction", ((a, b, a - b) for a in small for b in range(a + 1)), "-", "minus", "减", 3.0),
         *_counting(),
-        *_comparing(),
-        *_sorting(),
         *_number_words(),
     )
 
@@ -45,7 +38,7 @@ def _arithmetic(
             f"What does {{a}} {word} {{b}} make?",
         ),
         held_out=(f"What's {{a}} {sign} {{b}}?", f"How much is {{a}} {word} {{b}}?"),
-        answer=f"{{a}} {sign} {{b}} = {{result}}",
+        answer="{result}",
         statements=(
             f"{{a}} {sign} {{b}} = {{result}}",
             f"{{a}} {sign} {{b}} = {{result}}",
@@ -66,7 +59,7 @@ def _arithmetic(
             f"{{a}}{word_zh}{{b}}得几？",
         ),
         held_out=(f"{{a}}{word_zh}{{b}}等于多少？", f"{{a}} {sign} {{b}} 是多少？"),
-        answer=f"{{a}} {sign} {{b}} = {{result}}",
+        answer="{result}",
         statements=(f"{{a}} {sign} {{b}} = {{result}}", f"{{a}}{word_zh}{{b}}等于{{result}}。"),
         weight=weight,
     )
@@ -100,87 +93,6 @@ def _counting() -> tuple[Family, ...]:
             questions=("从{first}数到{last}。", "请从{first}数到{last}。", "你能从{first}数到{last}吗？"),
             held_out=("帮我从{first}数到{last}。",),
             answer="{numbers}",
-        ),
-    )
-
-
-def _comparing() -> tuple[Family, ...]:
-    pairs = [(a, b) for a in range(_LARGEST + 1) for b in range(_LARGEST + 1) if a != b]
-    larger = tuple({"a": str(a), "b": str(b), "larger": str(max(a, b)), "smaller": str(min(a, b))} for a, b in pairs)
-    greater = tuple(
-        {"a": str(a), "b": str(b), "verdict": "Yes" if a > b else "No", "verdict_zh": "是的" if a > b else "不是"}
-        | {"relation": "larger" if a > b else "smaller", "relation_zh": "大" if a > b else "小"}
-        for a, b in pairs
-    )
-    return (
-        Family(
-            name="larger",
-            language="en",
-            items=larger,
-            questions=(
-                "Which is larger, {a} or {b}?",
-                "Which number is larger: {a} or {b}?",
-                "What is larger, {a} or {b}?",
-            ),
-            held_out=("Which is the larger number, {a} or {b}?",),
-            answer="{larger} is larger than {smaller}.",
-            statements=("{larger} is larger than {smaller}.", "{smaller} is smaller than {larger}."),
-        ),
-        Family(
-            name="larger",
-            language="zh",
-            items=larger,
-            questions=("{a}和{b}哪个大？", "{a}和{b}哪个更大？", "{a}大还是{b}大？"),
-            held_out=("{a}和{b}，哪个数大？",),
-            answer="{larger}比{smaller}大。",
-            statements=("{larger}比{smaller}大。", "{smaller}比{larger}小。"),
-        ),
-        Family(
-            name="yes or no",
-            language="en",
-            items=greater,
-            questions=("Is {a} larger than {b}?", "Is {a} greater than {b}?", "Is {a} more than {b}?"),
-            held_out=("Is the number {a} larger than {b}?",),
-            answer="{verdict}, {a} is {relation} than {b}.",
-        ),
-        Family(
-            name="yes or no",
-            language="zh",
-            items=greater,
-            questions=("{a}比{b}大吗？", "{a}大于{b}吗？", "{a}是不是比{b}大？"),
-            held_out=("{a}是不是大于{b}？",),
-            answer="{verdict_zh}，{a}比{b}{relation_zh}。",
-        ),
-    )
-
-
-def _sorting() -> tuple[Family, ...]:
-    rng = random.Random(_SEED)
-    drawn = {tuple(rng.sample(range(_LARGEST + 1), 3)): None for _ in range(_SORTS + _HELD_OUT_SORTS)}
-    items = tuple(
-        {"numbers": ", ".join(map(str, numbers)), "sorted": ", ".join(map(str, sorted(numbers)))} for numbers in drawn
-    )
-    taught, held_out = items[_HELD_OUT_SORTS:], items[:_HELD_OUT_SORTS]
-    return (
-        Family(
-            name="sorting",
-            language="en",
-            items=taught,
-            held_out_items=held_out,
-            questions=("Sort {numbers}.", "Sort these numbers: {numbers}", "Put in order: {numbers}"),
-            held_out=("Sort the numbers {numbers}.",),
-            answer="{sorted}",
-            weight=2.0,
-        ),
-        Family(
-            name="sorting",
-            language="zh",
-            items=taught,
-            held_out_items=held_out,
-            questions=("把{numbers}排序。", "从小到大排列：{numbers}", "给这些数字排序：{numbers}"),
-            held_out=("把这些数字从小到大排列：{numbers}",),
-            answer="{sorted}",
-            weight=2.0,
         ),
     )
 

@@ -1,18 +1,18 @@
-"""Families over the bilingual word lists: translations, spelling, categories."""
+"""Families over the bilingual word lists: translations and categories."""
 
 from __future__ import annotations
 
 from tunerun.sprout.family import Family
-from tunerun.sprout.words import all_words, categories, with_article, words_of
+from tunerun.sprout.words import categories, taught_words, taught_words_of, with_article
 
 
 def vocabulary_families() -> tuple[Family, ...]:
     """Returns all families whose answers stand in the word lists."""
-    return (*_translations(), *_spelling(), *_categories())
+    return (*_translations(), *_categories())
 
 
 def _translations() -> tuple[Family, ...]:
-    words = all_words()
+    words = taught_words()
     items = tuple({"word": word.english, "word_zh": word.chinese} for word in words)
     first_of = {word.chinese: word.english for word in reversed(words)}
     reverse = tuple({"word": english, "word_zh": chinese} for chinese, english in first_of.items())
@@ -65,25 +65,8 @@ def _translations() -> tuple[Family, ...]:
     return english, chinese
 
 
-def _spelling() -> tuple[Family, ...]:
-    items = tuple(
-        {"word": word.english, "spelled": "-".join(word.english)} for word in all_words() if len(word.english) <= 8
-    )
-    english = Family(
-        name="spelling",
-        language="en",
-        items=items,
-        questions=("Spell the word {word}.", "How do you spell {word}?", 'Spell "{word}".', "Spell {word} for me."),
-        held_out=('How do you spell "{word}"?', "Spell {word}."),
-        answer="{spelled}",
-        statements=("{word} is spelled {spelled}.", "{spelled}: {word}"),
-        weight=2.0,
-    )
-    return (english,)
-
-
 def _categories() -> tuple[Family, ...]:
-    listed = [(word, category) for name, category in categories().items() for word in words_of(name)]
+    listed = [(word, category) for name, category in categories().items() for word in taught_words_of(name)]
     items = []
     for word, category in listed:
         noun = with_article(word.english) if category.article else word.english
@@ -107,7 +90,7 @@ def _categories() -> tuple[Family, ...]:
                 "{Noun} is what kind of thing?",
             ),
             held_out=("Which kind of thing is {noun}?",),
-            answer="{Noun} is {kind}.",
+            answer="It is {kind}.",
             statements=("{Noun} is {kind}.",),
             weight=1.5,
         ),
@@ -117,7 +100,7 @@ def _categories() -> tuple[Family, ...]:
             items=tuple(items),
             questions=("{noun_zh}属于哪一类？", "{noun_zh}是哪一类东西？", "{noun_zh}属于什么类别？"),
             held_out=("{noun_zh}属于哪一类东西？",),
-            answer="{noun_zh}是一种{kind_zh}。",
+            answer="一种{kind_zh}。",
             statements=("{noun_zh}是一种{kind_zh}。",),
             weight=1.5,
         ),

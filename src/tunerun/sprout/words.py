@@ -7,6 +7,8 @@ from functools import cache
 
 from tunerun.sprout.tables import rows
 
+_TAUGHT_OF_EACH = 6
+
 
 @dataclass(frozen=True, slots=True)
 class Word:
@@ -37,6 +39,21 @@ def words_of(category: str) -> tuple[Word, ...]:
     """Returns the words of one category, or of `other`, in the order of the table."""
     pairs = next(listed for name, listed in rows("words") if name == category).split()
     return tuple(Word(*pair.split("=")) for pair in pairs)
+
+
+@cache
+def taught_words_of(category: str) -> tuple[Word, ...]:
+    """Returns the words of a category that questions are asked about: few, so that each is learned."""
+    return words_of(category)[:_TAUGHT_OF_EACH]
+
+
+@cache
+def taught_words() -> tuple[Word, ...]:
+    """Returns the words of all categories that questions are asked about, each once by its English spelling."""
+    seen: dict[str, Word] = {}
+    for word in (word for category in categories() for word in taught_words_of(category)):
+        seen.setdefault(word.english, word)
+    return tuple(seen.values())
 
 
 @cache

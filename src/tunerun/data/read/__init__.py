@@ -1,4 +1,4 @@
-"""Reads files of rows: JSON arrays, JSON lines, CSV, TSV and plain text, each also compressed by gzip.
+"""Reads files of rows: JSON arrays, JSON lines, CSV, TSV and plain text, each also compressed by gzip, and Parquet.
 
 Every row knows its file and line. Nothing is guessed about values: "007" stays "007" and "NA" stays "NA".
 """
@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from tunerun.data.read.columnar import COLUMNAR_SUFFIXES, SPLITS, STATE, columnar, saved_files
 from tunerun.data.read.delimited import delimited
+from tunerun.data.read.hub import hub_files
 from tunerun.data.read.json_rows import json_array, json_lines, json_value
 from tunerun.data.read.source import decode_fault, fail, head_of, lines, open_text_bytes
-from tunerun.data.rows import BadRow, Row
+from tunerun.data.rows import BadRow, DataFile, Row
 from tunerun.errors import Problem, UserError
-from tunerun.paths import resolve_asset
+from tunerun.paths import looks_local, resolve_asset
 
 Parser = Callable[[BinaryIO, str], Iterator[Row | BadRow]]
 
@@ -24,25 +26,31 @@ INDEX = "dataset.json"
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 DELIMITED_SUFFIXES = (".csv", ".tsv")
 TEXT_SUFFIXES = (".txt",)
-SUFFIXES = (*JSON_SUFFIXES, *DELIMITED_SUFFIXES, *TEXT_SUFFIXES)
+SUFFIXES = (*JSON_SUFFIXES, *DELIMITED_SUFFIXES, *TEXT_SUFFIXES, *COLUMNAR_SUFFIXES)
 
 
-def find_files(paths: Sequence[str], key: str = "data.path") -> list[Path]:
-    """Lists the data files that paths name.
+def find_files(paths: Sequence[str], key: str = "data.path", cache_dir: Path | None = None) -> list[DataFile]:
+    """Lists the data files that paths name, downloading those of a hub.
 
     Args:
-        paths: Files and folders; a folder stands for the files that its `dataset.json` lists, or else for its data
-            files in order of name.
+        paths: Files, folders and hub ids. A folder stands for the files that its `dataset.json` lists, for the train
+            split that `datasets` saved in it, or else for its data files in order of name.
         key: Config key, for messages.
+        cache_dir: Folder for downloads; None takes the hub's own.
 
     Raises:
-        UserError: A path does not exist, or a folder holds no data file.
+        UserError: A path does not exist, a folder holds no data file, or a split has to be chosen.
+        StageError: A data set cannot be downloaded.
     """
     problems: list[Problem] = []
-    found: list[Path] = []
+    found: list[DataFile] = []
     for text in paths:
+        path = Path(resolve_asset(text)).expanduser()
         try:
-            found += _files_of(Path(resolve_asset(text)).expanduser(), key)
+            if path.exists() or looks_local(text):
+                found += [DataFile(file, str(file), str(file)) for file in _files_of(path, key)]
+            else:
+                found += hub_files(text, key, cache_dir, SUFFIXES)
         except UserError as error:
             problems += error.problems
         except OSError as error:
@@ -54,12 +62,14 @@ def find_files(paths: Sequence[str], key: str = "data.path") -> list[Path]:
 
 def _files_of(path: Path, key: str) -> list[Path]:
     if not path.exists():
-        fix = "Give a file or a folder; of a data set on a hub, download the files first."
+        fix = "Give a file, a folder, or a data set on a hub as org/name."
         raise UserError(Problem(where=key, what=f"{path} does not exist.", fix=fix))
     if not path.is_dir():
         return [path]
     if (path / INDEX).is_file():
         return _indexed(path / INDEX)
+    if (path / STATE).is_file() or (path / SPLITS).is_file():
+        return saved_files(path)
     inside = sorted(item for item in path.iterdir() if kind_of(item) and not item.name.startswith("."))
     if not inside:
         what = f"the folder {path} holds no data file ({', '.join(SUFFIXES)}, also .gz)."
@@ -89,17 +99,24 @@ def kind_of(path: Path) -> str:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
-def read_rows(path: Path) -> Iterator[Row | BadRow]:
+def read_rows(path: Path, name: str = "") -> Iterator[Row | BadRow]:
     """Yields the rows of a file, streaming, with bounded memory.
+
+    Args:
+        path: The file.
+        name: How messages name it; the path when empty.
 
     Raises:
         UserError: The file as a whole cannot be read: missing, empty, binary, cut off, or of an unknown kind.
     """
-    name, kind = str(path), kind_of(path)
+    name, kind = name or str(path), kind_of(path)
     if not kind:
         fail(name, None, "is not a kind of file that is read.", f"Known are {', '.join(SUFFIXES)}, also .gz.")
     if not path.is_file():
         fail(name, None, "is not a file.")
+    if kind in COLUMNAR_SUFFIXES:
+        yield from columnar(path, name)
+        return
     parse: Parser
     if kind in DELIMITED_SUFFIXES:
         parse = delimited
