@@ -9,11 +9,10 @@ import importlib
 import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from tunerun import __version__
+from tunerun import __version__, columns
 from tunerun.errors import ExitCode, TunerunError, UserError
 
 # Verb: where its function is, its arguments, and what it does.
@@ -131,14 +130,7 @@ def render_error(error: TunerunError) -> str:
 
 
 def _paragraph(text: str, width: int, indent: str) -> str:
-    return textwrap.fill(
-        text,
-        width,
-        initial_indent=indent,
-        subsequent_indent=indent + "    ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return "\n".join(columns.fill(text, width, first=indent, rest=indent + "    "))
 
 
 def _verb_help(verb: str) -> str:
