@@ -138,11 +138,14 @@ def _flush_folder(path: Path) -> None:
 
 def _replace(staging: Path, target: Path) -> None:
     # rename(2) cannot replace a folder that has content: move the old one aside first.
-    if target.is_dir() and not target.is_symlink():
+    if target.is_dir() and (staging.is_dir() or not target.is_symlink()):
         old = target.with_name(f".{target.name}.old-{uuid.uuid4().hex[:8]}")
         target.rename(old)
         staging.rename(target)
-        shutil.rmtree(old)
+        if old.is_symlink():
+            old.unlink()
+        else:
+            shutil.rmtree(old)
         return
     staging.replace(target)
 

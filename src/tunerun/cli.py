@@ -9,11 +9,10 @@ import importlib
 import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from tunerun import __version__
+from tunerun import __version__, columns
 from tunerun.errors import ExitCode, TunerunError, UserError
 
 # Verb: where its function is, its arguments, and what it does.
@@ -69,6 +68,10 @@ def main() -> None:
         # The reader closed early (`| head`): that is no fault, and Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = ExitCode.DONE
+    except OSError as error:
+        # A missing right or a full disk: the message is all a user can use.
+        print(f"tunerun: {error}", file=sys.stderr)
+        code = ExitCode.STAGE_FAILED
     sys.exit(code)
 
 
@@ -88,8 +91,16 @@ def dispatch(argv: Sequence[str]) -> int:
         print(f"tunerun {__version__}")
         return ExitCode.DONE
     first = argv[0]
-    if "=" not in first and first[0] not in "+-~":
-        return _command(_verb(first))(argv[1:])
+    if first and "=" not in first and first[0] not in "+-~":
+        command = _verb(first)
+        # `chat` has enough options to list them itself.
+        if first != "chat" and {"--help", "-h"} & set(argv[1:]):
+            print(_verb_help(first))
+            return ExitCode.DONE
+        return _command(command)(argv[1:])
+    if {"--help", "-h"} & set(argv):
+        print(help_text())
+        return ExitCode.DONE
     names = {item.split("=")[0] for item in argv}
     if names & set(_HYDRA_FLAGS):
         return _command("hydra_app")(argv)
@@ -111,24 +122,36 @@ def render_error(error: TunerunError) -> str:
     """Lays an error out for a terminal: one problem a paragraph, at most 100 columns."""
     width = min(100, shutil.get_terminal_size().columns)
     problems = error.problems if isinstance(error, UserError) and error.problems else (str(error),)
-    head = "tunerun: " if len(problems) == 1 else f"tunerun: {len(problems)} problems\n"
-    lines = [
-        textwrap.fill(line, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-        for problem in problems
-        for line in str(problem).splitlines()
-    ]
-    return head + "\n".join(lines if len(problems) == 1 else [f"  {line}" for line in lines])
+    texts = [line for problem in problems for line in str(problem).splitlines()]
+    if len(problems) == 1:
+        texts[:1] = [f"tunerun: {text}" for text in texts[:1]]
+        return "\n".join(_paragraph(text, width, "") for text in texts)
+    return "\n".join([f"tunerun: {len(problems)} problems", *(_paragraph(text, width, "  ") for text in texts)])
+
+
+def _paragraph(text: str, width: int, indent: str) -> str:
+    return "\n".join(columns.fill(text, width, first=indent, rest=indent + "    "))
+
+
+def _verb_help(verb: str) -> str:
+    _, arguments, text = VERBS[verb]
+    return f"{f'tunerun {verb} {arguments}'.rstrip()}\n  {text}"
 
 
 def _verb(word: str) -> str:
     if word in VERBS:
         return VERBS[word][0]
-    # Imported here: only a mistake needs it.
+    # Imported here: only a mistake needs them.
     from difflib import get_close_matches
 
-    near = get_close_matches(word, VERBS, n=1)
-    hint = f"Did you mean `tunerun {near[0]}`?" if near else f"Verbs: {', '.join(VERBS)}."
-    raise UserError(f"there is no verb `{word}`. {hint} To run a recipe: tunerun +recipe={word}")
+    from tunerun.config.sources import recipe_file
+
+    near = get_close_matches(word.lower(), VERBS, n=1)
+    if recipe_file(word):
+        hint = f"To run the recipe: tunerun +recipe={word}"
+    else:
+        hint = f"Did you mean `tunerun {near[0]}`?" if near else f"Verbs: {', '.join(VERBS)}."
+    raise UserError(f"there is no verb `{word}`. {hint}")
 
 
 def _command(module: str) -> Callable[[Sequence[str]], int]:

@@ -51,6 +51,33 @@ def test_a_mistyped_verb_is_answered_with_the_nearest_one():
         cli.dispatch(["plna"])
 
 
+def test_a_recipe_given_as_a_verb_is_answered_with_the_command_that_runs_it():
+    with pytest.raises(UserError, match=r"To run the recipe: tunerun \+recipe=quickstart$"):
+        cli.dispatch(["quickstart"])
+
+
+@pytest.mark.parametrize("arguments", [["plan", "--help"], ["resume", "some/run", "-h"]])
+def test_every_verb_explains_itself(arguments, capsys):
+    assert cli.dispatch(arguments) == 0
+    assert capsys.readouterr().out.startswith(f"tunerun {arguments[0]} ")
+
+
+@pytest.mark.parametrize("columns", [100, 60])
+def test_an_error_fits_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    problem = Problem(where="data.path", what="there is no such file. " * 9)
+    for problems in ([problem], [problem, problem]):
+        assert max(map(len, cli.render_error(UserError(problems)).splitlines())) <= columns
+
+
+def test_what_the_system_refuses_is_a_line_and_not_a_traceback(tunerun, tmp_path):
+    (tmp_path / "recipes").write_text("a file where a folder belongs")
+    done = tunerun("copy", "quickstart")
+    assert done.returncode == 1
+    assert done.stderr.startswith("tunerun: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_problems_are_laid_out_one_a_paragraph():
     error = UserError([Problem(where="a", what="is wrong."), Problem(where="b", what="is wrong too.", fix="Mend it.")])
     assert cli.render_error(error) == "tunerun: 2 problems\n  a: is wrong.\n  b: is wrong too. Mend it."

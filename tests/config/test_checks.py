@@ -52,8 +52,11 @@ def test_a_sound_config_has_no_problems():
         ({"model": {"path": "m", "shape": {"context": 512}}}, "data.max_length", "=512"),
         ({"export": {"gguf": {"types": ["f16"]}, "max_shard_size": "2 boxes"}}, "export.max_shard_size", "not a size"),
         ({"serve__host": "0.0.0.0"}, "serve.host", "api_key_env"),
-        ({"name": "../up"}, "name", "letters"),
-        ({"method__rank": 0}, "method.rank", ">= 1"),
+        ({"name": "../up"}, "name", "a-z, 0-9"),
+        ({"method__rank": 0}, "method.rank", "must be >= 1"),
+        ({"hardware__processes": 0}, "hardware.processes", "must be >= 1"),
+        ({"train__micro_batch_size": 0}, "train.micro_batch_size", "must be >= 1"),
+        ({"run_dir": ""}, "run_dir", "is empty"),
         ({"method__kind": "qlora", "hardware__strategy": "zero3"}, "hardware.strategy", "ZeRO-3"),
     ],
 )

@@ -10,6 +10,11 @@ from tunerun.errors import UserError
 BASE = ["model=qwen2.5-7b", "data.path=rows.jsonl"]
 
 
+def write_recipe(folder: Path, name: str, content: str) -> None:
+    (folder / "recipes").mkdir(exist_ok=True)
+    (folder / "recipes" / f"{name}.yaml").write_text(content)
+
+
 def faults(*arguments: str) -> list[str]:
     with pytest.raises(UserError) as caught:
         resolve.resolve(arguments)
@@ -48,6 +53,22 @@ def test_types_and_rules_are_reported_together():
         ("method.rank=[8", "method.rank=[8: is not a valid override:"),
         ("method.rank", "method.rank: is not a valid override: a value is missing. Write key=value."),
         ("+recipe=3.5", "+recipe=3.5: the name of a recipe starts with a letter."),
+        ("+recipe=../up", "recipe=../up: there is no recipe named `../up`."),
+        ("+recipe=[quickstart,nope]", "recipe=nope: there is no recipe named `nope`."),
+        ("method.rank=null", "method.rank (command line): null is not a whole number."),
+        ("data.vars.a.b=c", "data.vars.a (command line): {'b': 'c'} is not a text."),
+        ("~data.path", "data.path (command line): no data is chosen."),
+        ("data.vars=[a]", "Error merging override data.vars=[a]: a list cannot take the place of a section of keys."),
+        ("data.system=${nope}", "data.system: Interpolation key 'nope' not found."),
+        ("data.system=???", "data.system: has no value yet (???). Set data.system=..."),
+        ("method=lora,full", "method=lora,full: has several values."),
+        ("hydra.run.dir=x", "hydra.run.dir=x: tunerun reads only hydra.searchpath. The folder of a run is run_dir."),
+        ("hydra.searchpath=[file:///nope]", "provider=hydra.searchpath in command-line, path=/nope is not available."),
+        ("hardware.processes=0", "hardware.processes (command line): 0 is out of range: it must be >= 1."),
+        (
+            "export.gguf.types=[Q4_K_M]",
+            ("export.gguf.types[0] (command line): 'Q4_K_M' is not one of its values. Did you mean q4_k_m"),
+        ),
         ("export.gguf.types=[q4_km]", "export.gguf.types[0] (command line): 'q4_km' is not one of its values."),
     ],
 )
@@ -56,6 +77,22 @@ def test_each_mistake_is_one_clear_line(argument, message):
     assert found[0].startswith(message)
     assert len(found) == 1
     assert "\n" not in found[0]
+
+
+def test_two_recipes_are_combined_in_a_list_only():
+    assert faults("+recipe=quickstart", "+recipe=qwen2.5-full") == [
+        "recipe: is given more than once. Combine recipes with +recipe=[a,b]; the last goes first."
+    ]
+    assert resolve.resolve(["+recipe=[quickstart,qwen2.5-full]"]).config.method.kind == "full"
+
+
+def test_a_further_folder_of_configs_adds_options_and_replaces_none(tmp_path):
+    folder = tmp_path / "more (1), mine"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "mine.yaml").write_text("path: there\n")
+    (folder / "model" / "sprout.yaml").write_text("path: elsewhere\n")
+    assert resolve.resolve(["model=mine", "data.path=x.json"], folder).config.model.path == "there"
+    assert resolve.resolve(["model=sprout", "data.path=x.json"], folder).config.model.path == "tunerun://sprout"
 
 
 def test_the_command_line_goes_before_recipes_and_recipes_before_options(tmp_path, monkeypatch):
@@ -124,6 +161,58 @@ def test_the_same_key_from_a_recipe_is_only_a_note(tmp_path, monkeypatch):
     assert found.notes == ("method.rank (recipes/mine.yaml:6) is not used by method.kind=full.",)
 
 
+def test_a_recipe_needs_no_package_header(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path, "mine", "model: {path: tunerun://sprout}\ndata: {path: [x.json]}\nseed: 7\n")
+    assert resolve.resolve(["+recipe=mine"]).config.seed == 7
+
+
+def test_a_recipe_builds_on_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path, "mine", "defaults:\n  - quickstart\n  - _self_\nmethod: {rank: 3}\n")
+    found = resolve.resolve(["+recipe=mine"])
+    assert (found.config.method.rank, found.config.model.path) == (3, "tunerun://sprout")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("defaults:\n  - mine\n", "a config file builds on itself"),
+        ("defaults:\n  - model: sprout\n", ("recipe=model/sprout: there is no recipe named `model/sprout`. "
+         "In the defaults of a recipe, write `- override /model: sprout`.")),
+        ("defaults:\n  - /model: sprout\n", ("model is chosen more than once. "
+         "In the defaults of a recipe, write `- override /model: NAME`.")),
+        ("defaults:\n  - override /modle: sprout\n", ("In 'recipe/mine': Could not override 'modle'. "
+         "No match in the defaults list. Did you mean model?")),
+        ("defaults: 3\n", "Invalid defaults list in 'recipe/mine', defaults must be a list (got int)"),
+        ("model: 3\ndata: {path: [x]}\n", "model (recipes/mine.yaml:1): 3 is not a section of keys."),
+        ("_target_: os.system\n", "_target_ (recipes/mine.yaml:1): there is no key `_target_`."),
+        ("- a\n", "recipe mine is a list: write `key: value` lines."),
+        ("hello\n", "hello: there is no key `hello`."),
+    ],
+)  # fmt: skip
+def test_each_mistake_in_a_recipe_is_explained(content, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path, "mine", content)
+    assert faults("+recipe=mine")[0].startswith(message)
+
+
+def test_a_recipe_in_another_encoding_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path, "mine", "")
+    (tmp_path / "recipes" / "mine.yaml").write_bytes("name: 中\n".encode("gbk"))
+    assert faults("+recipe=mine") == ["recipes/mine.yaml is not UTF-8 text. Save it as UTF-8."]
+
+
+def test_a_folder_or_a_dead_link_is_no_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes" / "mine.yaml").mkdir(parents=True)
+    (tmp_path / "recipes" / "dead.yaml").symlink_to("nowhere")
+    assert "mine" not in resolve.option_names("recipe")
+    assert "dead" not in resolve.option_names("recipe")
+    assert faults("+recipe=mine")[0].startswith("recipe=mine: there is no recipe named `mine`.")
+
+
 def test_a_file_that_is_not_yaml_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "recipes" / "broken.yaml"
@@ -131,7 +220,7 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path, monkeypatch):
     recipe.write_text("data: [\n")
     message = faults("+recipe=broken")[0]
     assert "not valid YAML" in message
-    assert "broken.yaml" in message
+    assert '"recipes/broken.yaml"' in message
 
 
 def test_a_run_can_be_rebuilt_with_changes(tmp_path: Path):

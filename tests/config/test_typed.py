@@ -40,7 +40,7 @@ def test_the_whole_default_config_round_trips():
     ("data", "where", "what"),
     [
         ({"name": "x", "limit": "ten"}, "limit", "'ten' is not a whole number."),
-        ({"name": "x", "limit": True}, "limit", "True is not a whole number."),
+        ({"name": "x", "limit": True}, "limit", "true is not a whole number."),
         ({"name": "x", "limit": 1.5}, "limit", "1.5 is not a whole number."),
         ({"name": "x", "flag": 1}, "flag", "1 is not true or false."),
         ({"name": "x", "rate": float("nan")}, "rate", "nan is not a number."),

@@ -1,21 +1,67 @@
+"""The guess at how much data there is."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
 import pytest
 
-from tunerun.plan.dataset import measure
+from tunerun.plan.dataset import DataSize, measure
 
 
-def test_rows_are_counted_and_tokens_guessed(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n' * 5)
-    size = measure((str(tmp_path),))
-    assert size is not None
-    assert (size.rows, size.tokens) == (5, 20)
-
-
-@pytest.mark.parametrize("name", ["a.parquet", "data-00000-of-00001.arrow", "a.jsonl.gz"])
-def test_compressed_files_tell_nothing(tmp_path, name):
-    (tmp_path / name).write_bytes(b"\n" * 100)
-    assert measure((str(tmp_path),)) is None
-
-
-def test_a_hub_id_tells_nothing(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert measure(("org/name",)) is None
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_the_rows_of_small_files_are_counted(tmp_path):
+    lines = write(tmp_path / "a.jsonl", '{"x": 1}\n' * 7)
+    array = write(tmp_path / "b.json", json.dumps([{"x": "[, ]"}] * 5, indent=2))
+    assert measure((lines,)) == DataSize(rows=7, tokens=63 // 4)
+    assert measure((array,)).rows == 5
+    assert measure((lines, array)).rows == 12
+
+
+@pytest.mark.parametrize("separator", ["\n", ", "])
+def test_the_rows_of_a_large_file_are_guessed_from_its_start(tmp_path, separator):
+    row = json.dumps({"instruction": "say something", "output": "x" * 100})
+    text = separator.join([row] * 5000)
+    path = write(tmp_path / "rows", text if separator == "\n" else f"[{text}]")
+    assert measure((path,)).rows == pytest.approx(5000, rel=0.01)
+
+
+def test_a_folder_counts_all_its_files(tmp_path):
+    write(tmp_path / "set/a.jsonl", "{}\n" * 3)
+    write(tmp_path / "set/deep/b.jsonl", "{}\n" * 4)
+    assert measure(("set",)).rows == 7
+
+
+def test_a_byte_order_mark_and_chinese_do_not_disturb(tmp_path):
+    path = write(tmp_path / "中文 (1).json", "\ufeff" + json.dumps([{"问": "答"}] * 3, ensure_ascii=False))
+    assert measure((path,)).rows == 3
+
+
+@pytest.mark.parametrize("source", ["org/name", "nothing.jsonl", "empty"])
+def test_what_is_not_here_tells_nothing(source, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert measure((source,)) is None
+
+
+def test_a_compressed_file_tells_nothing(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"{}\n" * 9))
+    assert measure(("a.jsonl.gz",)) is None
+
+
+def test_an_empty_file_has_no_rows(tmp_path):
+    assert measure((write(tmp_path / "a.jsonl", ""),)) == DataSize(rows=0, tokens=0)
+
+
+def test_a_shipped_data_set_is_found_by_its_address():
+    assert measure(("tunerun://identity.jsonl",)).rows > 10

@@ -36,6 +36,8 @@ def split(
             if found is None:
                 raise UserError(f"{name} needs a value.")
             options.setdefault(name, []).append(found)
+        elif name in flags:
+            raise UserError(f"{name} takes no value.")
         elif item.startswith("-"):
             known = ", ".join([*flags, *values]) or "none"
             raise UserError(f"there is no option {name} here. Known: {known}.")

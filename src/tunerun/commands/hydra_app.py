@@ -9,9 +9,14 @@ import hydra
 from omegaconf import DictConfig
 
 from tunerun import paths
+from tunerun.commands import arguments
 from tunerun.config import overrides, register
-from tunerun.config.resolve import PRIMARY, VERSION_BASE, group_names
-from tunerun.errors import ExitCode
+from tunerun.config.resolve import PRIMARY, VERSION_BASE, compose_config, group_names, plain_config
+from tunerun.errors import ExitCode, UserError
+
+# What may stand beside `--cfg`.
+_FLAGS = ("--resolve",)
+_VALUES = ("-c", "--cfg", "-p", "--package", "-cd", "--config-dir")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,12 +27,34 @@ def main(argv: Sequence[str]) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        UserError: An override is wrong, where Hydra would print a trace.
     """
-    groups = group_names()
+    names = {item.partition("=")[0] for item in argv}
+    if names & {"-m", "--multirun"}:
+        raise UserError("-m runs a sweep, and Hydra's own flags print something and stop: use one.")
+    if names & {"-sc", "--shell-completion"}:
+        if not {"install", "uninstall", "query"} & names:
+            raise UserError('name what to complete for: eval "$(tunerun --shell-completion install=bash)"')
+        given = list(argv)
+    else:
+        groups = group_names()
+        given = [item if item.startswith("-") else overrides.prepare(item, groups) for item in argv]
+    if names & {"-c", "--cfg"}:
+        _check(argv)
     register.register()
-    sys.argv = ["tunerun", *(item if item.startswith("-") else overrides.prepare(item, groups) for item in argv)]
+    sys.argv = ["tunerun", *given]
     hydra.main(config_path=str(paths.shipped("conf")), config_name=PRIMARY, version_base=VERSION_BASE)(_unreached)()
     return ExitCode.DONE
+
+
+def _check(argv: Sequence[str]) -> None:
+    """Composes once before Hydra does, because its own errors are not for users."""
+    options, typed = arguments.split(argv, flags=_FLAGS, values=_VALUES)
+    composed = compose_config(typed, arguments.config_dir(options))
+    if "--resolve" in options:
+        plain_config(composed)
 
 
 def _unreached(config: DictConfig) -> None:

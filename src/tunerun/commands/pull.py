@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
+from tunerun import paths
 from tunerun.commands import arguments
-from tunerun.errors import ExitCode, UserError
+from tunerun.errors import ExitCode, Problem, UserError
 
 _LINE_SECONDS = 0.2
 _HUBS: tuple[Literal["hf", "modelscope"], ...] = ("hf", "modelscope")
@@ -25,6 +26,10 @@ def main(argv: Sequence[str]) -> int:
     options, rest = arguments.split(argv, flags=(), values=("--hub", "--revision", "--cache-dir"))
     if len(rest) != 1:
         raise UserError("pull takes one model: tunerun pull Qwen/Qwen2.5-0.5B-Instruct")
+    model = rest[0]
+    if not model or (paths.looks_local(model) and not Path(paths.resolve_asset(model)).expanduser().is_dir()):
+        what = "is no hub id (org/name), and no folder."
+        raise UserError(Problem(where=model or "''", what=what, fix="Example: Qwen/Qwen2.5-0.5B-Instruct"))
     named = options["--hub"][-1] if "--hub" in options else "hf"
     kinds = [kind for kind in _HUBS if kind == named]
     if not kinds:
@@ -33,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     from tunerun.models.fetch import fetch
 
     base = fetch(
-        rest[0],
+        model,
         hub_kind=kinds[0],
         revision=options["--revision"][-1] if "--revision" in options else None,
         cache_dir=Path(options["--cache-dir"][-1]) if "--cache-dir" in options else None,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
-from tunerun import paths
+from tunerun import columns, paths
 from tunerun.commands import arguments
 from tunerun.config.reference import head_comment
 from tunerun.errors import ExitCode, UserError
@@ -25,8 +24,8 @@ def main(argv: Sequence[str]) -> int:
     seen: set[str] = set()
     for folder in (*paths.user_folders("recipes"), paths.shipped("recipes")):
         for file in sorted(folder.glob("*.yaml")):
-            if file.stem not in seen:
+            if file.is_file() and file.stem not in seen:
                 seen.add(file.stem)
-                line = f"{file.stem:<26}{head_comment(file)}"
-                print(textwrap.fill(line, _WIDTH, subsequent_indent=" " * 26))
+                name = columns.pad(file.stem, 26)
+                print("\n".join(columns.fill(head_comment(file), _WIDTH, first=name, rest=" " * 26)))
     return ExitCode.DONE

@@ -28,11 +28,11 @@ def main(argv: Sequence[str]) -> int:
     options, rest = arguments.split(argv, flags=(), values=("--allow",))
     folders = [item for item in rest if "=" not in item]
     overrides = [item for item in rest if "=" in item]
-    run_dir = Path(arguments.one(folders, "the directory of a run")).absolute()
+    named = Path(arguments.one(folders, "the directory of a run"))
     if any(item.partition("=")[0].lstrip("+") == "run_dir" for item in overrides):
         raise UserError("run_dir cannot be changed: the run goes on where it is.")
-    config = resolve.rebuild(typed.plain(rundir.load_config(run_dir)), overrides)
-    prepared = plan_for(replace(config, run_dir=str(run_dir)))
+    config = resolve.rebuild(typed.plain(rundir.load_config(named)), overrides)
+    prepared = plan_for(replace(config, run_dir=str(named.absolute())))
     require_ready(prepared)
     allow = frozenset(options.get("--allow", ()))
     return runner.execute(prepared.plan, config=prepared.config, allow=allow)

@@ -23,5 +23,8 @@ def main(argv: Sequence[str]) -> int:
     _, rest = arguments.split(argv, flags=(), values=())
     if len(rest) > 1:
         raise UserError("name one folder, or none for ./outputs.")
+    if not rest and not OUTPUTS.is_dir():
+        print("no runs in ./outputs yet. Start one: tunerun +recipe=quickstart")
+        return ExitCode.DONE
     print(inspect.list_runs(Path(rest[0]) if rest else OUTPUTS))
     return ExitCode.DONE

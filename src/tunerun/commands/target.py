@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tunerun import machine as machines
 from tunerun.config.schema import HardwareConfig, RunConfig
-from tunerun.paths import looks_local
+from tunerun.errors import UserError
+from tunerun.paths import looks_local, resolve_asset
 from tunerun.plan import build
 from tunerun.plan.steps import Placement
 
@@ -23,9 +24,12 @@ def local_path(target: str) -> Path:
         target: Run directory, model folder, GGUF file, or hub id.
 
     Raises:
+        UserError: The target is empty.
         StageError: The model cannot be downloaded.
     """
-    path = Path(target).expanduser()
+    if not target:
+        raise UserError("name a run, a model folder, a GGUF file or a hub id.")
+    path = Path(resolve_asset(target)).expanduser()
     if path.exists() or looks_local(target):
         return path
     # Imported here: only a hub id needs the hub's client.

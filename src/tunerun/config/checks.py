@@ -77,7 +77,11 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("serve.context", config.serve.context, _positive(config.serve.context), ">= 1"),
         ("serve.max_concurrent", config.serve.max_concurrent, config.serve.max_concurrent >= 1, ">= 1"),
     ]  # fmt: skip
-    return [Problem(where=key, what=f"{value} is not {bound}.") for key, value, good, bound in rows if not good]
+    return [
+        Problem(where=key, what=f"{value} is out of range: it must be {bound}.")
+        for key, value, good, bound in rows
+        if not good
+    ]
 
 
 def _positive(value: int | None) -> bool:
@@ -98,10 +102,10 @@ def _needs(config: RunConfig) -> list[Problem]:
     """What a stage cannot do without."""
     problems = []
     stages = config.stages
-    if config.model.path is None:
+    if not config.model.path:
         fix = "Choose model=NAME or set model.path to a folder or a hub id."
         problems.append(Problem(where="model.path", what="no model is chosen.", fix=fix))
-    if "data" in stages and not config.data.path:
+    if "data" in stages and not any(config.data.path):
         fix = "Set data.path to a file, a folder or a hub id, or choose data=NAME."
         problems.append(Problem(where="data.path", what="no data is chosen.", fix=fix))
     if "train" in stages and "data" not in stages:
@@ -155,7 +159,9 @@ def _data(config: RunConfig) -> list[Problem]:
 
 def _processes(config: RunConfig) -> list[Problem]:
     hardware, cluster = config.hardware, config.cluster
-    if hardware.processes is None:
+    batch, micro = config.train.global_batch_size, config.train.micro_batch_size or 1
+    # What is below 1 is a problem of its own, which `_ranges` reports.
+    if hardware.processes is None or min(hardware.processes, cluster.nodes, batch, micro) < 1:
         return []
     world = hardware.processes * cluster.nodes
     problems = []
@@ -171,7 +177,6 @@ def _processes(config: RunConfig) -> list[Problem]:
         what = f"{hardware.strategy} needs at least 2 processes."
         fix = "Set hardware.processes to 2 or more, or choose hardware=1gpu."
         problems.append(Problem(where="hardware.processes", what=what, fix=fix))
-    batch, micro = config.train.global_batch_size, config.train.micro_batch_size or 1
     if batch % (micro * world):
         what = f"{batch} is not a multiple of micro-batch {micro} x {world} processes."
         fix = f"Set train.global_batch_size={-(-batch // (micro * world)) * micro * world}."
@@ -181,7 +186,7 @@ def _processes(config: RunConfig) -> list[Problem]:
 
 def _micro_batch(config: RunConfig) -> list[Problem]:
     batch, micro = config.train.global_batch_size, config.train.micro_batch_size
-    if config.hardware.processes is not None or micro is None or batch % micro == 0:
+    if config.hardware.processes is not None or micro is None or micro < 1 or batch % micro == 0:
         return []
     what = f"{micro} does not divide train.global_batch_size={batch}."
     return [Problem(where="train.micro_batch_size", what=what, fix="Choose a divisor.")]
@@ -212,10 +217,13 @@ def _shards(config: RunConfig) -> list[Problem]:
 
 
 def _names(config: RunConfig) -> list[Problem]:
-    if config.name is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
-        return []
-    what = f"{config.name!r} cannot name a folder and files."
-    return [Problem(where="name", what=what, fix="Use letters, digits, dot, dash and underscore.")]
+    problems = []
+    if config.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
+        what = f"{config.name!r} cannot name a folder and files."
+        problems.append(Problem(where="name", what=what, fix="Use a-z, 0-9, dot, dash and underscore."))
+    if config.run_dir == "":
+        problems.append(Problem(where="run_dir", what="is empty.", fix="Name a folder, or write null for a new one."))
+    return problems
 
 
 def _serve(config: RunConfig) -> list[Problem]:

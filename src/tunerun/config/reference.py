@@ -83,7 +83,7 @@ def recipe_groups(file: Path) -> dict[str, str]:
 def head_comment(file: Path) -> str:
     """Returns the first comment of a file, the package header aside, as one line."""
     lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#"):
             break
         if not line.startswith("# @"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,18 +52,44 @@ def resolve(arguments: Sequence[str], config_dir: Path | None = None) -> Resolve
 
     Args:
         arguments: Overrides as typed: `+recipe=x`, `model=y`, `key=value`.
-        config_dir: A further folder of configs, searched first.
+        config_dir: A further folder of configs, searched after the user's and the shipped ones.
 
     Raises:
         UserError: Something is wrong; carries every problem found.
     """
     groups = group_names()
-    syntax = [problem for item in arguments if (problem := overrides.parse_problem(item, groups)) is not None]
-    if syntax:
-        raise UserError(syntax)
-    prepared = [overrides.prepare(item, groups) for item in arguments]
-    composed = _compose(prepared, config_dir)
+    unread = [item for item in arguments if overrides.is_hydras(overrides.key_of(item)) and not _is_search_path(item)]
+    if unread:
+        fix = "The folder of a run is run_dir."
+        raise UserError(Problem(where=item, what="tunerun reads only hydra.searchpath.", fix=fix) for item in unread)
+    composed = compose_config(arguments, config_dir)
     return from_composed(composed, overrides.typed_keys(list(arguments), groups))
+
+
+def compose_config(arguments: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+    """Lets Hydra compose what the user asked for, its own `hydra` node included, and checks nothing but syntax.
+
+    Args:
+        arguments: As for `resolve`.
+        config_dir: As for `resolve`.
+
+    Raises:
+        UserError: An override cannot be read, or names what does not exist.
+    """
+    groups = group_names()
+    problems = [problem for item in arguments if (problem := overrides.parse_problem(item, groups)) is not None]
+    if sum(overrides.key_of(item) == "recipe" and not item.startswith("~") for item in arguments) > 1:
+        fix = "Combine recipes with +recipe=[a,b]; the last goes first."
+        problems.append(Problem(where="recipe", what="is given more than once.", fix=fix))
+    if config_dir is not None and any(_is_search_path(item) for item in arguments):
+        problems.append(Problem(where="hydra.searchpath", what="does not go with --config-dir.", fix="Use one."))
+    if problems:
+        raise UserError(problems)
+    return _compose([overrides.prepare(item, groups) for item in arguments], config_dir)
+
+
+def _is_search_path(override: str) -> bool:
+    return overrides.key_of(override) == "hydra.searchpath"
 
 
 def from_composed(composed: DictConfig, typed_keys: frozenset[str]) -> Resolved:
@@ -72,7 +100,7 @@ def from_composed(composed: DictConfig, typed_keys: frozenset[str]) -> Resolved:
     """
     choices = {str(group): option for group, option in composed.hydra.runtime.choices.items()}
     origin = sources.locate(choices, typed_keys)
-    data = _container(composed)
+    data = plain_config(composed)
     config, problems = typed.build(RunConfig, data)
     assert config is not None, "every key of RunConfig has a default"
     unused, notes = _unused_keys(config, origin)
@@ -119,39 +147,88 @@ def _refuse(faulty: list[Problem], broken_rules: list[Problem], origin: Sources)
 def _compose(prepared: list[str], config_dir: Path | None) -> DictConfig:
     register.register()
     GlobalHydra.instance().clear()
-    extra = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir is not None else []
+    folder = "" if config_dir is None else overrides.quote(f"file://{config_dir.resolve()}")
+    extra = [f"hydra.searchpath=[{folder}]"] if folder else []
     try:
-        with initialize_config_dir(str(paths.shipped("conf")), version_base=VERSION_BASE):
+        with initialize_config_dir(str(paths.shipped("conf")), version_base=VERSION_BASE), warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*is not available")
             return compose(PRIMARY, overrides=prepared + extra, return_hydra_config=True)
     except MissingConfigException as error:
         raise UserError(_missing_option(error)) from error
     except yaml.YAMLError as error:
-        raise UserError(f"A config file is not valid YAML: {' '.join(str(error).split())}") from error
-    except (HydraException, ConfigCompositionException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(_first_lines(error)) from error
+        reason = " ".join(str(error).split()).replace(f"{Path.cwd()}/", "")
+        raise UserError(f"a config file is not valid YAML: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(_not_utf8(config_dir)) from error
+    except RecursionError as error:
+        raise UserError("a config file builds on itself: its defaults lead back to it.") from error
+    except (HydraException, ConfigCompositionException, OmegaConfBaseException, ValueError, UserWarning) as error:
+        raise UserError(_reason(error)) from error
 
 
 def _missing_option(error: MissingConfigException) -> Problem | str:
-    if error.missing_cfg_file is None or error.options is None:
-        return _first_lines(error)
-    group, _, name = error.missing_cfg_file.rpartition("/")
-    fix = typed.nearest(name, list(error.options))
+    missing = error.missing_cfg_file
+    if missing is None or "/" not in missing:
+        return _reason(error)
+    # A name of a recipe may hold slashes by mistake; a group of Hydra's has one of its own.
+    split = missing.partition if missing.startswith("recipe/") else missing.rpartition
+    group, _, name = split("/")
+    fix = typed.nearest(name, option_names(group))
+    inner, _, option = name.partition("/")
+    if group == "recipe" and inner in overrides.SECTIONS:
+        fix = f"In the defaults of a recipe, write `- override /{inner}: {option}`."
     return Problem(where=f"{group}={name}", what=f"there is no {group} named `{name}`.", fix=fix)
 
 
-def _first_lines(error: Exception) -> str:
-    """Returns Hydra's reason without its hints, which advise what tunerun refuses."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def _not_utf8(config_dir: Path | None) -> str:
+    folders = [*paths.user_folders("recipes"), *paths.user_folders("conf"), *([config_dir] if config_dir else [])]
+    for file in sorted(file for folder in folders for file in folder.rglob("*.yaml") if file.is_file()):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return f"{sources.label(file)} is not UTF-8 text. Save it as UTF-8."
+    return "a config file is not UTF-8 text. Save it as UTF-8."
+
+
+def option_names(group: str) -> list[str]:
+    """Returns the options of a group or the names of recipes, the user's included."""
+    kind, inner = ("recipes", "") if group == "recipe" else ("conf", group)
+    folders = [folder / inner for folder in (*paths.user_folders(kind), paths.shipped(kind))]
+    return sorted({file.stem for folder in folders for file in folder.glob("*.yaml") if file.is_file()})
+
+
+def _reason(error: Exception) -> str:
+    """Returns Hydra's reason as one line, without its hints, which advise what tunerun refuses, and its search path."""
+    text = str(error).partition("Config search path:")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("To append", "Set the env", "full_key", "object_type"))]
-    return " ".join(kept)
+    reason = " ".join(kept).replace("++", "")
+    twice = re.match(r"Multiple values for (\w+)\.|(\w+) appears more than once in the final defaults list", reason)
+    if twice:
+        group = twice[1] or twice[2]
+        return f"{group} is chosen more than once. In the defaults of a recipe, write `- override /{group}: NAME`."
+    unknown = re.search(r"Could not override '(\w+)'. No match in the defaults list", reason)
+    if unknown:
+        return f"{reason} {typed.nearest(unknown[1], sorted(group_names()))}"
+    if "Cannot merge DictConfig with ListConfig" in str(error.__cause__):
+        return f"{reason}: a list cannot take the place of a section of keys."
+    return reason
 
 
-def _container(composed: DictConfig) -> dict[str, Any]:
-    plain = {key: value for key, value in composed.items_ex(resolve=False) if key != "hydra"}
+def plain_config(composed: DictConfig) -> dict[str, Any]:
+    """Turns a composed config into plain data without Hydra's node, interpolations resolved.
+
+    Raises:
+        UserError: An interpolation leads nowhere, or a value is still `???`.
+    """
+    plain = OmegaConf.create({key: value for key, value in composed.items_ex(resolve=False) if key != "hydra"})
     try:
-        container = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
+        missing = sorted(OmegaConf.missing_keys(plain))
+        container = OmegaConf.to_container(plain, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(_first_lines(error)) from error
+        raise UserError(Problem(where=error.full_key or "a value", what=f"{_reason(error)}.")) from error
+    if missing:
+        raise UserError(Problem(where=key, what="has no value yet (???).", fix=f"Set {key}=...") for key in missing)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
@@ -33,14 +34,19 @@ class RecipeSource(ConfigSource):
 
         Raises:
             ConfigLoadError: There is no such recipe.
+            ConfigCompositionException: It holds no keys.
         """
         file = self._file(config_path)
         if file is None or not file.is_file():
             raise ConfigLoadError(f"Config not found: {config_path}")
         with file.open(encoding="utf-8") as text:
-            header = {"package": "_global_", **ConfigSource._get_header_dict(text.read(_HEADER_BYTES))}
+            header = ConfigSource._get_header_dict(text.read(_HEADER_BYTES))
             text.seek(0)
             config = OmegaConf.load(text)
+        if not OmegaConf.is_dict(config):
+            raise ConfigCompositionException(f"recipe {file.stem} is a list: write `key: value` lines.")
+        # A recipe sets keys of the whole config, whether or not its first line says so.
+        header["package"] = header["package"] or "_global_"
         return ConfigResult(provider=self.provider, path=self.full_path(), config=config, header=header)
 
     def available(self) -> bool:
@@ -62,7 +68,7 @@ class RecipeSource(ConfigSource):
             return [GROUP] if results_filter != ObjectType.CONFIG else []
         if config_path != GROUP or results_filter == ObjectType.GROUP:
             return []
-        return sorted(file.stem for file in Path(self.path).glob("*.yaml"))
+        return sorted(file.stem for file in Path(self.path).glob("*.yaml") if file.is_file())
 
     def _file(self, config_path: str) -> Path | None:
         group, _, name = config_path.partition("/")

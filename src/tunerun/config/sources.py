@@ -25,7 +25,7 @@ class Sources:
 
     def origin(self, key: str) -> str:
         """Returns where a key was set: `command line`, `recipes/x.yaml:12`, or an empty text for a default."""
-        if any(_covers(typed, key) for typed in self.typed):
+        if any(_covers(typed, key) or _covers(key, typed) for typed in self.typed):
             return COMMAND_LINE
         for package, file in self.files:
             inner = key.removeprefix(package + ".") if package else key
@@ -33,7 +33,7 @@ class Sources:
                 continue
             line = _line_of(file, inner)
             if line is not None:
-                return f"{_label(file)}:{line}"
+                return f"{label(file)}:{line}"
         return ""
 
 
@@ -56,7 +56,8 @@ def locate(choices: Mapping[str, str | None], typed: frozenset[str]) -> Sources:
 
 def recipe_file(name: str) -> Path | None:
     """Returns the file of a recipe: the user's, or the shipped one."""
-    return _find("recipes", f"{name.removesuffix('.yaml')}.yaml")
+    plain = name.removesuffix(".yaml")
+    return _find("recipes", f"{plain}.yaml") if plain and "/" not in plain else None
 
 
 def _recipe_chain(name: str) -> Iterator[Path]:
@@ -94,8 +95,10 @@ def _covers(outer: str, key: str) -> bool:
     return key == outer or key.startswith((outer + ".", outer + "["))
 
 
-def _label(file: Path) -> str:
+def label(file: Path) -> str:
+    """Returns a config file as a user names it: from the folder of configs, or from the current one when below it."""
     for kind in ("conf", "recipes"):
         if file.is_relative_to(paths.shipped(kind)):
             return f"{kind}/{file.relative_to(paths.shipped(kind)).as_posix()}"
-    return file.relative_to(Path.cwd()).as_posix()
+    below = file.is_relative_to(Path.cwd())
+    return (file.relative_to(Path.cwd()) if below else file).as_posix()

@@ -60,6 +60,13 @@ def flatten(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
+def shown(value: Any) -> str:
+    """Returns a value as a user writes it: `null` and `true` rather than Python's names."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value)
+
+
 @cache
 def field_types(cls: type) -> dict[str, Any]:
     """Returns the resolved annotation of each field."""
@@ -68,8 +75,9 @@ def field_types(cls: type) -> dict[str, Any]:
 
 def nearest(name: str, names: Sequence[str]) -> str:
     """Returns a clause that suggests the most similar names, or lists them all when none is near."""
-    longer = [known for known in sorted(names) if len(name) > 1 and known.startswith(name)]
-    close = (longer + [near for near in difflib.get_close_matches(name, names, n=3) if near not in longer])[:6]
+    lower = name.lower()
+    longer = [known for known in sorted(names) if len(lower) > 1 and known.startswith(lower)]
+    close = (longer + [near for near in difflib.get_close_matches(lower, names, n=3) if near not in longer])[:6]
     if close:
         return f"Did you mean {' or '.join(close)}?"
     return f"Known: {', '.join(sorted(names))}."
@@ -77,7 +85,7 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 def _dataclass(cls: Any, data: Any, path: str, problems: list[Problem]) -> Any:
     if not isinstance(data, Mapping):
-        problems.append(Problem(where=path, what=f"{data!r} is not a section of keys."))
+        problems.append(Problem(where=path, what=f"{shown(data)} is not a section of keys."))
         return None
     annotations = field_types(cls)
     values: dict[str, Any] = {}
@@ -131,7 +139,7 @@ def _choice(options: tuple[Any, ...], value: Any, path: str, problems: list[Prob
     if value is False and "off" in options:
         return "off"
     fix = nearest(str(value), [str(option) for option in options])
-    problems.append(Problem(where=path, what=f"{value!r} is not one of its values.", fix=fix))
+    problems.append(Problem(where=path, what=f"{shown(value)} is not one of its values.", fix=fix))
     return None
 
 
@@ -145,7 +153,7 @@ def _sequence(member: Any, value: Any, path: str, problems: list[Problem]) -> An
 
 def _mapping(member: Any, value: Any, path: str, problems: list[Problem]) -> Any:
     if not isinstance(value, Mapping):
-        problems.append(Problem(where=path, what=f"{value!r} is not a mapping.", fix="Write {key: value}."))
+        problems.append(Problem(where=path, what=f"{shown(value)} is not a mapping.", fix="Write {key: value}."))
         return None
     return {str(key): _convert(member, item, f"{path}.{key}", problems) for key, item in value.items()}
 
@@ -163,5 +171,5 @@ def _scalar(annotation: Any, value: Any, path: str, problems: list[Problem]) -> 
         return float(value)
     if type(value) is annotation and not (annotation is float and not math.isfinite(value)):
         return value
-    problems.append(Problem(where=path, what=f"{value!r} is not {_NAMES[annotation]}."))
+    problems.append(Problem(where=path, what=f"{shown(value)} is not {_NAMES[annotation]}."))
     return None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import textwrap
 from collections.abc import Mapping, Sequence
 
+from tunerun import columns
 from tunerun.plan.estimate import Estimate
 from tunerun.plan.plan import Plan, Volume
 from tunerun.plan.steps import TrainStep
@@ -22,7 +22,7 @@ def render(plan: Plan, *, commands: Mapping[str, Sequence[str]], obstacles: Sequ
         commands: Command line by stage.
         obstacles: What keeps this machine from running the plan.
     """
-    lines = [f"plan: {plan.name} -> {plan.run_dir}", ""]
+    lines = [*columns.fill(f"plan: {plan.name} -> {plan.run_dir}", _WIDTH, rest="  "), ""]
     lines += _row("stages", " -> ".join(step.stage for step in plan.steps))
     train = plan.train
     if train is not None:
@@ -32,7 +32,11 @@ def render(plan: Plan, *, commands: Mapping[str, Sequence[str]], obstacles: Sequ
     lines += ["", "commands", *_commands(commands)]
     for title, texts in (("notes", plan.notes), ("warnings", plan.warnings), ("cannot run here", obstacles)):
         if texts:
-            lines += ["", title, *(line for text in texts for line in _wrapped(f"  - {text}", "    "))]
+            lines += [
+                "",
+                title,
+                *(line for text in texts for line in columns.fill(text, _WIDTH, first="  - ", rest="    ")),
+            ]
     return "\n".join(lines)
 
 
@@ -116,7 +120,7 @@ def _commands(commands: Mapping[str, Sequence[str]]) -> list[str]:
     lines = []
     for command, names in stages.items():
         text = command + (f" {names[0]}" if len(names) == 1 else f" STAGE   (STAGE: {', '.join(names)})")
-        lines += _wrapped(f"  {text}", " " * 6)
+        lines += columns.fill(text, _WIDTH, first="  ", rest=" " * 6)
     return lines
 
 
@@ -125,8 +129,4 @@ def _seconds(value: float) -> str:
 
 
 def _row(label: str, text: str) -> list[str]:
-    return _wrapped(f"{label:<{_LABEL_WIDTH}}{text}", " " * _LABEL_WIDTH)
-
-
-def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return columns.fill(text, _WIDTH, first=f"{label:<{_LABEL_WIDTH}}", rest=" " * _LABEL_WIDTH)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tunerun import artifacts
+from tunerun import artifacts, columns
 from tunerun.errors import Problem, UserError
 from tunerun.launch.terminal import MAX_COLUMNS, duration, size
-from tunerun.run import columns, record, results, rundir
+from tunerun.run import record, results, rundir
 from tunerun.run.record import Record
 from tunerun.run.results import Results
 from tunerun.run.summary import short

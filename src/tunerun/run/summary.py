@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tunerun import artifacts
+from tunerun import artifacts, columns
 from tunerun.launch.terminal import MAX_COLUMNS, size
-from tunerun.run import columns, results
+from tunerun.run import results
 from tunerun.run.results import Results
 
 _QUESTIONS = 3

@@ -8,8 +8,8 @@ from itertools import product
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 
-from tunerun import paths
 from tunerun.config import overrides
+from tunerun.config.resolve import option_names
 from tunerun.errors import Problem, UserError
 
 
@@ -23,7 +23,8 @@ def expand(arguments: Sequence[str], groups: frozenset[str]) -> list[list[str]]:
     Raises:
         UserError: An override cannot be read, or an axis has no values.
     """
-    problems = [problem for item in arguments if (problem := overrides.parse_problem(item, groups)) is not None]
+    found = (overrides.parse_problem(item, groups, several=True) for item in arguments)
+    problems = [problem for problem in found if problem is not None]
     if problems:
         raise UserError(problems)
     parser = OverridesParser.create()
@@ -37,14 +38,14 @@ def _values(typed: str, parsed: Override) -> list[str]:
     key = parsed.get_key_element().lstrip("+")
     value: object = parsed.value()
     if isinstance(value, Glob):
-        found = value.filter(_options(key))
+        found = value.filter(option_names(key))
         if not found:
             raise UserError(Problem(where=typed, what="matches nothing."))
         return [f"{key}={name}" for name in found]
-    return [f"{key}={text}" for text in parsed.sweep_string_iterator()]
-
-
-def _options(group: str) -> list[str]:
-    kind, inner = ("recipes", "") if group == "recipe" else ("conf", group)
-    folders = [folder / inner for folder in (*paths.user_folders(kind), paths.shipped(kind))]
-    return sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    if not parsed.is_discrete_sweep():
+        fix = "Write key=a,b,c or key=range(1,4)."
+        raise UserError(Problem(where=typed, what="a grid needs values it can count.", fix=fix))
+    points = [f"{key}={text}" for text in parsed.sweep_string_iterator()]
+    if not points:
+        raise UserError(Problem(where=typed, what="has no values."))
+    return points

@@ -1,6 +1,6 @@
 import pytest
 
-from tunerun.run.columns import cut, pad, side_by_side, width, wrap
+from tunerun.columns import cut, fill, pad, side_by_side, width, wrap
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,22 @@ def test_two_texts_side_by_side_stay_in_their_columns():
     assert all(width(line) <= 41 for line in lines)
     assert {width(line.partition("|")[0]) for line in lines} == {20}
     assert lines[0].endswith("| short")
+
+
+@pytest.mark.parametrize("columns", [20, 60, 100])
+@pytest.mark.parametrize("text", ["a word and another " * 9, "数据" * 60, "a 问题 and 答案， " * 12])
+def test_a_message_fits_its_columns_and_loses_nothing(text, columns):
+    lines = fill(text, columns, first="  - ", rest="      ")
+    assert max(map(width, lines)) <= columns
+    assert "".join("".join(lines).split()) == "-" + "".join(text.split())
+    assert lines[0].startswith("  - ")
+    assert all(line.startswith("      ") for line in lines[1:])
+
+
+def test_a_long_path_in_a_message_stays_whole():
+    path = "/home/用户/" + "x" * 90 + "/数据.jsonl"
+    assert path in [line.strip() for line in fill(f"there is no file {path} here", 40)]
+
+
+def test_blanks_that_align_stay():
+    assert fill("name      value", 100) == ["name      value"]

@@ -50,6 +50,28 @@ def wrap(text: str, columns: int, max_lines: int) -> list[str]:
     return lines or [""]
 
 
+def fill(text: str, columns: int, *, first: str = "", rest: str = "") -> list[str]:
+    """Breaks a message into lines at its blanks, and between Chinese characters where a line has no blank.
+
+    Args:
+        text: One paragraph.
+        columns: Longest line; a path or a word that is longer stays whole, so that it can be copied.
+        first: What the first line starts with.
+        rest: What the other lines start with.
+    """
+    lines: list[str] = []
+    line, empty = first, True
+    for word in re.findall(r"\s+|\S+", text):
+        for piece in _breakable(word, columns - width(rest)):
+            if piece.isspace() and empty and lines:
+                continue
+            if not piece.isspace() and not empty and width(line + piece) > columns:
+                lines.append(line.rstrip())
+                line, empty = rest, True
+            line, empty = line + piece, empty and piece.isspace()
+    return [*lines, line.rstrip()]
+
+
 def side_by_side(left: str, right: str, columns: int, max_lines: int) -> list[str]:
     """Lays two texts out next to each other with a bar between.
 
@@ -82,6 +104,13 @@ def _wrap_line(text: str, columns: int) -> list[str]:
             if line or not piece.isspace() or not lines:
                 line, used = line + piece, used + size
     return [*lines, line.rstrip()]
+
+
+def _breakable(word: str, room: int) -> list[str]:
+    """Cuts a word of Chinese that is longer than a line; a path is none."""
+    if width(word) <= room or "/" in word:
+        return [word]
+    return re.findall(rf"[{_WIDE}]|[^{_WIDE}]+", word)
 
 
 def _pieces(unit: str, columns: int) -> list[str]:

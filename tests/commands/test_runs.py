@@ -1,0 +1,82 @@
+"""`tunerun runs`, `show` and `resume` on runs of stand-in stages."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.run import scenario
+from tunerun import cli
+from tunerun.errors import ExitCode, UserError
+
+TYPED = ("model.path=model", "data.path=rows.txt", "stages=[data,train]", "run_dir=outputs/mine", "name=mine")
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    scenario.use_stand_ins(monkeypatch.setattr)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/weights").write_text("weights")
+    (tmp_path / "rows.txt").write_text("rows")
+
+
+def test_an_empty_folder_has_no_runs_and_says_how_to_start_one(capsys):
+    assert cli.dispatch(["runs"]) == ExitCode.DONE
+    assert capsys.readouterr().out == "no runs in ./outputs yet. Start one: tunerun +recipe=quickstart\n"
+
+
+def test_a_run_is_listed_and_shown(capfd):
+    assert cli.dispatch(TYPED) == ExitCode.DONE
+    capfd.readouterr()
+    assert cli.dispatch(["runs"]) == ExitCode.DONE
+    assert "outputs/mine" in capfd.readouterr().out
+    assert cli.dispatch(["show", "outputs/mine"]) == ExitCode.DONE
+    shown = capfd.readouterr().out
+    assert shown.startswith("mine: done")
+    assert "adapter" in shown
+
+
+def test_a_failed_run_goes_on_where_it_stopped(monkeypatch, capfd):
+    monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:stage-error")
+    assert cli.dispatch(TYPED) == ExitCode.STAGE_FAILED
+    monkeypatch.delenv("TUNERUN_TEST_BEHAVIOUR")
+    capfd.readouterr()
+    assert cli.dispatch(["resume", "outputs/mine"]) == ExitCode.DONE
+    assert capfd.readouterr().out.splitlines()[-1].endswith("outputs/mine")
+
+
+def test_a_changed_key_of_a_trained_run_needs_to_be_allowed():
+    cli.dispatch(TYPED)
+    with pytest.raises(UserError, match=r"train\.learning_rate"):
+        cli.dispatch(["resume", "outputs/mine", "train.learning_rate=0.5"])
+    allowed = ["resume", "outputs/mine", "train.learning_rate=0.5", "--allow", "train.learning_rate"]
+    assert cli.dispatch(allowed) == ExitCode.DONE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resume"], "name the directory of a run"),
+        (["resume", "nothing"], "^nothing: is not the directory of a run: no config.yaml"),
+        (["resume", "model"], "^model: is not the directory of a run"),
+        (["resume", "rows.txt"], "^rows.txt: is not the directory of a run"),
+        (["resume", "a", "b"], "and nothing else"),
+        (["resume", "a", "--allow"], "--allow needs a value"),
+        (["resume", "a", "run_dir=b"], "run_dir cannot be changed"),
+        (["show", "nothing"], "^nothing: is not the directory of a run"),
+        (["show"], "name the directory of a run"),
+        (["runs", "nothing"], "^nothing: is not a folder"),
+        (["runs", "a", "b"], "name one folder"),
+    ],
+)
+def test_what_is_no_run_is_refused_by_its_own_name(arguments, message):
+    with pytest.raises(UserError, match=message):
+        cli.dispatch(arguments)
+
+
+def test_a_wrong_override_of_a_resumed_run_is_refused():
+    cli.dispatch(TYPED)
+    with pytest.raises(UserError, match=r"Did you mean epochs"):
+        cli.dispatch(["resume", "outputs/mine", "train.epoch=2"])
+    with pytest.raises(UserError, match="has several values"):
+        cli.dispatch(["resume", "outputs/mine", "train.epochs=2,3"])

@@ -1,0 +1,83 @@
+"""What keeps a plan from running on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from tests.plan.test_build import CPU, TWO_GPUS, config
+from tunerun.plan import build, readiness
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+
+
+def found(machine=CPU, **changes) -> list[str]:
+    made = config(**{"run_dir": "here", **changes})
+    return [
+        str(problem)
+        for problem in readiness.problems(made, build.build(made, build.Facts(machine=machine, data=None)), machine)
+    ]
+
+
+def test_a_run_that_this_machine_can_do_has_no_obstacles():
+    assert found() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__path": ["gone.jsonl"]}, "data.path: there is no file or folder gone.jsonl."),
+        ({"data__path": ["rows.jsonl", "./gone"]}, "data.path: there is no file or folder ./gone."),
+        ({"data__eval_path": ["gone.csv"]}, "data.eval_path: there is no file or folder gone.csv."),
+        ({"model__adapter": "/gone/adapter"}, "model.adapter: there is no file or folder /gone/adapter."),
+        ({"method__kind": "dora"}, "method.kind: this version plans dora but cannot run it. It runs: full, lora."),
+        ({"objective__kind": "dpo"}, "objective.kind: this version plans dpo but cannot run it."),
+        ({"cluster__kind": "slurm"}, "cluster.kind: this version plans slurm but cannot run it. It runs: local."),
+        ({"hardware__gpu": "h200"}, "hardware: 1 GPUs are planned on each node, and this machine has 0."),
+    ],
+)
+def test_each_obstacle_names_its_key(changes, message):
+    (problem,) = found(**changes)
+    assert problem.startswith(message)
+
+
+def test_what_no_stage_uses_is_no_obstacle():
+    assert found(method__kind="dora", stages=["data", "eval"]) == []
+    assert found(serve__engine="vllm") == []
+
+
+def test_a_hub_id_is_no_missing_file():
+    assert found(data__path=["org/name"], model__path="org/model") == []
+
+
+def test_gpus_that_are_here_suffice():
+    assert found(TWO_GPUS) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "changes"),
+    [
+        ("gguf", "gguf", {}),
+        ("llama_cpp", "gguf", {"export": {"gguf": {"types": ["q4_k_m"]}}}),
+        ("tensorboard", "tensorboard", {"track__tensorboard": True}),
+        ("wandb", "wandb", {"track__wandb": True}),
+        ("modelscope", "hub", {"model__hub": "modelscope"}),
+    ],
+)
+def test_a_missing_extra_is_named_when_it_is_needed(module, extra, changes, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else name)
+    told = next(text for text in found(**changes) if f"{module} is not installed" in text)
+    assert told.endswith(f"Install it: pip install 'tunerun[{extra}]'")
+    assert not any("is not installed" in text for text in found(stages=["data"]))
+
+
+def test_a_full_disk_is_noticed_before_the_run(monkeypatch):
+    monkeypatch.setattr(readiness.machines, "free_bytes", lambda path: 1000)
+    (problem,) = found()
+    assert problem.startswith("run_dir: the run writes about ")
+    assert problem.endswith("Free some space, or set run_dir to another disk.")

@@ -1,0 +1,80 @@
+"""The plan as text."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.plan.test_build import CPU, SHAPE, TWO_GPUS, planned
+from tunerun.columns import width
+from tunerun.plan.dataset import DataSize
+from tunerun.plan.render import duration, gigabytes, quantity, render
+
+
+def shown(found, obstacles=()) -> str:
+    commands = {
+        step.stage: ["/usr/bin/python3", "-m", "tunerun.worker", found.run_dir, step.stage] for step in found.steps
+    }
+    return render(found, commands=commands, obstacles=obstacles)
+
+
+@pytest.mark.parametrize("machine", [CPU, TWO_GPUS])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"method__kind": "full"},
+        {"stages": ["export"]},
+        {"model": {"path": "org/model"}},
+        {"hardware__strategy": "zero3", "hardware__processes": 2, "hardware__offload": True},
+        {"run_dir": "/home/somebody/work/tunerun/outputs/qwen2.5-lora/20260101-120000-abcd"},
+    ],
+)
+def test_every_plan_fits_a_hundred_columns(machine, changes):
+    text = shown(planned(machine, DataSize(rows=123_456, tokens=98_765_432), **changes), ["data.path: is gone. " * 8])
+    assert max(map(width, text.splitlines())) <= 100
+
+
+def test_chinese_text_fits_a_hundred_columns():
+    obstacle = f"data.path: there is no file or folder {'数据 ' * 40}."
+    text = shown(planned(run_dir="/home/用户/微调 实验/outputs/你好/20260101-120000-abcd"), [obstacle])
+    assert max(map(width, text.splitlines())) <= 100
+
+
+def test_a_plan_names_what_a_user_asks_for():
+    text = shown(planned(size=DataSize(rows=1600, tokens=160_000)), ["model.path: is gone."])
+    for part in (
+        "model -> data -> train -> eval -> merge -> export -> verify",
+        "sft, lora, fp32",
+        "100 about",
+        "trainable",
+        "weights",
+        "optimiser",
+        "STAGE: model, data, train",
+        "no rows are held out",
+        "cannot run here",
+    ):
+        assert part.replace("100 about", "100, about") in text
+
+
+def test_an_unknown_shape_shows_no_estimate():
+    assert "parameters" not in shown(planned(model={"path": "org/model"}))
+    assert "parameters" in shown(planned(model={"path": "org/model", "shape": SHAPE}))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (999, "999"), (1000, "1 k"), (1_540_000_000, "1.54 B"), (2e12, "2 T")]
+)
+def test_quantities_have_three_digits(value, text):
+    assert quantity(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(1e6, "1.0 MB"), (9.99e7, "99.9 MB"), (1e8, "0.1 GB"), (3.14e9, "3.1 GB")])
+def test_sizes_change_their_unit_at_a_tenth_of_a_gigabyte(value, text):
+    assert gigabytes(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(5, "5 s"), (89, "89 s"), (120, "2 min"), (7500, "2 h 5 min"), (3 * 86400, "3.0 days")]
+)
+def test_durations_have_two_units_at_most(value, text):
+    assert duration(value) == text

@@ -1,0 +1,107 @@
+"""A stage in its own process: what it leaves for the runner when it ends, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.run import scenario
+from tunerun import artifacts
+from tunerun.plan import plan as plans
+
+WORKER = Path(scenario.HERE) / "drive_worker.py"
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run directory with a plan of stand-in stages."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/weights").write_text("weights")
+    (tmp_path / "rows.txt").write_text("rows")
+    folder = tmp_path / "run"
+    made = scenario.config(tmp_path / "rows.txt", tmp_path / "model")
+    artifacts.write_json(folder / artifacts.PLAN, plans.to_json(scenario.plan(folder, made)))
+    (folder / artifacts.LOGS).mkdir()
+    return folder
+
+
+def start(run_dir, stage, behaviour="") -> subprocess.Popen[str]:
+    environment = {**os.environ, "TUNERUN_TEST_BEHAVIOUR": f"{stage}:{behaviour}" if behaviour else ""}
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), str(run_dir), stage],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run(run_dir, stage, behaviour="") -> tuple[int, str, dict[str, object]]:
+    process = start(run_dir, stage, behaviour)
+    _, stderr = process.communicate(timeout=60)
+    return process.returncode, stderr, status(run_dir, stage)
+
+
+def status(run_dir, stage) -> dict[str, object]:
+    return json.loads((run_dir / artifacts.STATUS / f"{stage}.json").read_text())
+
+
+def test_a_stage_that_is_done_lists_what_it_made(run_dir):
+    code, _, told = run(run_dir, "model")
+    assert (code, told["exit_code"], told["error"], told["schema"]) == (0, 0, None, 1)
+    assert told["artifacts"] == [
+        {
+            "kind": "model-record",
+            "path": "model.json",
+            "sha256": artifacts.sha256(run_dir / "model.json"),
+            "bytes": (run_dir / "model.json").stat().st_size,
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code", "message"),
+    [
+        ("user-error", 2, "train.jsonl:17: is not JSON."),
+        ("stage-error", 1, "the disk is full"),
+        ("gate-error", 3, "logits differ"),
+    ],
+)
+def test_each_kind_of_error_has_its_code_and_no_traceback(run_dir, behaviour, code, message):
+    returned, stderr, told = run(run_dir, "data", behaviour)
+    assert (returned, told["exit_code"], told["error"], told["artifacts"]) == (code, code, message, [])
+    assert stderr.strip() == message
+
+
+def test_a_file_that_cannot_be_read_is_a_message(run_dir, tmp_path):
+    (tmp_path / "rows.txt").unlink()
+    returned, stderr, told = run(run_dir, "data")
+    assert returned == told["exit_code"] == 1
+    assert "No such file" in told["error"]
+    assert "Traceback" not in stderr
+
+
+def test_a_fault_of_ours_keeps_its_traceback_in_the_log(run_dir, tmp_path):
+    (tmp_path / "rows.txt").write_bytes(b"\xff\xfe")
+    returned, stderr, told = run(run_dir, "data")
+    assert returned == told["exit_code"] == 1
+    assert told["error"].startswith("UnicodeDecodeError: ")
+    assert "Traceback" in stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_stage_as_resumable(run_dir, number):
+    process = start(run_dir, "data", "sleep")
+    deadline = time.monotonic() + 60
+    while not (run_dir / "logs/ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == status(run_dir, "data")["exit_code"] == 75
+    assert status(run_dir, "data")["error"] == f"stopped by {number.name}"
+    assert list(run_dir.glob(".*partial*")) == []
