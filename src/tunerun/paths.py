@@ -6,7 +6,6 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 ASSET_SCHEME = "tunerun://"
-SHARED_CACHE_NAME = "tunerun"
 
 
 def shipped(name: str) -> Path:

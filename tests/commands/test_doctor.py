@@ -16,6 +16,7 @@ def without(monkeypatch):
     found = importlib.util.find_spec
 
     def hide(name):
+        assert found(name) is not None
         monkeypatch.setattr(importlib.util, "find_spec", lambda module: None if module == name else found(module))
 
     return hide

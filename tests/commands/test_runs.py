@@ -36,6 +36,20 @@ def test_a_run_is_listed_and_shown(capfd):
     assert "adapter" in shown
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"schema": 99}'])
+def test_a_damaged_run_does_not_hide_the_others(content, tmp_path, capfd):
+    assert cli.dispatch(TYPED) == ExitCode.DONE
+    (tmp_path / "outputs/other").mkdir()
+    (tmp_path / "outputs/other/run.json").write_text(content)
+    capfd.readouterr()
+    assert cli.dispatch(["runs"]) == ExitCode.DONE
+    out = capfd.readouterr().out
+    assert "outputs/mine" in out
+    assert "skipped: outputs/other/run.json: " in out
+    with pytest.raises(UserError, match=r"^outputs/other/run\.json: "):
+        cli.dispatch(["show", "outputs/other"])
+
+
 def test_a_failed_run_goes_on_where_it_stopped(monkeypatch, capfd):
     monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:stage-error")
     assert cli.dispatch(TYPED) == ExitCode.STAGE_FAILED

@@ -38,7 +38,7 @@ def test_a_run_that_this_machine_can_do_has_no_obstacles():
         ({"method__kind": "dora"}, "method.kind: this version plans dora but cannot run it. It runs: full, lora."),
         ({"objective__kind": "dpo"}, "objective.kind: this version plans dpo but cannot run it."),
         ({"cluster__kind": "slurm"}, "cluster.kind: this version plans slurm but cannot run it. It runs: local."),
-        ({"hardware__gpu": "h200"}, "hardware: 1 GPUs are planned on each node, and this machine has 0."),
+        ({"hardware__gpu": "h200"}, "hardware: 1 GPU is planned on each node, and this machine has 0."),
     ],
 )
 def test_each_obstacle_names_its_key(changes, message):
@@ -70,10 +70,25 @@ def test_gpus_that_are_here_suffice():
     ],
 )
 def test_a_missing_extra_is_named_when_it_is_needed(module, extra, changes, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else name)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find(name))
     told = next(text for text in found(**changes) if f"{module} is not installed" in text)
     assert told.endswith(f"Install it: pip install 'tunerun[{extra}]'")
     assert not any("is not installed" in text for text in found(stages=["data"]))
+
+
+def test_a_folder_that_bears_the_name_of_a_package_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "somepackage").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not readiness.is_installed("somepackage")
+    assert readiness.is_installed("json")
+
+
+@pytest.mark.parametrize("run_dir", ["rows.jsonl", "rows.jsonl/run"])
+def test_a_run_directory_that_cannot_be_made_is_noticed(run_dir, tmp_path):
+    assert found(run_dir=str(tmp_path / run_dir)) == [
+        f"run_dir: {tmp_path / 'rows.jsonl'} is a file. Name another folder."
+    ]
 
 
 def test_a_full_disk_is_noticed_before_the_run(monkeypatch):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 from tunerun import __version__, machine
 from tunerun.commands import arguments
 from tunerun.errors import ExitCode, UserError
+from tunerun.plan.readiness import is_installed
 
 # Import name, distribution, and the extra that installs it; no extra: always needed.
 _MODULES = (
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         print("GPU         none found by nvidia-smi")
     missing = False
     for module, distribution, extra in _MODULES:
-        if importlib.util.find_spec(module) is not None:
+        if is_installed(module):
             print(f"{distribution:<20}{importlib.metadata.version(distribution)}")
         elif extra is None:
             missing = True

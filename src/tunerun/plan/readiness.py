@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from tunerun import machine as machines
@@ -28,7 +29,7 @@ def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
         *_files(config),
         *_gpus(plan, machine),
         *_extras(config),
-        *_disk(plan),
+        *(_run_dir(plan) or _disk(plan)),
     ]
 
 
@@ -72,24 +73,31 @@ def _gpus(plan: Plan, machine: Machine) -> list[Problem]:
     needed, here = plan.train.placement.processes, len(machine.gpus)
     if needed <= here:
         return []
-    what = f"{needed} GPUs are planned on each node, and this machine has {here}."
+    what = f"{needed} GPU{'s are' if needed > 1 else ' is'} planned on each node, and this machine has {here}."
     return [Problem(where="hardware", what=what, fix="Choose hardware=cpu, or run it where the GPUs are.")]
 
 
 def _extras(config: RunConfig) -> list[Problem]:
+    trains = "train" in config.stages
     rows = [
         ("export.gguf.types", "gguf", "gguf", "export" in config.stages),
         ("export.gguf.types", "llama_cpp", "gguf", "export" in config.stages and _quantises(config)),
         ("serve.engine", "llama_cpp", "gguf", "serve" in config.stages and config.serve.engine == "llamacpp"),
-        ("track.tensorboard", "tensorboard", "tensorboard", config.track.tensorboard),
-        ("track.wandb", "wandb", "wandb", config.track.wandb),
+        ("track.tensorboard", "tensorboard", "tensorboard", config.track.tensorboard and trains),
+        ("track.wandb", "wandb", "wandb", config.track.wandb and trains),
         ("model.hub", "modelscope", "hub", config.model.hub == "modelscope" and not _is_folder(config.model.path)),
     ]
     return [
         Problem(where=key, what=f"{module} is not installed.", fix=f"Install it: pip install 'tunerun[{extra}]'")
         for key, module, extra, needed in rows
-        if needed and importlib.util.find_spec(module) is None
+        if needed and not is_installed(module)
     ]
+
+
+def is_installed(module: str) -> bool:
+    """Says whether a module can be imported; a folder of that name, such as wandb's `./wandb`, is none."""
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
 
 
 def _quantises(config: RunConfig) -> bool:
@@ -98,6 +106,16 @@ def _quantises(config: RunConfig) -> bool:
 
 def _is_folder(path: str | None) -> bool:
     return path is not None and Path(paths.resolve_asset(path)).is_dir()
+
+
+def _run_dir(plan: Plan) -> list[Problem]:
+    folder = Path(plan.run_dir)
+    while not folder.exists():
+        folder = folder.parent
+    if folder.is_dir() and os.access(folder, os.W_OK):
+        return []
+    what = f"{folder} cannot be written." if folder.is_dir() else f"{folder} is a file."
+    return [Problem(where="run_dir", what=what, fix="Name another folder.")]
 
 
 def _disk(plan: Plan) -> list[Problem]:

@@ -30,12 +30,18 @@ def list_runs(outputs: Path) -> str:
     folders = [path.parent for path in outputs.rglob(artifacts.RECORD)]
     if not folders:
         return f"no runs in {outputs}"
-    runs = sorted(((record.read(folder), folder) for folder in folders), key=lambda run: run[0].created, reverse=True)
+    runs, unreadable = [], []
+    for folder in folders:
+        try:
+            runs.append((record.read(folder), folder))
+        except UserError as error:
+            unreadable += columns.fill(f"skipped: {error}", MAX_COLUMNS, rest="    ")
+    runs.sort(key=lambda run: run[0].created, reverse=True)
     rows = [
         (entry.created[:16].replace("T", " "), state(folder, entry), _took(entry), _loss(folder), short(folder))
         for entry, folder in runs
     ]
-    return _table(("created (UTC)", "state", "took", "loss", "run"), rows)
+    return "\n".join([_table(("created (UTC)", "state", "took", "loss", "run"), rows), *unreadable])
 
 
 def show(run_dir: Path) -> str:
