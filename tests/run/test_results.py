@@ -10,8 +10,8 @@ import pytest
 import reports
 import scenario
 
-from tunerun import artifacts
-from tunerun.run import card, columns, inspect, report, summary
+from tunerun import artifacts, columns
+from tunerun.run import card, inspect, report, summary
 
 _VOID = {"meta", "br"}
 
