@@ -95,6 +95,7 @@ def publish(target: Path) -> Iterator[Path]:
     staging = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
         yield staging
+        _open_to_readers(staging)
         _flush(staging)
         _replace(staging, target)
         _flush_folder(target.parent)
@@ -116,6 +117,15 @@ def write_json(target: Path, value: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> Any:
     """Reads a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _open_to_readers(path: Path) -> None:
+    """Gives files the rights that the user's umask asks for: some writers make them private to one user."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
 
 
 def _flush(path: Path) -> None:
