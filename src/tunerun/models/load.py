@@ -106,5 +106,5 @@ def save_model(model: Any, target: Path, *, base: Path, dtype: torch.dtype, max_
 
 def _untied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Keeps one name for weights that share memory, as tied embeddings do: the first, which loading ties again."""
-    first = {(tensor.data_ptr(), tensor.shape): name for name, tensor in reversed(state.items())}
+    first = {(tensor.data_ptr(), tensor.shape): name for name, tensor in reversed(list(state.items()))}
     return {name: tensor for name, tensor in state.items() if first[(tensor.data_ptr(), tensor.shape)] == name}

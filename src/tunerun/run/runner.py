@@ -176,7 +176,7 @@ class _Runner:
         self._save(step.stage, _ended(entry, ended, code, error and redact.text(error, self.secrets), made))
         if code == ExitCode.DONE:
             self._settle(made, old)
-        self.terminal.line(f"{title}: {_WORDS[code]} after {duration(ended.seconds)}")
+        self.terminal.line(f"{title}: {_WORDS[code].format(f'after {duration(ended.seconds)}')}")
         if code not in (ExitCode.DONE, ExitCode.PREEMPTED):
             self.terminal.line(f"  log: {self.run_dir / artifacts.LOGS / step.stage}.log")
             if not status.exists():
@@ -273,11 +273,11 @@ _STATUS: dict[ExitCode, RunStatus] = {
     ExitCode.PREEMPTED: "preempted",
 }
 _WORDS = {
-    ExitCode.DONE: "done",
-    ExitCode.STAGE_FAILED: "failed",
-    ExitCode.USER_ERROR: "failed: the config or the data is wrong",
-    ExitCode.GATE_FAILED: "failed: a gate did not pass",
-    ExitCode.PREEMPTED: "stopped; the run can be resumed",
+    ExitCode.DONE: "done {}",
+    ExitCode.STAGE_FAILED: "failed {}",
+    ExitCode.USER_ERROR: "failed {}: the config or the data is wrong",
+    ExitCode.GATE_FAILED: "failed {}: a gate did not pass",
+    ExitCode.PREEMPTED: "stopped {}; the run can be resumed",
 }
 
 
