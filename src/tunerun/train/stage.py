@@ -197,10 +197,11 @@ def _train(
         save(staging)
     trained = sum(parameter.numel() for parameter in job.parameters.values())
     rate = end.tokens / end.seconds if end.seconds else 0.0
+    memory_mib = metrics.peak_memory_bytes(job.step.placement.device) / 2**20
     print(
         f"trained {trained:,} parameters: {end.step} steps, {end.tokens:,} tokens in {end.seconds:.1f} s "
         f"({rate:,.0f} tokens/s)\n"
-        f"loss {end.first_loss:.4f} -> {end.last_loss:.4f}, peak memory {metrics.peak_memory_bytes(job.step.placement.device) / 2**20:,.0f} MiB"
+        f"loss {end.first_loss:.4f} -> {end.last_loss:.4f}, peak memory {memory_mib:,.0f} MiB"
     )
     return [artifacts.describe(out, kind, name), artifacts.describe(out, "metrics", artifacts.METRICS)]
 
