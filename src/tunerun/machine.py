@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,26 @@ def free_bytes(path: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def busy_cores(seconds: float = 0.05) -> float:
+    """Measures for a moment how many cores are at work, whoever uses them; 0 where /proc/stat is not there."""
+    before = _cpu_ticks()
+    time.sleep(seconds)
+    after = _cpu_ticks()
+    if before is None or after is None or after[1] == before[1]:
+        return 0.0
+    idle, total = after[0] - before[0], after[1] - before[1]
+    return (1 - idle / total) * (os.cpu_count() or 1)
+
+
+def _cpu_ticks() -> tuple[int, int] | None:
+    """Returns the idle ticks and all ticks of all CPUs since the start: `cpu user nice system idle iowait ...`."""
+    text = _read(Path("/proc/stat"))
+    if text is None:
+        return None
+    ticks = [int(field) for field in text.splitlines()[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def _cores() -> int:

@@ -38,7 +38,6 @@ def test_a_single_process_is_started_by_the_same_interpreter_without_the_users_f
         "OMP_NUM_THREADS": "3",
         "MKL_NUM_THREADS": "3",
         "OPENBLAS_NUM_THREADS": "3",
-        "OMP_WAIT_POLICY": "PASSIVE",
     }
 
 

@@ -111,8 +111,6 @@ def _environment(step: Step, placement: Placement | None) -> dict[str, str]:
         env["HF_HUB_OFFLINE"] = "1"
     threads = 1 if placement is None else placement.threads
     env.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
-    # Threads that spin while they wait slow each other down as soon as another program needs a core.
-    env["OMP_WAIT_POLICY"] = "PASSIVE"
     if placement is not None and placement.device == "cuda":
         # cuBLAS is deterministic only with a fixed workspace, chosen before the library is loaded.
         env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"

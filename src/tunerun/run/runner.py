@@ -18,6 +18,7 @@ from tunerun.errors import ExitCode, Problem, StageError, UserError
 from tunerun.launch import command, process
 from tunerun.launch.process import Ended, StopSignals
 from tunerun.launch.terminal import Terminal, duration
+from tunerun.launch.waiting import with_wait_policy
 from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
 from tunerun.plan.steps import ModelStep, Step
@@ -165,7 +166,7 @@ class _Runner:
         status = self.run_dir / artifacts.STATUS / f"{step.stage}.json"
         status.unlink(missing_ok=True)
         ended = process.run(
-            command.command(step, self.run_dir),
+            with_wait_policy(command.command(step, self.run_dir)),
             log=self.run_dir / artifacts.LOGS / f"{step.stage}.log",
             terminal=self.terminal,
             stop=self.stop,
