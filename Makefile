@@ -38,7 +38,7 @@ test-full: lint
 docs: setup
 	@$(BIN)/python -m tunerun.config.reference
 
-# Trains the shipped base model again from generated text, about half an hour on 2 cores.
+# Trains the shipped base model again from generated text, about 20 minutes on 2 cores.
 sprout: setup
 	@$(BIN)/python -m tunerun.sprout outputs/sprout
 	@$(BIN)/tunerun +recipe=sprout-pretrain run_dir=outputs/sprout/pretrain

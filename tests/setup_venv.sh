@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv with tunerun, its gguf and tensorboard extras and the development tools. The wheel of llama-cpp-python,
-# which has to be compiled (about 4 minutes on 2 cores), is built once and kept in the user's cache.
+# which has to be compiled (some minutes on 2 cores), is built once and kept in the user's cache.
 set -euo pipefail
 
 python=${PYTHON:-python3}
@@ -42,7 +42,7 @@ build_llama() {
 }
 
 if [ -z "$(find_wheel)" ]; then
-  say "2/3 compiling llama-cpp-python $pinned, once (about 4 minutes; log: $wheels/build.log)"
+  say "2/3 compiling llama-cpp-python $pinned, once (some minutes; log: $wheels/build.log)"
   build_llama
 else
   say "2/3 llama-cpp-python $pinned: wheel kept from an earlier build"
