@@ -174,7 +174,6 @@ def test_the_steps_follow_from_rows_epochs_and_batch():
     # 99 rows of 100 tokens twice, 16 at a time.
     assert (volume.rows, volume.optimiser_steps, volume.tokens) == (99, 12, 19200)
     assert planned(size=DataSize(rows=110, tokens=11000), train__max_steps=7).volume.optimiser_steps == 7
-    assert planned(size=DataSize(rows=110, tokens=11000), data__max_rows=32).volume.optimiser_steps == 2
 
 
 def test_packing_makes_fewer_steps():

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from tunerun.config.schema import DataConfig, SourceConfig
 from tunerun.plan.dataset import DataSize, measure
 
 
@@ -24,9 +25,9 @@ def write(path, text):
 def test_the_rows_of_small_files_are_counted(tmp_path):
     lines = write(tmp_path / "a.jsonl", '{"x": 1}\n' * 7)
     array = write(tmp_path / "b.json", json.dumps([{"x": "[, ]"}] * 5, indent=2))
-    assert measure((lines,)) == DataSize(rows=7, tokens=63 // 4)
-    assert measure((array,)).rows == 5
-    assert measure((lines, array)).rows == 12
+    assert measure(DataConfig(path=(lines,))) == DataSize(rows=7, tokens=63 // 4)
+    assert measure(DataConfig(path=(array,))).rows == 5
+    assert measure(DataConfig(path=(lines, array))).rows == 12
 
 
 @pytest.mark.parametrize("separator", ["\n", ", "])
@@ -34,34 +35,41 @@ def test_the_rows_of_a_large_file_are_guessed_from_its_start(tmp_path, separator
     row = json.dumps({"instruction": "say something", "output": "x" * 100})
     text = separator.join([row] * 5000)
     path = write(tmp_path / "rows", text if separator == "\n" else f"[{text}]")
-    assert measure((path,)).rows == pytest.approx(5000, rel=0.01)
+    assert measure(DataConfig(path=(path,))).rows == pytest.approx(5000, rel=0.01)
 
 
 def test_a_folder_counts_all_its_files(tmp_path):
     write(tmp_path / "set/a.jsonl", "{}\n" * 3)
     write(tmp_path / "set/deep/b.jsonl", "{}\n" * 4)
-    assert measure(("set",)).rows == 7
+    assert measure(DataConfig(path=("set",))).rows == 7
 
 
 def test_a_byte_order_mark_and_chinese_do_not_disturb(tmp_path):
     path = write(tmp_path / "中文 (1).json", "\ufeff" + json.dumps([{"问": "答"}] * 3, ensure_ascii=False))
-    assert measure((path,)).rows == 3
+    assert measure(DataConfig(path=(path,))).rows == 3
 
 
 @pytest.mark.parametrize("source", ["org/name", "nothing.jsonl", "empty"])
 def test_what_is_not_here_tells_nothing(source, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert measure((source,)) is None
+    assert measure(DataConfig(path=(source,))) is None
 
 
 def test_a_compressed_file_tells_nothing(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"{}\n" * 9))
-    assert measure(("a.jsonl.gz",)) is None
+    assert measure(DataConfig(path=("a.jsonl.gz",))) is None
 
 
 def test_an_empty_file_has_no_rows(tmp_path):
-    assert measure((write(tmp_path / "a.jsonl", ""),)) == DataSize(rows=0, tokens=0)
+    assert measure(DataConfig(path=(write(tmp_path / "a.jsonl", ""),))) == DataSize(rows=0, tokens=0)
 
 
 def test_a_shipped_data_set_is_found_by_its_address():
-    assert measure(("tunerun://identity.jsonl",)).rows > 10
+    assert measure(DataConfig(path=("tunerun://identity.jsonl",))).rows > 10
+
+
+def test_a_source_counts_as_often_as_its_weight_says(tmp_path):
+    lines = write(tmp_path / "a.jsonl", '{"a": 1}\n' * 8)
+    few = SourceConfig(path=(lines,), max_rows=4)
+    twice = SourceConfig(path=(lines,), weight=2.0)
+    assert measure(DataConfig(sources={"few": few, "twice": twice})) == DataSize(rows=20, tokens=9 + 36)

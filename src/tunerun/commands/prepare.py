@@ -52,7 +52,7 @@ def plan_for(config: RunConfig, notes: Sequence[str] = ()) -> Prepared:
     folder = Path(paths.resolve_asset(config.model.path))
     if (folder / "config.json").is_file():
         config = replace(config, model=replace(config.model, shape=shape.read_shape(folder)))
-    facts = build.Facts(machine=machine, data=dataset.measure(config.data.path))
+    facts = build.Facts(machine=machine, data=dataset.measure(config.data))
     plan = build.build(config, facts, tuple(notes))
     return Prepared(config=config, plan=plan, obstacles=tuple(readiness.problems(config, plan, machine)))
 
@@ -81,10 +81,15 @@ def _absolute(config: RunConfig) -> RunConfig:
     )
     data = replace(
         config.data,
-        path=tuple(str(_local(path)) for path in config.data.path),
-        eval_path=tuple(str(_local(path)) for path in config.data.eval_path),
+        path=_all_local(config.data.path),
+        eval_path=_all_local(config.data.eval_path),
+        sources={name: replace(source, path=_all_local(source.path)) for name, source in config.data.sources.items()},
     )
     return replace(config, model=model, data=data)
+
+
+def _all_local(paths: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(str(_local(path)) for path in paths)
 
 
 def _local(path: str | None) -> str | None:

@@ -10,6 +10,7 @@ import re
 import typing
 from collections.abc import Callable
 
+from tunerun.config.data_sources import data_paths, holds_out
 from tunerun.config.schema import RunConfig, Stage
 from tunerun.errors import Problem
 from tunerun.network import is_loopback
@@ -64,6 +65,7 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("train.log_steps", train.log_steps, train.log_steps >= 1, ">= 1"),
         ("data.max_length", data.max_length, data.max_length >= 8, ">= 8"),
         ("data.max_rows", data.max_rows, _positive(data.max_rows), ">= 1"),
+        ("data.eval_rows", data.eval_rows, _positive(data.eval_rows), ">= 1"),
         ("data.eval_fraction", data.eval_fraction, 0 <= data.eval_fraction <= 0.5, "from 0 to 0.5"),
         ("data.max_dropped_fraction", data.max_dropped_fraction, 0 <= data.max_dropped_fraction <= 1, "from 0 to 1"),
         ("hardware.processes", config.hardware.processes, _positive(config.hardware.processes), ">= 1"),
@@ -105,7 +107,7 @@ def _needs(config: RunConfig) -> list[Problem]:
     if not config.model.path:
         fix = "Choose model=NAME or set model.path to a folder or a hub id."
         problems.append(Problem(where="model.path", what="no model is chosen.", fix=fix))
-    if "data" in stages and not any(config.data.path):
+    if "data" in stages and not any(path for key, path in data_paths(config.data) if key != "data.eval_path"):
         fix = "Set data.path to a file, a folder or a hub id, or choose data=NAME."
         problems.append(Problem(where="data.path", what="no data is chosen.", fix=fix))
     if "train" in stages and "data" not in stages:
@@ -143,11 +145,27 @@ def _length(config: RunConfig) -> list[Problem]:
 
 def _data(config: RunConfig) -> list[Problem]:
     problems = []
-    if config.data.eval_path and config.data.eval_fraction:
-        what = "evaluation rows come either from a share of the data or from files of their own."
-        problems.append(Problem(where="data.eval_fraction", what=what, fix="Set only one of it and data.eval_path."))
-    if config.train.eval_steps is not None and not (config.data.eval_path or config.data.eval_fraction):
-        fix = "Set data.eval_fraction or data.eval_path, or leave it null."
+    data = config.data
+    chosen = [key for key in ("eval_path", "eval_fraction", "eval_rows") if getattr(data, key)]
+    if len(chosen) > 1:
+        what = "evaluation rows are a share of the data, a number of rows, or files of their own."
+        fix = f"Set only one of {' and '.join(f'data.{key}' for key in chosen)}."
+        problems.append(Problem(where=f"data.{chosen[-1]}", what=what, fix=fix))
+    if data.path and data.sources:
+        fix = "Set data.path=[] to use the sources, or data.sources={} to use the path."
+        problems.append(Problem(where="data.sources", what="data.path is set too.", fix=fix))
+    for name, source in data.sources.items():
+        where = f"data.sources.{name}"
+        if not source.path:
+            problems.append(Problem(where=f"{where}.path", what="is missing.", fix="Name a file, folder or hub id."))
+        if source.weight <= 0:
+            what = f"{source.weight} is out of range: it must be > 0."
+            problems.append(Problem(where=f"{where}.weight", what=what, fix=f"Remove it by ~{where} to leave it out."))
+        if not _positive(source.max_rows):
+            what = f"{source.max_rows} is out of range: it must be >= 1."
+            problems.append(Problem(where=f"{where}.max_rows", what=what))
+    if config.train.eval_steps is not None and not holds_out(data):
+        fix = "Set data.eval_fraction, data.eval_rows or data.eval_path, or leave it null."
         problems.append(Problem(where="train.eval_steps", what="no rows are held out to measure.", fix=fix))
     parts = ("system", "user", "assistant", "text")
     for part in config.data.columns:

@@ -125,6 +125,10 @@ def _rows(cls: type, prefix: str) -> Iterator[str]:
             if prefix:
                 yield from _rows(typing.cast(type, annotation), f"{prefix}{item.name}.")
             continue
+        members = typing.get_args(annotation)
+        if members and dataclasses.is_dataclass(members[-1]):
+            yield from _rows(typing.cast(type, members[-1]), f"{prefix}{item.name}.NAME.")
+            continue
         text = field_docs()[cls.__name__][item.name]
         if "kinds" in item.metadata:
             text += f" Only for: {', '.join(item.metadata['kinds'])}."

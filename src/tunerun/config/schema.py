@@ -19,6 +19,8 @@ GgufType = Literal[
     "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
 ]  # fmt: skip
 
+DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "xtuner", "columns", "text"]
+
 ADAPTER_METHODS = ("lora", "dora", "rslora", "pissa", "lora_plus", "qlora")
 
 
@@ -78,29 +80,63 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """One of several sources that are mixed."""
+
+    path: tuple[str, ...] = ()
+    """File, folder, hub id, or list of these."""
+    weight: float = 1.0
+    """Times each row is in an epoch: 0.5 takes half of the rows, chosen by hash, 2 takes each twice."""
+    format: DataFormat | None = None
+    """How rows are read; `data.format` when null."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Column of each part; `data.columns` when empty."""
+    sheet: str | None = None
+    """Sheet of a workbook; `data.sheet` when null."""
+    system: str | None = None
+    """System prompt for rows that have none; `data.system` when null."""
+    max_rows: int | None = None
+    """Use only the first rows; `data.max_rows` when null."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Which rows to train on, and how they become tokens."""
 
     path: tuple[str, ...] = ()
     """File, folder, hub id of a data set (`org/name`, `org/name@revision:config:split`), or list of these."""
-    format: Literal["auto", "alpaca", "sharegpt", "messages", "columns", "text"] = "auto"
+    sources: Mapping[str, SourceConfig] = field(default_factory=dict)
+    """Several sources by a name of your own, each with its settings, instead of `path`."""
+    format: DataFormat = "auto"
     """How rows are read; `auto` looks at the first rows."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Column of each part (system, user, assistant, text), such as `{user: question, assistant: answer}`."""
+    """Column of each part (system, user, assistant, text, chosen, rejected, label) by its name, in a workbook also by
+    its letter: `{user: question, assistant: D}`."""
+    sheet: str | None = None
+    """Sheet of a workbook (.xlsx); null takes the only one that has rows."""
     vars: Mapping[str, str] = field(default_factory=dict)
     """Values for `{{name}}`-style placeholders in the rows."""
     system: str | None = None
     """System prompt for rows that have none."""
+    system_override: bool = False
+    """Whether `system` replaces the rows' own system prompts too."""
+    streaming: bool = False
+    """Read a hub's data set row by row as it comes, keeping no copy; `max_rows` says how much of it."""
     eval_path: tuple[str, ...] = ()
-    """Rows to evaluate on, kept apart; replaces `eval_fraction`."""
+    """Rows to evaluate on, kept apart; replaces `eval_fraction` and `eval_rows`."""
     eval_fraction: float = 0.0
-    """Share of the rows held out for evaluation, 0 to 0.5; chosen by hash, so stable when rows are appended."""
+    """Share of each source held out for evaluation, 0 to 0.5; chosen by hash, so stable when rows are appended."""
+    eval_rows: int | None = None
+    """Number of rows held out instead of a share, spread over the sources in proportion."""
+    drop_duplicates: bool = False
+    """Leave out rows that were there before, and training rows that are among the evaluation rows."""
     max_rows: int | None = None
     """Use only the first rows of the data, for a quick try."""
     max_length: int = 2048
     """Longest row, in tokens."""
-    too_long: Literal["truncate_prompt", "truncate", "drop", "fail"] = "truncate_prompt"
-    """A longer row: cut the middle of its longest prompt texts, cut its end, drop it, or fail the run."""
+    too_long: Literal["truncate_prompt", "truncate", "drop", "split", "fail"] = "truncate_prompt"
+    """A longer row: cut the middle of its longest prompt texts, cut its end, drop it, make several rows of it, or fail
+    the run."""
     multi_turn: Literal["whole", "split"] = "whole"
     """`split` makes each assistant turn a row of its own, rendered as it will be served."""
     train_on: Literal["assistant", "last", "all"] = "assistant"
@@ -111,6 +147,8 @@ class DataConfig:
     """Whether a malformed row fails the run or is dropped and counted."""
     max_dropped_fraction: float = 0.01
     """Share of rows that may be dropped before the run fails all the same."""
+    cache: bool = True
+    """Keep the prepared data in the user's cache, where later runs with the same data and settings find them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tunerun.data.encode import Sample
 from tunerun.data.rows import RowFault
 
-Policy = Literal["truncate_prompt", "truncate", "drop", "fail"]
+Policy = Literal["truncate_prompt", "truncate", "drop", "split", "fail"]
 
 # Of each prompt text this many tokens stay, so that role names and the ends of a turn survive.
 _KEPT_TOKENS = 16
@@ -19,10 +19,10 @@ _KEPT_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A sample after the policy for long ones."""
+    """What the policy for long samples makes of one."""
 
-    sample: Sample | None
-    """None when the policy drops it."""
+    samples: tuple[Sample, ...]
+    """None where the policy drops it, several when it splits it."""
     cut: Literal["", "prompt", "answer"]
     """What was shortened; an answer only where no prompt is left to cut."""
 
@@ -34,7 +34,8 @@ def fit(sample: Sample, max_length: int, policy: Policy, added: npt.NDArray[Any]
         sample: Tokens and trained flags.
         max_length: Longest row, in tokens.
         policy: `truncate_prompt` shortens the longest untrained texts in their middle, and the end of the sample only
-            where that is not enough; `truncate` cuts the end; `drop` returns no sample.
+            where that is not enough; `truncate` cuts the end; `drop` returns no sample; `split` cuts it into samples of
+            `max_length`, of which those with something to learn are kept.
         added: Ids of the tokenizer's added tokens, which are never cut out of a prompt.
 
     Raises:
@@ -42,16 +43,19 @@ def fit(sample: Sample, max_length: int, policy: Policy, added: npt.NDArray[Any]
     """
     tokens, trained = sample
     if len(tokens) <= max_length:
-        return Fitted(sample, "")
+        return Fitted((sample,), "")
     if policy == "fail":
         raise RowFault("too-long", f"the row has {len(tokens)} tokens; data.max_length is {max_length}.")
     if policy == "drop":
-        return Fitted(None, "")
+        return Fitted((), "")
+    if policy == "split":
+        parts = [slice(start, start + max_length) for start in range(0, len(tokens), max_length)]
+        return Fitted(tuple((tokens[part], trained[part]) for part in parts if trained[part].any()), "")
     if policy == "truncate_prompt":
         keep = _shorten(tokens, trained, len(tokens) - max_length, added)
         tokens, trained = tokens[keep], trained[keep]
     answer_cut = bool(trained[max_length:].any())
-    return Fitted((tokens[:max_length], trained[:max_length]), "answer" if answer_cut else "prompt")
+    return Fitted(((tokens[:max_length], trained[:max_length]),), "answer" if answer_cut else "prompt")
 
 
 def _shorten(tokens: npt.NDArray[Any], trained: npt.NDArray[Any], excess: int, added: npt.NDArray[Any]) -> Any:

@@ -56,8 +56,7 @@ def encode_files(
         for batch in _encoded_batches(rows, encoder, tally):
             progress.advance(len({id(row) for row, _ in batch}))
             for row, sample in batch:
-                fitted = _fitted(row, sample, settings, added, tally)
-                if fitted is not None:
+                for fitted in _fitted(row, sample, settings, added, tally):
                     tally.rows_kept += row is not kept
                     kept = row
                     yield Encoded(row, fitted)
@@ -152,20 +151,22 @@ def _rendered(
     return made
 
 
-def _fitted(row: Row, sample: Sample, settings: DataConfig, added: npt.NDArray[Any], tally: Tally) -> Sample | None:
+def _fitted(
+    row: Row, sample: Sample, settings: DataConfig, added: npt.NDArray[Any], tally: Tally
+) -> tuple[Sample, ...]:
     size, limit = len(sample[0]), settings.max_length
     try:
         fitted = lengths.fit(sample, limit, settings.too_long, added)
     except RowFault as fault:
         tally.add_bad(BadRow(row.file, row.line, fault.reason, fault.detail))
-        return None
+        return ()
     detail = f"{size} tokens, data.max_length is {limit}."
-    if fitted.sample is None:
+    if not fitted.samples:
         tally.add_dropped(row, "too-long", detail)
-    elif not np.any(fitted.sample[1]):
+    elif not any(np.any(trained) for _, trained in fitted.samples):
         tally.add_dropped(row, "nothing-trained", f"no trained token is within data.max_length: {detail}")
     else:
         if fitted.cut:
             tally.add_cut(row, fitted.cut, detail)
-        return fitted.sample
-    return None
+        return fitted.samples
+    return ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tunerun.config.checks import size_bytes
+from tunerun.config.data_sources import holds_out
 from tunerun.config.schema import ADAPTER_METHODS, RunConfig
 from tunerun.machine import Machine
 from tunerun.plan import devices, estimate, shape
@@ -187,8 +188,8 @@ def _volume(config: RunConfig, data: DataSize | None) -> Volume:
     train = config.train
     if data is None:
         return Volume(rows=None, optimiser_steps=train.max_steps, tokens=None)
-    rows = min(data.rows, config.data.max_rows or data.rows)
-    rows = max(rows - round(rows * config.data.eval_fraction), 1)
+    held_out = config.data.eval_rows or round(data.rows * config.data.eval_fraction)
+    rows = max(data.rows - held_out, 1)
     row_tokens = min(data.tokens // max(data.rows, 1), config.data.max_length)
     samples = -(-rows * row_tokens // config.data.max_length) if config.data.packing else rows
     steps = train.max_steps or max(round(samples * train.epochs / train.global_batch_size), 1)
@@ -308,6 +309,6 @@ def _warnings(config: RunConfig, decided: _Decisions, volume: Volume | None) -> 
         )
     if config.model.trust_remote_code:
         warnings.append("model.trust_remote_code=true lets Python code of the model run")
-    if volume is not None and not (config.data.eval_fraction or config.data.eval_path):
+    if volume is not None and not (holds_out(config.data)):
         warnings.append("no rows are held out: the loss before and after is measured on training rows")
     return tuple(warnings)

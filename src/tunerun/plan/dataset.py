@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunerun import paths
+from tunerun.config.data_sources import data_sources
+from tunerun.config.schema import DataConfig
 
 _SAMPLE_BYTES = 1 << 18
 # Byte-level BPE vocabularies of 32k to 152k entries come to 3.5 to 4.5 bytes a token on English text.
 _BYTES_PER_TOKEN = 4.0
 # Their size says little about their text, and their bytes nothing about their rows.
-_COMPRESSED = (".gz", ".parquet", ".arrow")
+_COMPRESSED = (".gz", ".zst", ".xlsx", ".parquet", ".arrow")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,21 +26,25 @@ class DataSize:
     tokens: int
 
 
-def measure(sources: tuple[str, ...]) -> DataSize | None:
-    """Looks at the files of a data set.
+def measure(data: DataConfig) -> DataSize | None:
+    """Looks at the files that are trained on.
 
     Args:
-        sources: Files and folders; hub ids tell nothing.
+        data: Names files and folders; hub ids tell nothing.
 
     Returns:
         A guess, or None when nothing can be told without a download or without reading it all.
     """
-    files = [file for source in sources for file in _files(Path(paths.resolve_asset(source)))]
-    if not files or any(file.name.lower().endswith(_COMPRESSED) for file in files):
-        return None
-    rows = sum(_rows(file) for file in files)
-    size = sum(file.stat().st_size for file in files)
-    return DataSize(rows=rows, tokens=int(size / _BYTES_PER_TOKEN))
+    rows = tokens = 0.0
+    for source in data_sources(data):
+        files = [file for path in source.path for file in _files(Path(paths.resolve_asset(path)))]
+        if not files or any(file.name.lower().endswith(_COMPRESSED) for file in files):
+            return None
+        counted = sum(_rows(file) for file in files)
+        used = counted if source.max_rows is None else min(counted, source.max_rows)
+        rows += used * source.weight
+        tokens += sum(file.stat().st_size for file in files) / _BYTES_PER_TOKEN * source.weight * used / max(counted, 1)
+    return DataSize(rows=math.ceil(rows), tokens=int(tokens))
 
 
 def _files(path: Path) -> list[Path]:

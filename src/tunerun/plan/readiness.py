@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tunerun import machine as machines
 from tunerun import paths
+from tunerun.config.data_sources import data_paths
 from tunerun.config.schema import RunConfig
 from tunerun.errors import Problem
 from tunerun.formats.architectures import GGUF_ARCHITECTURES
@@ -58,8 +59,7 @@ def _not_built(config: RunConfig) -> list[Problem]:
 
 def _files(config: RunConfig) -> list[Problem]:
     rows = [("model.path", config.model.path), ("model.adapter", config.model.adapter)]
-    rows += [("data.path", path) for path in config.data.path]
-    rows += [("data.eval_path", path) for path in config.data.eval_path]
+    rows += data_paths(config.data)
     found = []
     for key, value in rows:
         if value is not None and paths.looks_local(value) and not Path(paths.resolve_asset(value)).exists():

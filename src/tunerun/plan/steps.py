@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from tunerun.config import typed
+from tunerun.config.data_sources import data_paths, data_sources
 from tunerun.config.schema import (
     DataConfig,
     EvalConfig,
@@ -20,6 +21,7 @@ from tunerun.config.schema import (
     ModelConfig,
     ObjectiveConfig,
     ServeConfig,
+    SourceConfig,
     Strategy,
     TrackConfig,
     TrainConfig,
@@ -78,9 +80,14 @@ class DataStep:
     """Folder for downloads; null takes the hub's own."""
 
     @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """What is trained on, each source with its settings filled in."""
+        return data_sources(self.data)
+
+    @property
     def hub_paths(self) -> tuple[str, ...]:
         """Data sets that a hub has to be asked for."""
-        return tuple(path for path in (*self.data.path, *self.data.eval_path) if not looks_local(path))
+        return tuple(path for _, path in data_paths(self.data) if not looks_local(path))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,7 +209,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
 # Keys that change neither weights nor files: a step is not run again for them.
 UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
     "model": ("cache_dir", "model.shape", "model.adapter", "model.chat_template", "model.init"),
-    "data": ("cache_dir",),
+    "data": ("cache_dir", "data.cache"),
     "train": (
         "model.shape",
         "name",

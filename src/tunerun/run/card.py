@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunerun import __version__, artifacts
+from tunerun.config.data_sources import data_paths
 from tunerun.launch.terminal import size
 from tunerun.paths import looks_local
 from tunerun.run import redact, results
@@ -69,7 +70,8 @@ def _method(found: Results) -> str:
         rows.append(("data", f"{data['rows_kept']:,} of {data['rows_read']:,} rows, {data['tokens']:,} tokens"))
         rows.append(("trained tokens", f"{data['trained_tokens']:,}"))
     # Of a local path only the name: where a user keeps files is not for the world.
-    sources = "\n".join(f"- `{Path(path).name if looks_local(path) else path}`" for path in config.data.path)
+    paths = [path for key, path in data_paths(config.data) if key != "data.eval_path"]
+    sources = "\n".join(f"- `{Path(path).name if looks_local(path) else path}`" for path in paths)
     return f"## Training\n\n{_table(('setting', 'value'), rows)}\n\nData:\n\n{sources}"
 
 

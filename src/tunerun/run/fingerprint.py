@@ -12,6 +12,7 @@ from typing import Any
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
+from tunerun.config.data_sources import data_paths
 from tunerun.paths import resolve_asset
 from tunerun.plan import steps
 from tunerun.plan.steps import DataStep, EvalStep, ExportStep, MergeStep, ModelStep, Step, TrainStep, VerifyStep
@@ -92,9 +93,7 @@ def _paths(step: Step) -> list[tuple[str, str]]:
         case ModelStep():
             found = [("model.path", step.model.path)]
         case DataStep():
-            found = [("data.path", path) for path in step.data.path]
-            found += [("data.eval_path", path) for path in step.data.eval_path]
-            found.append((_CHAT_TEMPLATE_KEY, step.chat_template))
+            found = [*data_paths(step.data), (_CHAT_TEMPLATE_KEY, step.chat_template)]
         case TrainStep():
             found = [("model.adapter", step.model.adapter)]
         case MergeStep():
