@@ -70,6 +70,6 @@ def test_drop_and_fail():
 def test_split_makes_several_samples_and_leaves_out_what_teaches_nothing():
     tokens, trained = sample((30, 0), (20, 1))
     fitted = fit((tokens, trained), 16, "split", ADDED)
-    assert [len(part) for part, _ in fitted.samples] == [16, 16, 6]
-    assert np.concatenate([part for part, _ in fitted.samples]).tolist() == tokens[16:].tolist()
-    assert np.concatenate([flags for _, flags in fitted.samples]).tolist() == trained[16:].tolist()
+    assert [len(part) for part, _ in fitted.samples] == [16, 6]
+    assert np.concatenate([part for part, _ in fitted.samples]).tolist() == tokens[32:].tolist()
+    assert np.concatenate([flags for _, flags in fitted.samples]).tolist() == trained[32:].tolist()
