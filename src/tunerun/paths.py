@@ -24,7 +24,9 @@ def resolve_asset(path: str) -> str:
 
 def looks_local(path: str) -> bool:
     """Says whether a path can only be a file or folder, not a hub id (`org/name`, `org/name:config:split`)."""
-    suffixes = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".gz", ".parquet", ".arrow", ".gguf")
+    suffixes = (
+        ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".gz", ".zst", ".xlsx", ".parquet", ".arrow", ".gguf",
+    )  # fmt: skip
     return path.startswith((".", "/", "~", ASSET_SCHEME)) or path.endswith(suffixes) or path.count("/") != 1
 
 
