@@ -328,6 +328,18 @@ class EnvConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LockConfig:
+    """What a run has to find as it was; `tunerun lock RUN` writes these."""
+
+    model_sha256: str | None = None
+    """Hash of the base model's files."""
+    data_sha256: Mapping[str, str] = field(default_factory=dict)
+    """Hash of each local file or folder of data, by its path."""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    """Version of each package that can change a result."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """One run, from data to a served model."""
 
@@ -365,3 +377,5 @@ class RunConfig:
     """Trackers."""
     env: EnvConfig = EnvConfig()
     """This machine."""
+    lock: LockConfig = LockConfig()
+    """What a run has to find as it was."""
