@@ -50,6 +50,8 @@ def locked(found: Results) -> RunConfig:
     }
     return replace(
         config,
+        name=None,
+        run_dir=None,
         model=replace(
             config.model,
             path=_relative(str(config.model.path)),

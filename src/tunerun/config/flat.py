@@ -14,7 +14,7 @@ HEADER = "# @package _global_\n"
 
 
 def flat_recipe(config: RunConfig, comment: str) -> str:
-    """Returns a recipe that composes to a config, the name and the folder of its run left open.
+    """Returns a recipe that composes to a config.
 
     Args:
         config: What the recipe shall compose to.
@@ -23,8 +23,7 @@ def flat_recipe(config: RunConfig, comment: str) -> str:
     bare, problems = typed.build(RunConfig, plain_config(compose_config([])))
     assert not problems, "the shipped defaults fit the schema"
     keys = _changed(typed.plain(bare), typed.plain(config))
-    kept = {key: value for key, value in keys.items() if key not in ("name", "run_dir")}
-    body = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=100) if kept else ""
+    body = yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=100) if keys else ""
     return f"{HEADER}# {comment}\n{body}"
 
 

@@ -84,7 +84,7 @@ def _locked(config: RunConfig) -> list[Problem]:
         here = hashes.path_sha256(target, "data") if target.exists() else digest
         if here != digest:
             what = f"{path} is not what it was (sha256 {here[:12]}.., the lock has {digest[:12]}..)."
-            fix = "Get the file that the recipe was locked with, or unlock: lock.data_sha256={}"
+            fix = "Get the file that the recipe was locked with, or unlock: '~lock.data_sha256'"
             found.append(Problem(where="lock.data_sha256", what=what, fix=fix))
     return found
 

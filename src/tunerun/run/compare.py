@@ -18,8 +18,8 @@ Section = Literal["config", "base model", "data", "environment", "metrics", "art
 RESULTS: tuple[Section, ...] = ("metrics", "artifacts")
 """Sections that say whether two runs came to the same; the others say why not."""
 
-# Where a run was made and how long it took say nothing about what it came to.
-_PLACES = ("run_dir",)
+# Where a run was made, what it was held to and how long it took say nothing about what it came to.
+_PLACES = ("run_dir", "lock")
 _TIMES = frozenset({"seconds", "tokens_per_second", "eta_seconds", "peak_memory_bytes"})
 # These hold such times or absolute paths; what counts in them is compared by itself.
 _COMPARED_BY_CONTENT = frozenset({"metrics.jsonl", "model.json"})
@@ -97,7 +97,7 @@ def _shown(facts: Mapping[str, Any], key: str) -> str:
 
 def _config(run: Results) -> Iterator[tuple[str, Any]]:
     for key, value in typed.flatten(typed.plain(run.config)).items():
-        if key not in _PLACES:
+        if key.partition(".")[0] not in _PLACES:
             yield key, value
 
 
