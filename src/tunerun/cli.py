@@ -19,7 +19,7 @@ from tunerun.errors import ExitCode, TunerunError, UserError
 VERBS: dict[str, tuple[str, str, str]] = {
     "plan": ("plan", "[+recipe=NAME] [key=value] [--json]", "print what a run would do, and stop"),
     "data": ("data", "[+recipe=NAME] [key=value]", "prepare the data only, and print the report"),
-    "runs": ("runs", "[FOLDER]", "list runs, newest first"),
+    "runs": ("runs", "[FOLDER] [--state S] [--like W] [--sort loss]", "list runs, newest first"),
     "show": ("show", "RUN", "what a run did and made"),
     "diff": ("diff", "RUN RUN", "what differs between two runs"),
     "replay": ("replay", "RUN", "run it again from its record, and compare"),
