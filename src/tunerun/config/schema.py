@@ -320,6 +320,17 @@ class TrackConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SweepConfig:
+    """How the trials of `tunerun -m` are compared."""
+
+    metric: Literal["eval_loss", "train_loss", "tokens_per_second", "gguf_bytes", "quantisation_kl"] = "eval_loss"
+    """What ranks the trials: the loss on held-out rows after training, the last training loss, the median speed, the
+    size of the smallest GGUF file, or the largest divergence of a GGUF file from the merged model."""
+    finish_best: bool = False
+    """Run the stages after eval for the best trial only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EnvConfig:
     """Where things are kept on this machine."""
 
@@ -375,6 +386,8 @@ class RunConfig:
     """The endpoint."""
     track: TrackConfig = TrackConfig()
     """Trackers."""
+    sweep: SweepConfig = SweepConfig()
+    """Many runs."""
     env: EnvConfig = EnvConfig()
     """This machine."""
     lock: LockConfig = LockConfig()

@@ -61,7 +61,7 @@ def list_runs(outputs: Path, choice: Choice = Choice()) -> str:
         (
             entry.created[:16].replace("T", " "),
             state(folder, entry),
-            duration(_seconds(entry)),
+            duration(seconds(entry)),
             _loss(folder),
             short(folder),
         )
@@ -79,7 +79,7 @@ def _is_chosen(entry: Record, folder: Path, choice: Choice) -> bool:
 
 def _rank(entry: Record, folder: Path, order: str) -> float:
     if order == "took":
-        return -_seconds(entry)
+        return -seconds(entry)
     losses = _losses(folder)
     # Runs without a loss come last.
     return losses[-1] if losses and losses[-1] is not None else math.inf
@@ -137,7 +137,8 @@ def _losses(folder: Path) -> list[float | None]:
     return [item["loss"] for item in artifacts.read_json(path)["models"].values()] if path.is_file() else []
 
 
-def _seconds(entry: Record) -> float:
+def seconds(entry: Record) -> float:
+    """Returns how long a run's stages took."""
     return sum(item.seconds for item in entry.stages.values() if item.seconds is not None)
 
 
