@@ -172,8 +172,8 @@ def test_a_folder_may_list_its_files(tmp_path):
         ("{", "is not valid JSON"),
         ("[]", "does not list"),
         ('{"files": []}', "does not list"),
-        ('{"files": ["a"], "weights": [1]}', "does not list"),
-        ('{"files": ["a.csv"]}', r"a\.csv does not exist"),
+        ('{"files": ["a"], "file": [1]}', "unknown key 'file'. Did you mean 'files'"),
+        ('{"files": ["a.csv"]}', r"file 1 does not exist: a\.csv"),
     ],
 )
 def test_a_wrong_list_of_files_is_named(tmp_path, content, what):

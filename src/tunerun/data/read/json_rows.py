@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -30,7 +31,14 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
 
 
 def json_lines(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
@@ -42,16 +50,61 @@ def json_lines(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
     for number, line in lines(file, name):
         try:
             text = line.decode("utf-8").strip(_BLANK)
-            if text:
-                yield Row(name, number, _DECODER.decode(text))
+            if not text:
+                continue
+            value = _DECODER.decode(text)
         except UnicodeDecodeError as error:
             yield BadRow(name, number, "bad-encoding", decode_fault(error))
         except json.JSONDecodeError as error:
-            yield BadRow(name, number, "bad-json", f"{error.msg} at column {error.colno}.")
+            yield BadRow(name, number, "bad-json", _fault(text, error))
         except RecursionError:
             yield BadRow(name, number, "bad-json", "the value is nested too deeply.")
         except ValueError as error:
             yield BadRow(name, number, "bad-json", f"{error}.")
+        else:
+            if number == 1:
+                _refuse_columns(value, name, number)
+            yield Row(name, number, value)
+
+
+def _fault(text: str, error: json.JSONDecodeError) -> str:
+    """Describes what is wrong with a line, with what people most often mean by it."""
+    rest = text[error.pos :]
+    hint = ""
+    if rest.startswith("\ufeff"):
+        return f"a byte order mark stands at column {error.colno}, in the middle of the file."
+    if error.msg == "Extra data":
+        hint = " Write one row per line." if rest.startswith("{") else ""
+    elif rest.startswith(("//", "/*", "#")):
+        hint = " JSON has no comments."
+    elif rest.startswith(("None", "True", "False")):
+        hint = " JSON writes null, true and false."
+    elif rest.startswith("'"):
+        hint = " JSON texts stand in double quotes."
+    elif rest.startswith(("}", "]")) and text[: error.pos].rstrip(_BLANK).endswith(","):
+        hint = " JSON has no comma after the last item."
+    elif not rest or error.msg.startswith("Unterminated string"):
+        hint = " Is the line cut off?"
+    return f"{error.msg} at column {error.colno}.{hint}"
+
+
+def _refuse_columns(value: Any, name: str, line: int) -> None:
+    """Refuses a file that holds one object of columns, as `DataFrame.to_json` writes it.
+
+    Raises:
+        UserError: It does.
+    """
+    if not isinstance(value, dict) or len(value) < 2:
+        return
+    columns = [list(item.values()) if isinstance(item, dict) else item for item in value.values()]
+    numbered = all(isinstance(item, dict) and item and all(key.isdecimal() for key in item) for item in value.values())
+    lists = all(isinstance(item, list) for item in value.values())
+    if not (numbered or lists) or not columns[0] or {len(column) for column in columns} != {len(columns[0])}:
+        return
+    if lists and any(isinstance(item, dict | list) for column in columns for item in column):
+        return
+    fix = 'Write one object per row; pandas does it by to_json(orient="records", lines=True).'
+    fail(name, line, f"holds columns ({', '.join(list(value)[:5])}), not rows.", fix)
 
 
 def json_array(file: BinaryIO, name: str) -> Iterator[Row]:
@@ -89,7 +142,9 @@ def json_value(file: BinaryIO, name: str) -> Iterator[Row]:
     window = _Window(file, name)
     window.peek()
     line = window.line
-    yield Row(name, line, window.value())
+    value = window.value()
+    _refuse_columns(value, name, line)
+    yield Row(name, line, value)
     if window.peek():
         fail(name, window.line, "there is more text after the first value.", "Write one row per line.")
 
