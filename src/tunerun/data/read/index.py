@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -77,12 +78,13 @@ def _faults(entry: Any, folder: Path) -> list[str]:
 
 
 def _path_faults(name: str, folder: Path) -> list[str]:
-    path = folder / name
-    if not name or "\0" in name:
+    if not name or "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
         return ["has an empty or impossible name."]
-    if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+    # Not Path.resolve, which raises RuntimeError for links that lead round in a circle.
+    real = Path(os.path.realpath(folder / name))
+    if Path(name).is_absolute() or not real.is_relative_to(os.path.realpath(folder)):
         return [f"is outside of the folder: {name}."]
-    return [] if path.is_file() else [f"does not exist: {name}."]
+    return [] if real.is_file() else [f"does not exist: {name}."]
 
 
 def _suggestion(key: str, known: Sequence[str]) -> str:

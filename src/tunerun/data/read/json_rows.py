@@ -47,6 +47,8 @@ def json_lines(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
     Raises:
         UserError: A line is too long to be a row.
     """
+    first: Row | None = None
+    count = 0
     for number, line in lines(file, name):
         try:
             text = line.decode("utf-8").strip(_BLANK)
@@ -62,9 +64,12 @@ def json_lines(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
         except ValueError as error:
             yield BadRow(name, number, "bad-json", f"{error}.")
         else:
-            if number == 1:
-                _refuse_columns(value, name, number)
-            yield Row(name, number, value)
+            row = Row(name, number, value)
+            count += 1
+            first = row if count == 1 else None
+            yield row
+    if first is not None:
+        _refuse_columns(first)
 
 
 def _fault(text: str, error: json.JSONDecodeError) -> str:
@@ -88,23 +93,26 @@ def _fault(text: str, error: json.JSONDecodeError) -> str:
     return f"{error.msg} at column {error.colno}.{hint}"
 
 
-def _refuse_columns(value: Any, name: str, line: int) -> None:
-    """Refuses a file that holds one object of columns, as `DataFrame.to_json` writes it.
+def _refuse_columns(row: Row) -> None:
+    """Refuses the only row of a file when it is an object of columns, as `DataFrame.to_json` writes it.
 
     Raises:
-        UserError: It does.
+        UserError: It is.
     """
-    if not isinstance(value, dict) or len(value) < 2:
+    if not isinstance(row.value, dict) or len(row.value) < 2:
         return
-    columns = [list(item.values()) if isinstance(item, dict) else item for item in value.values()]
-    numbered = all(isinstance(item, dict) and item and all(key.isdecimal() for key in item) for item in value.values())
-    lists = all(isinstance(item, list) for item in value.values())
-    if not (numbered or lists) or not columns[0] or {len(column) for column in columns} != {len(columns[0])}:
+    columns = [list(item.values()) if _is_numbered(item) else item for item in row.value.values()]
+    if not all(isinstance(column, list) and len(column) == len(columns[0]) > 1 for column in columns):
         return
-    if lists and any(isinstance(item, dict | list) for column in columns for item in column):
+    items = [item for column in columns for item in column]
+    if any(isinstance(item, dict | list) for item in items) or not any(isinstance(item, str) for item in items):
         return
     fix = 'Write one object per row; pandas does it by to_json(orient="records", lines=True).'
-    fail(name, line, f"holds columns ({', '.join(list(value)[:5])}), not rows.", fix)
+    fail(row.file, row.line, f"holds columns ({', '.join(list(row.value)[:5])}), not rows.", fix)
+
+
+def _is_numbered(value: Any) -> bool:
+    return isinstance(value, dict) and all(key == str(number) for number, key in enumerate(value))
 
 
 def json_array(file: BinaryIO, name: str) -> Iterator[Row]:
@@ -142,9 +150,9 @@ def json_value(file: BinaryIO, name: str) -> Iterator[Row]:
     window = _Window(file, name)
     window.peek()
     line = window.line
-    value = window.value()
-    _refuse_columns(value, name, line)
-    yield Row(name, line, value)
+    row = Row(name, line, window.value())
+    _refuse_columns(row)
+    yield row
     if window.peek():
         fail(name, window.line, "there is more text after the first value.", "Write one row per line.")
 

@@ -81,8 +81,10 @@ def _rows(book: Workbook, sheet: Sheet, name: str) -> Iterator[Row | BadRow]:
                 titles = _titles(book, cells, name, number)
                 letters = {_letters(column): title for column, title in titles.items()}
                 continue
-            merges.check(number, max(titles, default=0))
-            yield Row(name, number, _value(book, cells, titles, number), letters)
+            value = _value(book, cells, titles, number)
+            if any(value.values()):
+                merges.check(number, max(titles, default=0))
+                yield Row(name, number, value, letters)
         except RowFault as fault:
             if titles is None:
                 fail(name, number, f"in the header, {fault.detail}")
