@@ -6,13 +6,13 @@ it is tokenised.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from tunerun.chat.faults import ChatFault
@@ -26,7 +26,10 @@ from tunerun.data.rows import BadRow, Conversation, DataFile, Row, RowFault, Tex
 from tunerun.errors import Problem, UserError
 from tunerun.progress import Progress
 
-_BATCH_ROWS = 256
+_BATCH_ROWS = 512
+_BATCH_CHARACTERS = 1 << 19
+# One is tokenised by all cores while another, in Python, becomes samples.
+_BATCHES_AT_ONCE = 2
 _TOO_DEEP = "the value is nested too deeply."
 
 
@@ -115,16 +118,28 @@ def _format_of(row: Row, settings: DataConfig, chat: bool) -> Format:
 def _encoded_batches(
     rows: Iterator[tuple[Row, Conversation | Text]], encoder: Encoder, tally: Tally
 ) -> Iterator[list[tuple[Row, Sample]]]:
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting: Future[list[tuple[Row, Sample]]] | None = None
-        while batch := list(islice(rows, _BATCH_ROWS)):
-            rendered = _rendered(batch, encoder, tally)
-            running = pool.submit(_tokenised, rendered, encoder)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = running
-        if waiting is not None:
-            yield waiting.result()
+    with ThreadPoolExecutor(max_workers=_BATCHES_AT_ONCE) as pool:
+        waiting: deque[Future[list[tuple[Row, Sample]]]] = deque()
+        for batch in _batches(_rendered(rows, encoder, tally)):
+            waiting.append(pool.submit(_tokenised, batch, encoder))
+            if len(waiting) > _BATCHES_AT_ONCE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _batches(rendered: Iterator[tuple[Row, Any]]) -> Iterator[list[tuple[Row, Any]]]:
+    """Yields batches that are long enough to keep the cores busy and short enough to keep in memory."""
+    batch: list[tuple[Row, Any]] = []
+    characters = 0
+    for row, text in rendered:
+        batch.append((row, text))
+        characters += len(text)
+        if len(batch) == _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _tokenised(rendered: Sequence[tuple[Row, Any]], encoder: Encoder) -> list[tuple[Row, Sample]]:
@@ -133,10 +148,9 @@ def _tokenised(rendered: Sequence[tuple[Row, Any]], encoder: Encoder) -> list[tu
 
 
 def _rendered(
-    batch: Sequence[tuple[Row, Conversation | Text]], encoder: Encoder, tally: Tally
-) -> list[tuple[Row, Any]]:
-    made: list[tuple[Row, Any]] = []
-    for row, value in batch:
+    rows: Iterator[tuple[Row, Conversation | Text]], encoder: Encoder, tally: Tally
+) -> Iterator[tuple[Row, Any]]:
+    for row, value in rows:
         try:
             texts = encoder.render(value)
         except ChatFault as fault:
@@ -147,8 +161,8 @@ def _rendered(
             continue
         if not texts:
             tally.add_dropped(row, "nothing-trained", "no assistant message of the row is trained.")
-        made += [(row, text) for text in texts]
-    return made
+        for text in texts:
+            yield row, text
 
 
 def _fitted(
@@ -163,7 +177,7 @@ def _fitted(
     detail = f"{size} tokens, data.max_length is {limit}."
     if not fitted.samples:
         tally.add_dropped(row, "too-long", detail)
-    elif not any(np.any(trained) for _, trained in fitted.samples):
+    elif not any(trained.any() for _, trained in fitted.samples):
         tally.add_dropped(row, "nothing-trained", f"no trained token is within data.max_length: {detail}")
     else:
         if fitted.cut:
