@@ -40,8 +40,8 @@ def start(adapted: Any, *, iterations: int) -> dict[str, Tensor]:
         else:
             left, lengths, right = torch.linalg.svd(weight, full_matrices=False)
         root = (lengths[:rank] / scaling).sqrt()
-        layer.lora_A[name].weight.data = root[:, None] * right[:rank]
-        layer.lora_B[name].weight.data = left[:, :rank] * root
+        layer.lora_A[name].weight.data = (root[:, None] * right[:rank]).contiguous()
+        layer.lora_B[name].weight.data = (left[:, :rank] * root).contiguous()
     _take_out(adapted)
     state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     return {key: value.detach().clone() for key, value in state.items() if key.endswith((_A, _B))}
