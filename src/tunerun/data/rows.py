@@ -33,6 +33,16 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a usable row is, when its content was taken out."""
+
+    file: str
+    line: int
+    number: int
+    """Of the row in the ledger of usable rows."""
+
+
+@dataclass(frozen=True, slots=True)
 class BadRow:
     """A row that cannot be used."""
 
