@@ -22,7 +22,7 @@ from tunerun.data.detect import Format, format_of
 from tunerun.data.encode import Encoder, Sample
 from tunerun.data.normalise import fill, normalise
 from tunerun.data.report import Source, Tally
-from tunerun.data.rows import BadRow, Conversation, DataFile, Row, RowFault, Text
+from tunerun.data.rows import BadRow, Conversation, DataFile, Place, Row, RowFault, Text
 from tunerun.errors import Problem, UserError
 from tunerun.progress import Progress
 
@@ -34,7 +34,7 @@ _TOO_DEEP = "the value is nested too deeply."
 class Encoded:
     """A sample and the row it comes from."""
 
-    row: Row
+    row: Place
     sample: Sample
 
 
@@ -52,7 +52,7 @@ def encode_files(
     """
     with Progress("read rows", total=None, unit="rows") as progress:
         rows = _usable_rows(files, settings, encoder, tally)
-        kept: Row | None = None
+        kept: Place | None = None
         for batch in _encoded_batches(rows, encoder, tally):
             progress.advance(len({id(row) for row, _ in batch}))
             for row, sample in batch:
@@ -64,7 +64,7 @@ def encode_files(
 
 def _usable_rows(
     files: Sequence[DataFile], settings: DataConfig, encoder: Encoder, tally: Tally
-) -> Iterator[tuple[Row, Conversation | Text]]:
+) -> Iterator[tuple[Place, Conversation | Text]]:
     limit = settings.max_rows
     for file in files:
         try:
@@ -77,7 +77,7 @@ def _usable_rows(
 
 def _file_rows(
     file: DataFile, settings: DataConfig, encoder: Encoder, tally: Tally
-) -> Iterator[tuple[Row, Conversation | Text]]:
+) -> Iterator[tuple[Place, Conversation | Text]]:
     form: Format | None = None
     left = None if settings.max_rows is None else settings.max_rows - tally.rows_read
     count = 0
@@ -93,7 +93,8 @@ def _file_rows(
         tally.sources[file.source] = Source(form, file.revision, earlier + count)
         try:
             value = fill(row.value, settings.vars, strict=encoder.chat)
-            yield row, normalise(value, form.name, form.columns, settings.system)
+            made = normalise(value, form.name, form.columns, settings.system)
+            yield Place(row.file, row.line, tally.ledger.add(row.file, row.line, file.source, made)), made
         except RowFault as fault:
             tally.add_bad(BadRow(row.file, row.line, fault.reason, fault.detail))
         except RecursionError:
@@ -113,10 +114,10 @@ def _format_of(row: Row, settings: DataConfig, chat: bool) -> Format:
 
 
 def _encoded_batches(
-    rows: Iterator[tuple[Row, Conversation | Text]], encoder: Encoder, tally: Tally
-) -> Iterator[list[tuple[Row, Sample]]]:
+    rows: Iterator[tuple[Place, Conversation | Text]], encoder: Encoder, tally: Tally
+) -> Iterator[list[tuple[Place, Sample]]]:
     with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting: Future[list[tuple[Row, Sample]]] | None = None
+        waiting: Future[list[tuple[Place, Sample]]] | None = None
         while batch := list(islice(rows, _BATCH_ROWS)):
             rendered = _rendered(batch, encoder, tally)
             running = pool.submit(_tokenised, rendered, encoder)
@@ -127,15 +128,15 @@ def _encoded_batches(
             yield waiting.result()
 
 
-def _tokenised(rendered: Sequence[tuple[Row, Any]], encoder: Encoder) -> list[tuple[Row, Sample]]:
+def _tokenised(rendered: Sequence[tuple[Place, Any]], encoder: Encoder) -> list[tuple[Place, Sample]]:
     made = encoder.encode([text for _, text in rendered])
     return [(row, sample) for (row, _), samples in zip(rendered, made, strict=True) for sample in samples]
 
 
 def _rendered(
-    batch: Sequence[tuple[Row, Conversation | Text]], encoder: Encoder, tally: Tally
-) -> list[tuple[Row, Any]]:
-    made: list[tuple[Row, Any]] = []
+    batch: Sequence[tuple[Place, Conversation | Text]], encoder: Encoder, tally: Tally
+) -> list[tuple[Place, Any]]:
+    made: list[tuple[Place, Any]] = []
     for row, value in batch:
         try:
             texts = encoder.render(value)
@@ -152,7 +153,7 @@ def _rendered(
 
 
 def _fitted(
-    row: Row, sample: Sample, settings: DataConfig, added: npt.NDArray[Any], tally: Tally
+    row: Place, sample: Sample, settings: DataConfig, added: npt.NDArray[Any], tally: Tally
 ) -> tuple[Sample, ...]:
     size, limit = len(sample[0]), settings.max_length
     try:

@@ -59,6 +59,16 @@ def column_key(row: Row, column: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a usable row is, when its content was taken out."""
+
+    file: str
+    line: int
+    number: int
+    """Of the row in the ledger of usable rows."""
+
+
+@dataclass(frozen=True, slots=True)
 class BadRow:
     """A row that cannot be used."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from tunerun.data.encode import Encoder, pretrain, sft
 from tunerun.data.pack import pack
 from tunerun.data.prepare import Encoded, encode_files
 from tunerun.data.preview import preview
-from tunerun.data.split import held_out, share
+from tunerun.data.selection import Selection, select
+from tunerun.data.summary import summary
 from tunerun.errors import Problem, UserError
 from tunerun.formats.tokens import Manifest, TokenStore, TokenWriter
 from tunerun.plan.steps import DataStep
@@ -37,6 +39,8 @@ _SCRATCH = ".scratch"
 def run(step: DataStep, out: Path) -> list[Artifact]:
     """Prepares the data of a run.
 
+    When rows cannot be used, the report of all rows is data.failed/report.json, and data/ stays as it was.
+
     Args:
         step: What to do.
         out: Run directory, which has model.json.
@@ -46,9 +50,11 @@ def run(step: DataStep, out: Path) -> list[Artifact]:
     """
     tokenizer = load_tokenizer(read_base(out).folder)
     encoder = build_encoder(step, read_base(out).folder, tokenizer)
+    failed = out / artifacts.FAILED_DATA
+    shutil.rmtree(failed, ignore_errors=True)
     with artifacts.publish(out / artifacts.DATA) as folder:
-        facts = prepare(step, encoder, tokenizer, folder)
-    print(report.summary(facts))
+        facts = prepare(step, encoder, tokenizer, folder, failed / REPORT)
+    print(summary(facts))
     return [artifacts.describe(out, "data", artifacts.DATA)]
 
 
@@ -75,8 +81,15 @@ def build_encoder(step: DataStep, folder: Path, tokenizer: Tokenizer) -> Encoder
     return sft.encoder(Renderer(template, tokenizer, step.data.train_on, step.data.multi_turn))
 
 
-def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path, failed: Path) -> dict[str, Any]:
     """Fills a folder with the train set, the eval set, the report and the preview.
+
+    Args:
+        step: What to do.
+        encoder: Of the objective.
+        tokenizer: Of the base model.
+        folder: To fill.
+        failed: Where the report is written when the data are wrong.
 
     Returns:
         The content of report.json.
@@ -90,45 +103,55 @@ def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path
     train_files = read.find_files(data.path, cache_dir=cache_dir)
     eval_files = read.find_files(data.eval_path, "data.eval_path", cache_dir)
     added = np.array(sorted(tokenizer.backend.get_added_tokens_decoder()), np.int64)
-    seed = step.seed if data.eval_fraction and not eval_files else None
+    sample_rows = array("q")
     with TokenWriter(scratch) as writer:
-        shares = _write(writer, encode_files(train_files, data, encoder, added, tally), seed)
-        train_samples = writer.samples
+        _write(writer, encode_files(train_files, data, encoder, added, tally), sample_rows)
+        eval_row = len(tally.ledger)
         if eval_files:
             # `max_rows` is for a quick try of training; what is measured stays the same.
             whole = replace(data, max_rows=None)
-            _write(writer, encode_files(eval_files, whole, encoder, added, tally), None)
-        _check(tally, data)
+            _write(writer, encode_files(eval_files, whole, encoder, added, tally), sample_rows)
         facts = _facts(step, encoder, tokenizer)
         writer.finish(packed=False, **facts)
     samples = TokenStore.open(scratch)
-    evaluated = _choose_eval(samples, train_samples, np.array(shares), data)
-    train = _assemble(samples, np.flatnonzero(~evaluated), folder, data, facts)
-    chosen = np.flatnonzero(evaluated)
+    _check(tally, data, samples, failed)
+    selection = select(tally.ledger, samples, np.array(sample_rows), eval_row, data, step.seed)
+    chosen = np.flatnonzero(~selection.evaluated & ~selection.left_out)
+    if not len(chosen):
+        raise UserError(_nothing_left(len(samples), selection))
+    train = _assemble(samples, chosen, folder, data, facts)
+    chosen = np.flatnonzero(selection.evaluated)
     held = _assemble(samples, chosen, folder / _EVAL, data, facts) if len(chosen) else None
-    lengths = samples.lengths()
+    lengths = samples.lengths()[~selection.left_out]
     shutil.rmtree(scratch)
-    found = report.build(tally, train, held, lengths)
+    found = report.build(tally, train=train, held_out=held, lengths=lengths, selection=selection)
     artifacts.write_json(folder / REPORT, found)
     artifacts.write_text(folder / PREVIEW, preview(TokenStore.open(folder), tokenizer))
     return found
 
 
-def _write(writer: TokenWriter, samples: Iterator[Encoded], seed: int | None) -> list[float]:
-    """Writes samples, each a row of its own, and returns their rows' shares when a seed is given."""
-    shares: list[float] = []
+def _write(writer: TokenWriter, samples: Iterator[Encoded], rows: array[int]) -> None:
+    """Writes samples, each a row of its own, and notes the number of the row each is of."""
     for encoded in samples:
         writer.add(encoded.sample)
-        if seed is not None:
-            shares.append(share(encoded.row.value, seed))
-    return shares
+        rows.append(encoded.row.number)
 
 
-def _check(tally: report.Tally, data: DataConfig) -> None:
-    too_many = data.on_bad_rows == "fail" or tally.bad_fraction > data.max_dropped_fraction
-    rows = report.problems(tally) if tally.bad and too_many else []
-    if rows or tally.unreadable:
-        raise UserError([*tally.unreadable, *rows])
+def _check(tally: report.Tally, data: DataConfig, samples: TokenStore, failed: Path) -> None:
+    """Refuses data with too many bad rows, and leaves a report of them."""
+    too_many = bool(tally.bad) and (data.on_bad_rows == "fail" or tally.bad_fraction > data.max_dropped_fraction)
+    if not too_many and not tally.unreadable:
+        return
+    found = report.build(tally, train=None, held_out=None, lengths=samples.lengths(), selection=None)
+    artifacts.write_json(failed, found)
+    rows = [*report.problems(tally), report.verdict(tally, data, str(failed))] if too_many else []
+    raise UserError([*tally.unreadable, *rows])
+
+
+def _nothing_left(samples: int, selection: Selection) -> Problem:
+    left_out, evaluated = int(selection.left_out.sum()), int(selection.evaluated.sum())
+    what = f"nothing is left to train on: {samples} samples, {evaluated} for evaluation, {left_out} left out as copies."
+    return Problem(where="data.path", what=what, fix="See the dropped rows, or give more data.")
 
 
 def _facts(step: DataStep, encoder: Encoder, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -138,25 +161,6 @@ def _facts(step: DataStep, encoder: Encoder, tokenizer: Tokenizer) -> dict[str, 
         "template_sha256": encoder.template_sha256,
         "max_length": step.data.max_length,
     }
-
-
-def _choose_eval(
-    samples: TokenStore, train_samples: int, shares: npt.NDArray[np.float64], data: DataConfig
-) -> npt.NDArray[np.bool_]:
-    """Returns which samples are evaluated on, shape [samples].
-
-    Raises:
-        UserError: Nothing would be left to train on.
-    """
-    evaluated = np.zeros(len(samples), np.bool_)
-    if data.eval_path:
-        evaluated[train_samples:] = True
-    elif data.eval_fraction:
-        evaluated = held_out(shares, data.eval_fraction)
-    if evaluated.all():
-        what = f"nothing is left to train on: {len(samples)} samples, {int(evaluated.sum())} of them for evaluation."
-        raise UserError(Problem(where="data.path", what=what, fix="See the dropped rows, or give more data."))
-    return evaluated
 
 
 def _assemble(
