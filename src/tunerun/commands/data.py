@@ -13,7 +13,7 @@ from tunerun.commands import arguments
 from tunerun.commands.prepare import prepare, require_ready
 from tunerun.config.resolve import resolve
 from tunerun.data.preview import preview
-from tunerun.formats.tokens import TokenStore
+from tunerun.formats.pairs import open_store
 from tunerun.run import runner
 
 _STAGES = "stages=[data]"
@@ -38,7 +38,7 @@ def _preview(run_dir: Path, name: str) -> str:
     """Shows three samples as the model will see them, trained text in green on a terminal."""
     folder = run_dir / artifacts.DATA
     if sys.stdout.isatty():
-        text = preview(TokenStore.open(folder), load_tokenizer(read_base(run_dir).folder), colour=True)
+        text = preview(open_store(folder), load_tokenizer(read_base(run_dir).folder), colour=True)
     else:
         text = (folder / "preview.txt").read_text(encoding="utf-8")
     return f"{name}: the first samples, trained text marked\n\n{text.rstrip()}\n"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tunerun.data.rows import Conversation, Text
+from tunerun.data.rows import Content, Labelled, Preference, Text
 
 _DIGEST_BYTES = 8
 
@@ -29,7 +29,7 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(self, file: str, line: int, source: str, value: Conversation | Text) -> int:
+    def add(self, file: str, line: int, source: str, value: Content) -> int:
         """Remembers a row and returns its number.
 
         Args:
@@ -76,11 +76,18 @@ class Ledger:
         return list(self._file_numbers)[self._files[row]], self._lines[row]
 
 
-def row_keys(value: Conversation | Text) -> tuple[int, int]:
+def row_keys(value: Content) -> tuple[int, int]:
     """Returns two 64-bit hashes of a row: without its system prompt and tools, and of all it says."""
     if isinstance(value, Text):
         content = _hash(value.text)
         return content, content
+    if isinstance(value, Preference):
+        sides = zip(row_keys(value.chosen), row_keys(value.rejected), strict=True)
+        content, key = (_hash(f"{chosen}\0{rejected}") for chosen, rejected in sides)
+        return content, key
+    if isinstance(value, Labelled):
+        content, key = row_keys(value.conversation)
+        return content, _hash(f"{key}\0{value.desirable}")
     messages = value.messages
     rest: list[Any] = [value.tools] if value.tools else []
     if messages[0]["role"] == "system":
