@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunerun.chat.faults import ChatFault
-from tunerun.config.schema import DataConfig, SourceConfig
+from tunerun.config.schema import DataConfig
 from tunerun.data import lengths, read
 from tunerun.data.detect import Format, format_of
 from tunerun.data.encode import Encoder, Example, LabelledSample, Pair, preference, samples_of
@@ -69,7 +69,9 @@ def _usable_rows(given: Input, settings: DataConfig, encoder: Encoder, tally: Ta
     for file in given.files:
         before = tally.rows_read
         try:
-            yield from _file_rows(file, replace(given.source, max_rows=left), settings, encoder, tally)
+            yield from _file_rows(
+                file, replace(given, source=replace(given.source, max_rows=left)), settings, encoder, tally
+            )
         except UserError as error:
             tally.unreadable += error.problems
         if left is not None:
@@ -79,10 +81,10 @@ def _usable_rows(given: Input, settings: DataConfig, encoder: Encoder, tally: Ta
 
 
 def _file_rows(
-    file: DataFile, source: SourceConfig, settings: DataConfig, encoder: Encoder, tally: Tally
+    file: DataFile, given: Input, settings: DataConfig, encoder: Encoder, tally: Tally
 ) -> Iterator[tuple[Place, Content]]:
     form: Format | None = None
-    count = 0
+    source, count = given.source, 0
     earlier = tally.sources[file.source].rows if file.source in tally.sources else 0
     strict = encoder.kinds != ("text",)
     for row in islice(read.read_file(file, source.sheet), source.max_rows):
@@ -92,7 +94,7 @@ def _file_rows(
             tally.add_bad(row)
             continue
         if form is None:
-            form = _format_of(row, file, source, encoder)
+            form = _format_of(row, file, given, encoder)
         tally.sources[file.source] = Source(form, file.revision, earlier + count, source.weight)
         try:
             value = fill(row.value, settings.vars, strict=strict)
@@ -106,10 +108,11 @@ def _file_rows(
         raise UserError(Problem(where=file.name, what="holds no rows."))
 
 
-def _format_of(row: Row, file: DataFile, source: SourceConfig, encoder: Encoder) -> Format:
-    name = file.format or source.format
+def _format_of(row: Row, file: DataFile, given: Input, encoder: Encoder) -> Format:
+    name = file.format or given.source.format
     assert name is not None, "config.data_sources fills it in"
-    return format_of(row, name, file.columns or source.columns, encoder.kinds)
+    key = read.INDEX if file.columns or file.format else given.key
+    return format_of(row, name, file.columns or given.source.columns, encoder.kinds, key)
 
 
 def _encoded_batches(

@@ -12,7 +12,7 @@ from tunerun.chat.faults import ChatFault
 from tunerun.chat.mask import MarkedText, Renderer
 from tunerun.data import lengths
 from tunerun.data.encode import Encoder, Pair, Sample, sft
-from tunerun.data.rows import Preference
+from tunerun.data.rows import Preference, RowFault
 
 
 def encoder(renderer: Renderer) -> Encoder:
@@ -66,8 +66,10 @@ def fit(
         The pair and what was shortened; None instead of a pair that the policy drops, or whose difference was cut off.
 
     Raises:
-        RowFault: The pair is too long and the policy is `fail`.
+        RowFault: The pair is too long and the policy is `fail`, or both sides are the same tokens.
     """
+    if np.array_equal(made.chosen[0], made.rejected[0]):
+        raise RowFault("same-answers", "the chosen and the rejected answer are the same tokens.")
     assert policy != "split", "config/checks.py refuses to split pairs"
     sides = (made.chosen, made.rejected)
     longer = max(sides, key=lambda side: len(side[0]))
