@@ -21,6 +21,9 @@ GgufType = Literal[
 
 DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "xtuner", "columns", "text"]
 
+# What `data.columns` can name.
+DATA_PARTS = ("system", "user", "assistant", "text", "chosen", "rejected", "label")
+
 ADAPTER_METHODS = ("lora", "dora", "rslora", "pissa", "lora_plus", "qlora")
 
 
