@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tunerun.data.rows import Conversation, Text
+from tunerun.data.rows import Content, Conversation, Labelled, Text
 
 _DIGEST_BYTES = 8
 
@@ -29,7 +29,7 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(self, file: str, line: int, source: str, value: Conversation | Text) -> int:
+    def add(self, file: str, line: int, source: str, value: Content) -> int:
         """Remembers a row and returns its number.
 
         Args:
@@ -76,11 +76,22 @@ class Ledger:
         return list(self._file_numbers)[self._files[row]], self._lines[row]
 
 
-def row_keys(value: Conversation | Text) -> tuple[int, int]:
-    """Returns two 64-bit hashes of a row: without its system prompt and tools, and of all it says."""
+def row_keys(value: Content) -> tuple[int, int]:
+    """Returns two 64-bit hashes of a row: without its system prompts, tools and label, and of all it says."""
     if isinstance(value, Text):
         content = _hash(value.text)
         return content, content
+    if isinstance(value, Conversation):
+        return _conversation_keys(value)
+    if isinstance(value, Labelled):
+        content, key = _conversation_keys(value.conversation)
+        return content, _hash(f"{key}\0{value.desirable}")
+    sides = [_conversation_keys(side) for side in (value.chosen, value.rejected)]
+    content, key = (_hash(f"{better}\0{worse}") for better, worse in zip(*sides, strict=True))
+    return content, key
+
+
+def _conversation_keys(value: Conversation) -> tuple[int, int]:
     messages = value.messages
     rest: list[Any] = [value.tools] if value.tools else []
     if messages[0]["role"] == "system":

@@ -12,7 +12,9 @@ _PLACEHOLDER = re.compile(r"\{\{[ \t]*([A-Za-z_][A-Za-z0-9_]*)[ \t]*\}\}")
 
 # Templates, LaTeX and markup use the same braces: there they are fenced, spaced, or stand at an operator or a letter.
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
-_FORGOTTEN = re.compile(r"(?<![A-Za-z0-9\\^_{}$#@%&=<>/|+*:\[-])\{\{([A-Za-z_][A-Za-z0-9_]*)\}\}(?![A-Za-z0-9{}$=<>/|^_\[(])")
+_FORGOTTEN = re.compile(
+    r"(?<![A-Za-z0-9\\^_{}$#@%&=<>/|+*:\[-])\{\{([A-Za-z_][A-Za-z0-9_]*)\}\}(?![A-Za-z0-9{}$=<>/|^_\[(])"
+)
 _TAG = re.compile(r"</?[A-Za-z][^<>\n]*>")
 
 
