@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunerun.config.schema import DATA_PARTS
-from tunerun.data.rows import Row, RowKind
+from tunerun.data.rows import Row, RowKind, column_key
 from tunerun.errors import Problem, UserError
 
 # Keys that hold a whole conversation as a list, by format.
@@ -61,6 +61,7 @@ def format_of(row: Row, name: str, columns: Mapping[str, str], wanted: Sequence[
     if not isinstance(value, str | dict):
         raise UserError(Problem(where=_place(row), what="the row is neither an object nor a line of text."))
     _check_columns(row, name, columns)
+    columns = {part: column_key(row, column) or column for part, column in columns.items()}
     if isinstance(value, str):
         found: Format | None = Format("text", "text", "plain text lines", {})
     else:
@@ -94,7 +95,7 @@ def _check_columns(row: Row, name: str, columns: Mapping[str, str]) -> None:
         elif part in ("user", "text") and name not in ("auto", "columns"):
             what = f"is not used by data.format={name}."
             problems.append(Problem(where=where, what=what, fix="Remove one of them."))
-        if column not in keys:
+        if column_key(row, column) is None:
             what = f"{row.file} has no column {column!r}; it has {_listed(keys)}."
             problems.append(Problem(where=where, what=what))
     if problems:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tunerun.data.rows import Content, Conversation, Labelled, Text
+from tunerun.data.rows import Content, Labelled, Preference, Text
 
 _DIGEST_BYTES = 8
 
@@ -81,17 +81,13 @@ def row_keys(value: Content) -> tuple[int, int]:
     if isinstance(value, Text):
         content = _hash(value.text)
         return content, content
-    if isinstance(value, Conversation):
-        return _conversation_keys(value)
+    if isinstance(value, Preference):
+        sides = zip(row_keys(value.chosen), row_keys(value.rejected), strict=True)
+        content, key = (_hash(f"{chosen}\0{rejected}") for chosen, rejected in sides)
+        return content, key
     if isinstance(value, Labelled):
-        content, key = _conversation_keys(value.conversation)
+        content, key = row_keys(value.conversation)
         return content, _hash(f"{key}\0{value.desirable}")
-    sides = [_conversation_keys(side) for side in (value.chosen, value.rejected)]
-    content, key = (_hash(f"{better}\0{worse}") for better, worse in zip(*sides, strict=True))
-    return content, key
-
-
-def _conversation_keys(value: Conversation) -> tuple[int, int]:
     messages = value.messages
     rest: list[Any] = [value.tools] if value.tools else []
     if messages[0]["role"] == "system":

@@ -184,13 +184,13 @@ def _xtuner(row: Mapping[str, Any], columns: Mapping[str, str]) -> Turns:
 
 def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str]) -> Turns:
     parts = [text_of(_field(row, columns["user"]), f"`{columns['user']}`")]
-    extra = columns["input"] if "input" in columns else "input"
+    extra = columns.get("input", "input")
     parts.append(text_of(_optional(row, extra, ""), f"`{extra}`"))
     messages = _system(row, columns)
     for turn in list_of(_optional(row, "history", []), "`history`"):
         if len(list_of(turn, "a turn of `history`")) != 2:
             raise RowFault("wrong-type", "a turn of `history` is not a pair of prompt and answer.")
-        messages += _pair(*turn, "a turn of `history`")
+        messages += _pair(turn[0], turn[1], "a turn of `history`")
     return [*messages, {"role": "user", "content": "\n".join(part for part in parts if part.strip())}]
 
 
@@ -244,7 +244,7 @@ def _pair(prompt: Any, answer: Any, what: str) -> Turns:
 
 
 def _system(row: Mapping[str, Any], columns: Mapping[str, str]) -> Turns:
-    key = columns["system"] if "system" in columns else "system"
+    key = columns.get("system", "system")
     text = text_of(_optional(row, key, ""), f"`{key}`")
     return [{"role": "system", "content": text}] if text.strip() else []
 

@@ -10,11 +10,9 @@ from tunerun.data.rows import RowFault
 
 _PLACEHOLDER = re.compile(r"\{\{[ \t]*([A-Za-z_][A-Za-z0-9_]*)[ \t]*\}\}")
 
-# Templates, LaTeX and markup use the same braces: there they are fenced, spaced, or stand at an operator or a letter.
+# Code, LaTeX and markup have such braces too: between backticks, or beside a letter or a sign of their own.
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
-_FORGOTTEN = re.compile(
-    r"(?<![A-Za-z0-9\\^_{}$#@%&=<>/|+*:\[-])\{\{([A-Za-z_][A-Za-z0-9_]*)\}\}(?![A-Za-z0-9{}$=<>/|^_\[(])"
-)
+_FORGOTTEN = re.compile(r"(?<![A-Za-z0-9\\^_{}$=<>/#&%])\{\{([A-Za-z_][A-Za-z0-9_]*)\}\}(?![{}$=<>^_/\[(])")
 _TAG = re.compile(r"</?[A-Za-z][^<>\n]*>")
 
 
@@ -25,7 +23,7 @@ def fill(value: Any, variables: Mapping[str, str], *, strict: bool) -> Any:
         value: A JSON value.
         variables: Text by name.
         strict: Whether a `{{name}}` without a value is a fault where it stands like a word. In code between backticks,
-            in a line with markup, written with spaces, or next to a letter or an operator, as in LaTeX, it is text.
+            in a line with markup, written with spaces, or beside a letter or a sign of LaTeX or code, it is left alone.
 
     Raises:
         RowFault: A placeholder has no value.

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunerun.chat.tokenizer import Tokenizer
+from tunerun.formats.pairs import CHOSEN, REJECTED, PairStore
 from tunerun.formats.tokens import TokenStore
 
 _SAMPLES = 3
@@ -16,14 +17,17 @@ _PLAIN = (">>>", "<<<")
 _COLOUR = ("\x1b[32m", "\x1b[0m")
 
 
-def preview(store: TokenStore, tokenizer: Tokenizer, *, colour: bool = False) -> str:
+def preview(store: TokenStore | PairStore, tokenizer: Tokenizer, *, colour: bool = False) -> str:
     """Renders the first samples of a store.
 
     Args:
-        store: A token store.
+        store: A token store, or one of pairs, whose sides are shown one after the other.
         tokenizer: The one that made it.
         colour: Whether trained text is green, for a terminal, instead of between `>>>` and `<<<`.
     """
+    if isinstance(store, PairStore):
+        sides = {CHOSEN: store.chosen, REJECTED: store.rejected}
+        return "\n".join(f"=== {name} ===\n{preview(side, tokenizer, colour=colour)}" for name, side in sides.items())
     opening, closing = _COLOUR if colour else _PLAIN
     shown: list[str] = []
     for row in range(len(store)):

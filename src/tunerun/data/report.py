@@ -30,6 +30,7 @@ FIXES = {
     "bad-encoding": "Save the file as UTF-8.",
     "empty-answer": "Write the answer or remove the row.",
     "empty-prompt": "Write the prompt or remove the row.",
+    "same-answers": "Remove the row: there is nothing to prefer.",
     "history-differs": "Set data.multi_turn=split.",
     "no-end-of-turn": "Name a template whose turns end in a token of this model by model.chat_template.",
     "template-drops-tools": "Name a template with tools by model.chat_template.",
@@ -46,6 +47,8 @@ class Source:
     revision: str | None
     """Commit of a data set on its hub."""
     rows: int
+    weight: float = 1.0
+    """Times each row is in an epoch."""
 
 
 @dataclass(slots=True)
@@ -180,6 +183,7 @@ def build(
                 "format": source.form.name,
                 "why": source.form.why,
                 "rows": source.rows,
+                "weight": source.weight,
                 "revision": source.revision,
             }
             for name, source in tally.sources.items()

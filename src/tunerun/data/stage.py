@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,17 @@ from tunerun.chat.mask import Renderer
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.config.schema import DataConfig
-from tunerun.data import read, report
-from tunerun.data.encode import Encoder, pretrain, sft
-from tunerun.data.pack import pack
-from tunerun.data.prepare import Encoded, encode_files
+from tunerun.data import report
+from tunerun.data.assemble import assemble, repeat, times
+from tunerun.data.encode import Encoder, kto, label_of, preference, pretrain, samples_of, sft
+from tunerun.data.inputs import find_inputs
+from tunerun.data.prepare import encode_files
 from tunerun.data.preview import preview
 from tunerun.data.selection import Selection, select
 from tunerun.data.summary import summary
 from tunerun.errors import Problem, UserError
-from tunerun.formats.tokens import Manifest, TokenStore, TokenWriter
+from tunerun.formats.pairs import open_store
+from tunerun.formats.tokens import TokenStore, TokenWriter
 from tunerun.plan.steps import DataStep
 
 REPORT = "report.json"
@@ -71,14 +72,14 @@ def build_encoder(step: DataStep, folder: Path, tokenizer: Tokenizer) -> Encoder
     """
     if step.objective.kind == "pretrain":
         return pretrain.encoder(tokenizer, step.data.max_length)
-    if step.objective.kind != "sft":
-        what = f"data for objective={step.objective.kind} cannot be prepared yet."
-        raise UserError(Problem(where="objective.kind", what=what, fix="Use sft or pretrain."))
     template = load_template(folder, tokenizer.named, step.chat_template)
     if template is None:
         fix = "Name one by model.chat_template, such as chatml."
         raise UserError(Problem(where="model.chat_template", what="the model has no chat template.", fix=fix))
-    return sft.encoder(Renderer(template, tokenizer, step.data.train_on, step.data.multi_turn))
+    if step.objective.kind in ("sft", "distill"):
+        return sft.encoder(Renderer(template, tokenizer, step.data.train_on, step.data.multi_turn))
+    renderer = Renderer(template, tokenizer)
+    return kto.encoder(renderer) if step.objective.kind == "kto" else preference.encoder(renderer)
 
 
 def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path, failed: Path) -> dict[str, Any]:
@@ -98,43 +99,58 @@ def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path
         UserError: The data are wrong; all faults found are listed.
     """
     data, tally = step.data, report.Tally()
-    scratch = folder / _SCRATCH
-    cache_dir = None if step.cache_dir is None else Path(step.cache_dir)
-    train_files = read.find_files(data.path, cache_dir=cache_dir)
-    eval_files = read.find_files(data.eval_path, "data.eval_path", cache_dir)
-    added = np.array(sorted(tokenizer.backend.get_added_tokens_decoder()), np.int64)
-    sample_rows = array("q")
-    with TokenWriter(scratch) as writer:
-        _write(writer, encode_files(train_files, data, encoder, added, tally), sample_rows)
-        eval_row = len(tally.ledger)
-        if eval_files:
-            # `max_rows` is for a quick try of training; what is measured stays the same.
-            whole = replace(data, max_rows=None)
-            _write(writer, encode_files(eval_files, whole, encoder, added, tally), sample_rows)
-        facts = _facts(step, encoder, tokenizer)
-        writer.finish(packed=False, **facts)
+    scratch, facts = folder / _SCRATCH, _facts(step, encoder, tokenizer)
+    read_rows = _encode(step, encoder, tokenizer, scratch, tally)
     samples = TokenStore.open(scratch)
     _check(tally, data, samples, failed)
-    selection = select(tally.ledger, samples, np.array(sample_rows), eval_row, data, step.seed)
+    selection = select(tally.ledger, samples, read_rows.of_samples, len(read_rows.weights), data, step.seed)
     chosen = np.flatnonzero(~selection.evaluated & ~selection.left_out)
+    repeats = times(tally.ledger.contents[read_rows.of_samples[chosen]], read_rows.weights_of(chosen), step.seed)
+    chosen = repeat(chosen, repeats, paired=encoder.paired)
     if not len(chosen):
         raise UserError(_nothing_left(len(samples), selection))
-    train = _assemble(samples, chosen, folder, data, facts)
-    chosen = np.flatnonzero(selection.evaluated)
-    held = _assemble(samples, chosen, folder / _EVAL, data, facts) if len(chosen) else None
+    capacity = data.max_length if data.packing else None
+    train = assemble(samples, chosen, folder, paired=encoder.paired, capacity=capacity, facts=facts)
+    chosen, held = np.flatnonzero(selection.evaluated), None
+    if len(chosen):
+        held = assemble(samples, chosen, folder / _EVAL, paired=encoder.paired, capacity=capacity, facts=facts)
     lengths = samples.lengths()[~selection.left_out]
     shutil.rmtree(scratch)
     found = report.build(tally, train=train, held_out=held, lengths=lengths, selection=selection)
     artifacts.write_json(folder / REPORT, found)
-    artifacts.write_text(folder / PREVIEW, preview(TokenStore.open(folder), tokenizer))
+    artifacts.write_text(folder / PREVIEW, preview(open_store(folder), tokenizer))
     return found
 
 
-def _write(writer: TokenWriter, samples: Iterator[Encoded], rows: array[int]) -> None:
-    """Writes samples, each a row of its own, and notes the number of the row each is of."""
-    for encoded in samples:
-        writer.add(encoded.sample)
-        rows.append(encoded.row.number)
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows that were read, by their number in the ledger; those of `data.eval_path` come last."""
+
+    of_samples: npt.NDArray[np.int64]
+    """Number of each sample's row, shape [samples]."""
+    weights: npt.NDArray[np.float64]
+    """Of each row that may be trained on, shape [training rows]."""
+
+    def weights_of(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Returns the weights of some samples' rows."""
+        return self.weights[self.of_samples[samples]]
+
+
+def _encode(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, scratch: Path, tally: report.Tally) -> _Rows:
+    """Writes all samples into a store, one to a row; a pair's two follow each other."""
+    inputs = find_inputs(step)
+    added = np.array(sorted(tokenizer.backend.get_added_tokens_decoder()), np.int64)
+    of_samples, weights = array("q"), array("d")
+    with TokenWriter(scratch, labelled=encoder.labelled) as writer:
+        for given in inputs:
+            for encoded in encode_files(given, step.data, encoder, added, tally):
+                for sample in samples_of(encoded.example):
+                    writer.add(sample, label=label_of(encoded.example))
+                    of_samples.append(encoded.row.number)
+            if not given.evaluated:
+                weights.extend([given.source.weight] * (len(tally.ledger) - len(weights)))
+        writer.finish(packed=False, **_facts(step, encoder, tokenizer))
+    return _Rows(np.array(of_samples, np.int64), np.array(weights, np.float64))
 
 
 def _check(tally: report.Tally, data: DataConfig, samples: TokenStore, failed: Path) -> None:
@@ -161,16 +177,3 @@ def _facts(step: DataStep, encoder: Encoder, tokenizer: Tokenizer) -> dict[str, 
         "template_sha256": encoder.template_sha256,
         "max_length": step.data.max_length,
     }
-
-
-def _assemble(
-    samples: TokenStore, chosen: npt.NDArray[np.int64], folder: Path, data: DataConfig, facts: dict[str, Any]
-) -> Manifest:
-    """Writes a store of the chosen samples, packed or one to a row."""
-    rows: Iterable[npt.NDArray[Any]] = np.arange(len(chosen))[:, None]
-    if data.packing:
-        rows = pack(samples.lengths()[chosen], data.max_length)
-    with TokenWriter(folder) as writer:
-        for row in rows:
-            writer.add(*(samples.row(int(chosen[index]))[:2] for index in row))
-        return writer.finish(packed=data.packing, **facts)

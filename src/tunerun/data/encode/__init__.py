@@ -40,13 +40,23 @@ class Encoder:
     """How an objective turns rows into examples, in two steps that can run side by side."""
 
     kinds: tuple[RowKind, ...]
-    """Rows it learns from, the best first; they also decide how examples are stored."""
+    """Rows it learns from, the best first, which is also what examples are."""
     render: Callable[[Any], Sequence[Any]]
     """Python: a row's `Content` to what is tokenised, an item for each example; raises ChatFault."""
     encode: Callable[[Sequence[Any]], list[list[Any]]]
     """Rust, without the interpreter lock: for each of what `render` returned, its examples."""
     template_sha256: str | None
     """Of everything that decides a rendering; None for plain text."""
+
+    @property
+    def paired(self) -> bool:
+        """Whether examples are pairs."""
+        return self.kinds[0] == "pairs"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether examples have a label."""
+        return self.kinds[0] == "labels"
 
 
 def samples_of(example: Example) -> tuple[Sample, ...]:

@@ -47,9 +47,7 @@ def pair(chosen: Sample, rejected: Sample) -> Pair:
     different = np.flatnonzero(chosen[0][:shorter] != rejected[0][:shorter])
     common = int(different[0]) if len(different) else shorter
     start = min(common, _first_trained(chosen), _first_trained(rejected))
-    for _, trained in (chosen, rejected):
-        trained[start : np.argmax(trained)] = 1
-    return Pair(chosen, rejected, start)
+    return Pair(_trained_from(chosen, start), _trained_from(rejected, start), start)
 
 
 def fit(
@@ -94,6 +92,13 @@ def fit(
 
 def _prompt(row: MarkedText) -> str:
     return row.text[: row.trained[0][0]]
+
+
+def _trained_from(sample: Sample, start: int) -> Sample:
+    tokens, trained = sample
+    trained = trained.copy()
+    trained[start : _first_trained(sample)] = 1
+    return tokens, trained
 
 
 def _first_trained(sample: Sample) -> int:
