@@ -15,6 +15,7 @@ from tunerun.data.rows import Conversation, Labelled, Row
 from tunerun.data.split_file import split_file, targets
 from tunerun.errors import UserError
 
+AUTO = Reading()
 CALL = {"name": "weather", "arguments": {"town": "Graz"}}
 ROWS = [
     {"instruction": "Say hi.", "input": "", "output": "Hi.", "system": "Be brief.", "history": [["a", "b"]]},
@@ -48,7 +49,7 @@ ROWS = [
 ]
 
 
-def rows_of(path: Path, reading: Reading = Reading()) -> list:
+def rows_of(path: Path, reading: Reading = AUTO) -> list:
     """Reads a file to its rows in their one form."""
     found, form = [], None
     for file in read.find_files([str(path)]):
@@ -162,7 +163,7 @@ def test_lines_are_split_with_the_bytes_they_had(tmp_path):
     rows = [f'{{ "question":"q{number}",  "answer" : "\\u00e9 {number}"}}\n'.encode() for number in range(200)]
     source = tmp_path / "a.jsonl"
     source.write_bytes(b"".join(rows)[:-1] + b"\n\n")
-    found = split_file(source, 0.3, 0, Reading())
+    found = split_file(source, 0.3, 0, AUTO)
     assert (found.train.name, found.evaluated.name) == ("a-train.jsonl", "a-eval.jsonl")
     train, held = lines_of(found.train), lines_of(found.evaluated)
     assert (len(train), len(held)) == (found.train_rows, found.eval_rows)
@@ -173,14 +174,14 @@ def test_lines_are_split_with_the_bytes_they_had(tmp_path):
 
 def test_a_number_of_rows_is_split_off(tmp_path):
     source = write(tmp_path / "a.jsonl", *({"text": f"row {number}"} for number in range(50)))
-    assert split_file(source, 7, 0, Reading()).eval_rows == 7
+    assert split_file(source, 7, 0, AUTO).eval_rows == 7
 
 
 def test_a_table_keeps_its_header_its_mark_and_its_quoted_line_ends(tmp_path):
     records = [f'q{number},"a\r\n""{number}"""\r\n'.encode() for number in range(60)]
     source = tmp_path / "a.csv"
     source.write_bytes(b"\xef\xbb\xbfquestion,answer\r\n" + b"".join(records)[:-2])
-    found = split_file(source, 0.4, 1, Reading())
+    found = split_file(source, 0.4, 1, AUTO)
     for path, count in ((found.train, found.train_rows), (found.evaluated, found.eval_rows)):
         data = path.read_bytes()
         assert data.startswith(b"\xef\xbb\xbfquestion,answer\r\n")
@@ -196,7 +197,7 @@ def test_elements_of_an_array_keep_their_bytes(indent, packed, tmp_path):
     text = json.dumps(rows, indent=indent).encode()
     source = tmp_path / ("a.json.gz" if packed else "a.json")
     source.write_bytes(gzip.compress(text) if packed else text)
-    found = split_file(source, 20, 0, Reading())
+    found = split_file(source, 20, 0, AUTO)
     opened = gzip.open if packed else open
     halves = []
     for path in (found.train, found.evaluated):
@@ -210,13 +211,13 @@ def test_elements_of_an_array_keep_their_bytes(indent, packed, tmp_path):
 
 def test_equal_answers_with_other_columns_stay_on_one_side(tmp_path):
     rows = [{"id": copy, "question": f"q{number}", "answer": "a"} for number in range(40) for copy in range(2)]
-    found = split_file(write(tmp_path / "a.jsonl", *rows), 0.5, 0, Reading())
+    found = split_file(write(tmp_path / "a.jsonl", *rows), 0.5, 0, AUTO)
     sides = [{json.loads(line)["question"] for line in lines_of(path)} for path in (found.train, found.evaluated)]
     assert not sides[0] & sides[1]
 
 
 def test_rows_of_no_known_format_are_split_all_the_same(tmp_path):
-    found = split_file(write(tmp_path / "a.jsonl", *({"x": number} for number in range(40))), 0.5, 0, Reading())
+    found = split_file(write(tmp_path / "a.jsonl", *({"x": number} for number in range(40))), 0.5, 0, AUTO)
     assert found.form == "no known format"
     assert found.train_rows + found.eval_rows == 40
 
@@ -229,9 +230,9 @@ def test_what_cannot_be_split_is_said(tmp_path):
         targets(tmp_path / "a.parquet", None)
     same = write(tmp_path / "a.jsonl", *[{"text": "a"}] * 9)
     with pytest.raises(UserError, match="9 rows, which cannot be split"):
-        split_file(same, 0.5, 0, Reading())
+        split_file(same, 0.5, 0, AUTO)
     broken = write(tmp_path / "b.jsonl", *({"text": f"{number}"} for number in range(9)))
     broken.write_text(broken.read_text() + '{"text": \n')
     with pytest.raises(UserError, match=r"b\.jsonl:10"):
-        split_file(broken, 0.5, 0, Reading())
+        split_file(broken, 0.5, 0, AUTO)
     assert [path.name for path in tmp_path.iterdir() if "-train" in path.name] == []

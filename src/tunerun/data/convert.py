@@ -114,9 +114,8 @@ def _lines(file: DataFile, reading: Reading, tally: Tally) -> Iterator[tuple[For
 
 
 def _check(tally: Tally, kinds: Mapping[RowKind, str], *, drop: bool) -> None:
-    found = list(tally.unreadable)
+    found = report.problems(tally, rows=not drop)
     if tally.bad and not drop:
-        found += report.problems(tally)
         what = f"{tally.bad.total():,} of {tally.rows_read:,} rows cannot be used; nothing was written."
         found.append(Problem(where="rows", what=what, fix="Mend them, or leave them out by --on-bad-rows drop."))
     if len(kinds) > 1:

@@ -118,7 +118,7 @@ def _rows(path: Path, reading: Reading) -> tuple[list[int], list[int], str]:
         lines.append(row.line)
         contents.append(_content(row, found))
     if tally.bad:
-        raise UserError(report.problems(tally))
+        raise UserError(report.problems(tally, rows=True))
     return lines, contents, form
 
 
