@@ -77,7 +77,7 @@ class Ledger:
 
 
 def row_keys(value: Content) -> tuple[int, int]:
-    """Returns two 64-bit hashes of a row: without its system prompt and tools, and of all it says."""
+    """Returns two 64-bit hashes of a row: without its system prompts, tools and label, and of all it says."""
     if isinstance(value, Text):
         content = _hash(value.text)
         return content, content

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,15 @@ from tunerun.data.keys import Ledger
 from tunerun.data.rows import BadRow, Place
 from tunerun.data.selection import Copies, Copy, Selection
 from tunerun.errors import Problem
-from tunerun.formats.tokens import Manifest
+from tunerun.formats.pairs import CHOSEN, REJECTED, PairStore
+from tunerun.formats.tokens import Manifest, TokenStore
 
 SCHEMA = 2
 MAX_EXAMPLES = 20
 _SHOWN_ROWS = 3
 _SHOWN_LINES = 12
 _BARS = 8
+_SIZES = ("rows", "samples", "tokens", "trained_tokens")
 
 # What to do about a reason; the detail of each row says what is wrong.
 FIXES = {
@@ -99,23 +102,31 @@ class Tally:
         return self.bad.total() / self.rows_read if self.rows_read else 0.0
 
 
-def problems(tally: Tally) -> list[Problem]:
-    """Turns the bad rows into problems: for each reason the first rows, and the lines of more."""
-    found: list[Problem] = []
-    for reason, count in tally.bad.most_common():
+def problems(tally: Tally, *, rows: bool) -> list[Problem]:
+    """Turns what is wrong into problems: files that cannot be read, and for each reason the first rows and more lines.
+
+    Paths are those that one would type from here.
+
+    Args:
+        tally: The counts.
+        rows: Whether bad rows are a problem, beside files.
+    """
+    found = list(tally.unreadable)
+    for reason, count in tally.bad.most_common() if rows else ():
         fix = FIXES.get(reason, "")
-        rows = [row for row in tally.examples if row.reason == reason]
-        shown, more = rows[:_SHOWN_ROWS], rows[_SHOWN_ROWS:]
+        bad = [row for row in tally.examples if row.reason == reason]
+        shown, more = bad[:_SHOWN_ROWS], bad[_SHOWN_ROWS:]
         found += [Problem(where=f"{row.file}:{row.line}", what=row.detail) for row in shown]
         if count > len(shown):
             what = f"{count - len(shown):,} more rows with {reason}{_lines(more, count - len(shown))}."
             found.append(Problem(where=shown[-1].file, what=what, fix=fix))
         else:
             found[-1] = Problem(where=found[-1].where, what=found[-1].what, fix=fix)
-    return found
+    here = f"{Path.cwd()}/"
+    return [replace(problem, where=problem.where.removeprefix(here)) for problem in found]
 
 
-def verdict(tally: Tally, data: DataConfig, path: str) -> Problem:
+def verdict(tally: Tally, data: DataConfig, path: Path) -> Problem:
     """Says how many rows cannot be used.
 
     Args:
@@ -123,8 +134,9 @@ def verdict(tally: Tally, data: DataConfig, path: str) -> Problem:
         data: The settings.
         path: Of the report of the failure.
     """
+    where = str(path).removeprefix(f"{Path.cwd()}/")
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.bad.most_common())
-    what = f"{tally.bad.total():,} of {tally.rows_read:,} rows cannot be used ({reasons}); report: {path}."
+    what = f"{tally.bad.total():,} of {tally.rows_read:,} rows cannot be used ({reasons}). Report: {where}."
     if data.on_bad_rows == "fail":
         return Problem(where="data.on_bad_rows", what=what, fix="Mend them, or set data.on_bad_rows=drop.")
     what = f"{what} At most {data.max_dropped_fraction:.4g} of them may be dropped."
@@ -143,8 +155,8 @@ def _lines(rows: Sequence[BadRow], count: int) -> str:
 def build(
     tally: Tally,
     *,
-    train: Manifest | None,
-    held_out: Manifest | None,
+    train: TokenStore | PairStore | None,
+    held_out: TokenStore | PairStore | None,
     lengths: npt.NDArray[Any],
     selection: Selection | None,
 ) -> dict[str, Any]:
@@ -152,14 +164,14 @@ def build(
 
     Args:
         tally: The counts.
-        train: Of the train set; None when the rows cannot be used.
-        held_out: Of the eval set, or None.
+        train: The train set; None when the rows cannot be used.
+        held_out: The eval set, or None.
         lengths: Tokens of each sample, train and eval, shape [samples].
         selection: What became of the samples; None when the rows cannot be used.
     """
     left_out = Counter(selection.dropped if selection is not None else {})
     dropped = tally.bad + tally.dropped + left_out
-    sizes = _sizes(train) if train is not None else dict.fromkeys(("rows", "samples", "tokens", "trained_tokens"), 0)
+    sizes = _sizes(train) if train is not None else dict.fromkeys(_SIZES, 0)
     return {
         "schema": SCHEMA,
         "rows_read": tally.rows_read,
@@ -190,7 +202,9 @@ def build(
         ],
         **sizes,
         "trained_share": round(sizes["trained_tokens"] / sizes["tokens"], 4) if sizes["tokens"] else None,
-        "packing_fill": _fill(train) if train is not None and train.packed else None,
+        "packing_fill": _fill(train.manifest) if train is not None and train.manifest.packed else None,
+        "sides": _sides(train) if isinstance(train, PairStore) else None,
+        "labels": _labels(train) if isinstance(train, TokenStore) and train.labels is not None else None,
         "eval": None if held_out is None else _sizes(held_out),
         "length_tokens": _length_table(lengths) if len(lengths) else None,
     }
@@ -209,13 +223,19 @@ def _fill(manifest: Manifest) -> float:
     return round(manifest.tokens / (manifest.rows * manifest.max_length), 4)
 
 
-def _sizes(manifest: Manifest) -> dict[str, int]:
-    return {
-        "rows": manifest.rows,
-        "samples": manifest.samples,
-        "tokens": manifest.tokens,
-        "trained_tokens": manifest.trained_tokens,
-    }
+def _sizes(store: TokenStore | PairStore) -> dict[str, int]:
+    facts = asdict(store.manifest)
+    return {name: facts[name] for name in _SIZES}
+
+
+def _sides(store: PairStore) -> dict[str, dict[str, int]]:
+    return {CHOSEN: _sizes(store.chosen), REJECTED: _sizes(store.rejected)}
+
+
+def _labels(store: TokenStore) -> dict[str, int]:
+    assert store.labels is not None, "the store is labelled"
+    good = int(np.count_nonzero(store.labels))
+    return {"good": good, "bad": len(store) - good}
 
 
 def _length_table(lengths: npt.NDArray[Any]) -> dict[str, Any]:

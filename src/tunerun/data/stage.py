@@ -110,15 +110,17 @@ def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path
     if not len(chosen):
         raise UserError(_nothing_left(len(samples), selection))
     capacity = data.max_length if data.packing else None
-    train = assemble(samples, chosen, folder, paired=encoder.paired, capacity=capacity, facts=facts)
+    assemble(samples, chosen, folder, paired=encoder.paired, capacity=capacity, facts=facts)
     chosen, held = np.flatnonzero(selection.evaluated), None
     if len(chosen):
-        held = assemble(samples, chosen, folder / _EVAL, paired=encoder.paired, capacity=capacity, facts=facts)
+        assemble(samples, chosen, folder / _EVAL, paired=encoder.paired, capacity=capacity, facts=facts)
+        held = open_store(folder / _EVAL)
     lengths = samples.lengths()[~selection.left_out]
     shutil.rmtree(scratch)
+    train = open_store(folder)
     found = report.build(tally, train=train, held_out=held, lengths=lengths, selection=selection)
     artifacts.write_json(folder / REPORT, found)
-    artifacts.write_text(folder / PREVIEW, preview(open_store(folder), tokenizer))
+    artifacts.write_text(folder / PREVIEW, preview(train, tokenizer))
     return found
 
 
@@ -160,8 +162,8 @@ def _check(tally: report.Tally, data: DataConfig, samples: TokenStore, failed: P
         return
     found = report.build(tally, train=None, held_out=None, lengths=samples.lengths(), selection=None)
     artifacts.write_json(failed, found)
-    rows = [*report.problems(tally), report.verdict(tally, data, str(failed))] if too_many else []
-    raise UserError([*tally.unreadable, *rows])
+    last = [report.verdict(tally, data, failed)] if too_many else []
+    raise UserError([*report.problems(tally, rows=too_many), *last])
 
 
 def _nothing_left(samples: int, selection: Selection) -> Problem:

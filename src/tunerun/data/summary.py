@@ -20,6 +20,11 @@ def summary(report: Mapping[str, Any]) -> str:
     lines = [f"data: {report['rows_read']:,} rows read, {report['rows_kept']:,} kept"]
     lines += _sources(report)
     lines.append(_line("train", _counts(report)))
+    if report["sides"] is not None:
+        sides = [f"{name} {sizes['tokens']:,} tokens" for name, sizes in report["sides"].items()]
+        lines.append(_line("pairs", ", ".join(sides)))
+    if report["labels"] is not None:
+        lines.append(_line("labels", ", ".join(f"{count:,} {name}" for name, count in report["labels"].items())))
     if report["eval"]:
         lines.append(_line("eval", _counts(report["eval"])))
     if report["packing_fill"] is not None:
