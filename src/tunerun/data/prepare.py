@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from tunerun.chat.faults import ChatFault
@@ -28,7 +27,8 @@ from tunerun.data.rows import BadRow, Content, DataFile, Place, Row, RowFault
 from tunerun.errors import Problem, UserError
 from tunerun.progress import Progress
 
-_BATCH_ROWS = 256
+_BATCH_ROWS = 512
+_BATCH_CHARACTERS = 1 << 19
 _TOO_DEEP = "the value is nested too deeply."
 
 
@@ -120,9 +120,8 @@ def _encoded_batches(
 ) -> Iterator[list[tuple[Place, Example]]]:
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting: Future[list[tuple[Place, Example]]] | None = None
-        while batch := list(islice(rows, _BATCH_ROWS)):
-            rendered = _rendered(batch, encoder, tally)
-            running = pool.submit(_tokenised, rendered, encoder)
+        for batch in _batches(_rendered(rows, encoder, tally)):
+            running = pool.submit(_tokenised, batch, encoder)
             if waiting is not None:
                 yield waiting.result()
             waiting = running
@@ -130,14 +129,27 @@ def _encoded_batches(
             yield waiting.result()
 
 
+def _batches(rendered: Iterator[tuple[Place, Any]]) -> Iterator[list[tuple[Place, Any]]]:
+    """Yields batches that are long enough to keep the cores busy and short enough to keep in memory."""
+    batch: list[tuple[Place, Any]] = []
+    characters = 0
+    for row, text in rendered:
+        batch.append((row, text))
+        characters += len(text)
+        if len(batch) == _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
 def _tokenised(rendered: Sequence[tuple[Place, Any]], encoder: Encoder) -> list[tuple[Place, Example]]:
     made = encoder.encode([text for _, text in rendered])
     return [(row, sample) for (row, _), samples in zip(rendered, made, strict=True) for sample in samples]
 
 
-def _rendered(batch: Sequence[tuple[Place, Content]], encoder: Encoder, tally: Tally) -> list[tuple[Place, Any]]:
-    made: list[tuple[Place, Any]] = []
-    for row, value in batch:
+def _rendered(rows: Iterator[tuple[Place, Content]], encoder: Encoder, tally: Tally) -> Iterator[tuple[Place, Any]]:
+    for row, value in rows:
         try:
             texts = encoder.render(value)
         except ChatFault as fault:
@@ -148,8 +160,8 @@ def _rendered(batch: Sequence[tuple[Place, Content]], encoder: Encoder, tally: T
             continue
         if not texts:
             tally.add_dropped(row, "nothing-trained", "no assistant message of the row is trained.")
-        made += [(row, text) for text in texts]
-    return made
+        for text in texts:
+            yield row, text
 
 
 def _fitted(
@@ -164,7 +176,7 @@ def _fitted(
     detail = f"{size} tokens, data.max_length is {limit}."
     if not fitted:
         tally.add_dropped(row, "too-long", detail)
-    elif not any(all(np.any(trained) for _, trained in samples_of(part)) for part in fitted):
+    elif not any(all(trained.any() for _, trained in samples_of(part)) for part in fitted):
         tally.add_dropped(row, "nothing-trained", f"no trained token is within data.max_length: {detail}")
     else:
         if cut:

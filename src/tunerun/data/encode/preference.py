@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,17 @@ from tunerun.data.encode import Encoder, Pair, Sample, sft
 from tunerun.data.rows import Preference, RowFault
 
 
+@dataclass(frozen=True, slots=True)
+class PairText:
+    """The renderings of a prompt with each of its two answers."""
+
+    chosen: MarkedText
+    rejected: MarkedText
+
+    def __len__(self) -> int:
+        return len(self.chosen) + len(self.rejected)
+
+
 def encoder(renderer: Renderer) -> Encoder:
     """Returns the encoder of objectives that compare two answers.
 
@@ -23,15 +35,15 @@ def encoder(renderer: Renderer) -> Encoder:
     """
     one = sft.encoder(renderer)
 
-    def render(row: Preference) -> list[tuple[MarkedText, MarkedText]]:
+    def render(row: Preference) -> list[PairText]:
         (chosen,), (rejected,) = one.render(row.chosen), one.render(row.rejected)
         if _prompt(chosen) != _prompt(rejected):
             detail = "the chat template renders the prompt of the chosen answer otherwise than that of the rejected."
             raise ChatFault("prompts-differ", detail)
-        return [(chosen, rejected)]
+        return [PairText(chosen, rejected)]
 
-    def encode_all(rows: Sequence[tuple[MarkedText, MarkedText]]) -> list[list[Pair]]:
-        samples = [sample for (sample,) in one.encode([text for row in rows for text in row])]
+    def encode_all(rows: Sequence[PairText]) -> list[list[Pair]]:
+        samples = [sample for (sample,) in one.encode([text for row in rows for text in (row.chosen, row.rejected)])]
         return [[pair(*sides)] for sides in zip(samples[::2], samples[1::2], strict=True)]
 
     return Encoder(("pairs",), render, encode_all, one.template_sha256)
