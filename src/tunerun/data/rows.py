@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+RowKind = Literal["text", "conversations", "pairs", "labels"]
+"""What rows are good for: documents, conversations to imitate, a better and a worse answer to one prompt, or answers
+labelled good or bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,16 @@ def column_key(row: Row, column: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a usable row is, when its content was taken out."""
+
+    file: str
+    line: int
+    number: int
+    """Of the row in the ledger of usable rows."""
+
+
+@dataclass(frozen=True, slots=True)
 class BadRow:
     """A row that cannot be used."""
 
@@ -96,3 +110,22 @@ class Text:
     """A row of plain text."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A prompt with a better and a worse answer; both conversations begin with it."""
+
+    chosen: Conversation
+    rejected: Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A conversation whose last answer is good or bad."""
+
+    conversation: Conversation
+    desirable: bool
+
+
+Content = Text | Conversation | Preference | Labelled
