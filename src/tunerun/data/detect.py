@@ -44,7 +44,7 @@ class Format:
     """Key of each part that is not inside a list of turns."""
 
 
-def format_of(row: Row, name: str, columns: Mapping[str, str], wanted: Sequence[RowKind]) -> Format:
+def format_of(row: Row, name: str, columns: Mapping[str, str], wanted: Sequence[RowKind], key: str = "data") -> Format:
     """Returns how the rows of a file are read.
 
     Args:
@@ -52,6 +52,7 @@ def format_of(row: Row, name: str, columns: Mapping[str, str], wanted: Sequence[
         name: The format as the user named it; `auto` finds it.
         columns: Column of each part as the user named them; parts that are not named are found.
         wanted: What the objective learns from, the best first.
+        key: Where the user named format and columns, for messages.
 
     Raises:
         UserError: Columns do not exist or do not fit the format, nothing is known about the rows, or they are not what
@@ -60,17 +61,17 @@ def format_of(row: Row, name: str, columns: Mapping[str, str], wanted: Sequence[
     value = row.value
     if not isinstance(value, str | dict):
         raise UserError(Problem(where=_place(row), what="the row is neither an object nor a line of text."))
-    _check_columns(row, name, columns)
+    _check_columns(row, name, columns, key)
     columns = {part: column_key(row, column) or column for part, column in columns.items()}
     if isinstance(value, str):
         found: Format | None = Format("text", "text", "plain text lines", {})
     else:
         found = _find(value, name, columns, wanted)
     if found is None:
-        example = f"data.columns={_EXAMPLES[wanted[0]]}"
+        example = f"{key}.columns={_EXAMPLES[wanted[0]]}"
         if columns or name == "columns":
-            what = f"does not say enough to make {_NOUNS[wanted[0]]} of a row."
-            raise UserError(Problem(where="data.columns", what=what, fix=f"Write {example}."))
+            what = f"names too few columns for {_NOUNS[wanted[0]]}."
+            raise UserError(Problem(where=f"{key}.columns", what=what, fix=f"Write {example}."))
         what = f"no known format has the keys {_listed(value)}."
         raise UserError(Problem(where=_place(row), what=what, fix=f"Name them: {example}."))
     if found.kind not in wanted:
@@ -84,16 +85,16 @@ def is_label(value: Any) -> bool:
     return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false"))
 
 
-def _check_columns(row: Row, name: str, columns: Mapping[str, str]) -> None:
+def _check_columns(row: Row, name: str, columns: Mapping[str, str], key: str) -> None:
     keys = row.value if isinstance(row.value, dict) else {}
     problems = []
     for part, column in columns.items():
-        where = f"data.columns.{part}"
+        where = f"{key}.columns.{part}"
         if part not in DATA_PARTS:
             fix = f"Parts are {', '.join(DATA_PARTS)}."
             problems.append(Problem(where=where, what="is not a part of a row.", fix=fix))
         elif part in ("user", "text") and name not in ("auto", "columns"):
-            what = f"is not used by data.format={name}."
+            what = f"is not used by {key}.format={name}."
             problems.append(Problem(where=where, what=what, fix="Remove one of them."))
         if column_key(row, column) is None:
             what = f"{row.file} has no column {column!r}; it has {_listed(keys)}."
@@ -119,10 +120,11 @@ def _find(row: Mapping[str, Any], name: str, columns: Mapping[str, str], wanted:
 def _why(form: str, name: str, columns: Mapping[str, str], parts: Mapping[str, str]) -> str:
     if name not in ("auto", "columns"):
         return "data.format names it"
-    if columns:
-        return f"data.columns names {', '.join(columns.values())}"
-    keys = ([LISTS[form]] if form in LISTS else []) + list(parts.values())
-    return f"{'columns' if form == 'columns' else 'keys' if len(keys) > 1 else 'key'} {', '.join(keys)}"
+    keys = [LISTS[form]] if form in LISTS else []
+    keys += [key for part, key in parts.items() if part not in columns]
+    found = f"{'column' if form == 'columns' else 'key'}{'s' * (len(keys) > 1)} {', '.join(keys)}" if keys else ""
+    named = f"data.columns names {', '.join(columns.values())}" if columns else ""
+    return "; ".join(text for text in (named, found) if text)
 
 
 def _conversations(row: Mapping[str, Any], name: str, parts: Parts) -> str | None:
@@ -252,12 +254,14 @@ def _fix(wanted: RowKind, found: Format) -> str:
     if wanted == "conversations" and found.kind == "pairs":
         return f"{other}, or imitate the better answers: data.columns={{assistant: {found.columns['chosen']}}}."
     if wanted == "conversations" and found.kind == "labels":
-        answer = found.columns.get("assistant", LISTS.get(found.name, ""))
+        answer = found.columns["assistant"] if "assistant" in found.columns else LISTS[found.name]
         return f"{other}, or imitate all answers, bad ones too: data.columns={{assistant: {answer}}}."
-    if wanted == "pairs" and found.kind == "conversations":
-        return f"Give each row a better and a worse answer, `chosen` and `rejected`. {other} to imitate the rows."
-    if wanted == "labels" and found.kind == "conversations":
-        return f"Give each row a `label`, true for a good answer and false for a bad one. {other} to imitate the rows."
+    if wanted == "pairs":
+        what = "give each row a better and a worse answer"
+        return f"{other}, or {what}, `chosen` and `rejected`; data.columns names them when they have other names."
+    if wanted == "labels":
+        what = "give each row a `label`, true for a good answer and false for a bad one"
+        return f"{other}, or {what}; data.columns.label names it when it has another name."
     return f"{other}, or name the columns: data.columns={_EXAMPLES[wanted]}."
 
 

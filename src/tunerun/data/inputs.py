@@ -20,6 +20,8 @@ class Input:
     files: tuple[DataFile, ...]
     source: SourceConfig
     """How they are read, with nothing left to the section's settings; what a file says of itself goes before it."""
+    key: str
+    """Of the config section that says so."""
     evaluated: bool
     """Whether they are `data.eval_path`, kept apart from training."""
 
@@ -32,19 +34,19 @@ def find_inputs(step: DataStep) -> list[Input]:
         StageError: A data set cannot be downloaded.
     """
     data = step.data
-    keys = [f"data.sources.{name}.path" for name in data.sources] or ["data.path"]
-    wanted = [(key, source, False) for key, source in zip(keys, step.sources, strict=True)]
+    keys = [f"data.sources.{name}" for name in data.sources] or ["data"]
+    wanted = [(key, f"{key}.path", source) for key, source in zip(keys, step.sources, strict=True)]
     if data.eval_path:
         # `max_rows` is for a quick try of training; what is measured stays the same.
         (source,) = data_sources(replace(data, path=data.eval_path, sources={}, max_rows=None))
-        wanted.append(("data.eval_path", source, True))
+        wanted.append(("data", "data.eval_path", source))
     cache_dir = None if step.cache_dir is None else Path(step.cache_dir)
     problems: list[Problem] = []
     found = []
-    for key, source, evaluated in wanted:
+    for key, path_key, source in wanted:
         try:
-            files = read.find_files(source.path, key, cache_dir, data.streaming)
-            found.append(Input(tuple(files), source, evaluated))
+            files = read.find_files(source.path, path_key, cache_dir, data.streaming)
+            found.append(Input(tuple(files), source, key, path_key == "data.eval_path"))
         except UserError as error:
             problems += error.problems
     if problems:

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from tunerun.chat.faults import ChatFault
-from tunerun.config.schema import DataConfig, SourceConfig
+from tunerun.config.schema import DataConfig
 from tunerun.data import lengths, read
 from tunerun.data.detect import Format, format_of
 from tunerun.data.encode import Encoder, Example, LabelledSample, Pair, preference, samples_of
@@ -28,7 +27,8 @@ from tunerun.data.rows import BadRow, Content, DataFile, Place, Row, RowFault
 from tunerun.errors import Problem, UserError
 from tunerun.progress import Progress
 
-_BATCH_ROWS = 256
+_BATCH_ROWS = 512
+_BATCH_CHARACTERS = 1 << 19
 _TOO_DEEP = "the value is nested too deeply."
 
 
@@ -69,7 +69,9 @@ def _usable_rows(given: Input, settings: DataConfig, encoder: Encoder, tally: Ta
     for file in given.files:
         before = tally.rows_read
         try:
-            yield from _file_rows(file, replace(given.source, max_rows=left), settings, encoder, tally)
+            yield from _file_rows(
+                file, replace(given, source=replace(given.source, max_rows=left)), settings, encoder, tally
+            )
         except UserError as error:
             tally.unreadable += error.problems
         if left is not None:
@@ -79,10 +81,10 @@ def _usable_rows(given: Input, settings: DataConfig, encoder: Encoder, tally: Ta
 
 
 def _file_rows(
-    file: DataFile, source: SourceConfig, settings: DataConfig, encoder: Encoder, tally: Tally
+    file: DataFile, given: Input, settings: DataConfig, encoder: Encoder, tally: Tally
 ) -> Iterator[tuple[Place, Content]]:
     form: Format | None = None
-    count = 0
+    source, count = given.source, 0
     earlier = tally.sources[file.source].rows if file.source in tally.sources else 0
     strict = encoder.kinds != ("text",)
     for row in islice(read.read_file(file, source.sheet), source.max_rows):
@@ -92,7 +94,7 @@ def _file_rows(
             tally.add_bad(row)
             continue
         if form is None:
-            form = _format_of(row, file, source, encoder)
+            form = _format_of(row, file, given, encoder)
         tally.sources[file.source] = Source(form, file.revision, earlier + count, source.weight)
         try:
             value = fill(row.value, settings.vars, strict=strict)
@@ -109,10 +111,11 @@ def _file_rows(
         tally.sources[file.source] = Source(form, file.revision, earlier + count, source.weight)
 
 
-def _format_of(row: Row, file: DataFile, source: SourceConfig, encoder: Encoder) -> Format:
-    name = file.format or source.format
+def _format_of(row: Row, file: DataFile, given: Input, encoder: Encoder) -> Format:
+    name = file.format or given.source.format
     assert name is not None, "config.data_sources fills it in"
-    return format_of(row, name, file.columns or source.columns, encoder.kinds)
+    key = read.INDEX if file.columns or file.format else given.key
+    return format_of(row, name, file.columns or given.source.columns, encoder.kinds, key)
 
 
 def _encoded_batches(
@@ -120,9 +123,8 @@ def _encoded_batches(
 ) -> Iterator[list[tuple[Place, Example]]]:
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting: Future[list[tuple[Place, Example]]] | None = None
-        while batch := list(islice(rows, _BATCH_ROWS)):
-            rendered = _rendered(batch, encoder, tally)
-            running = pool.submit(_tokenised, rendered, encoder)
+        for batch in _batches(_rendered(rows, encoder, tally)):
+            running = pool.submit(_tokenised, batch, encoder)
             if waiting is not None:
                 yield waiting.result()
             waiting = running
@@ -130,14 +132,27 @@ def _encoded_batches(
             yield waiting.result()
 
 
+def _batches(rendered: Iterator[tuple[Place, Any]]) -> Iterator[list[tuple[Place, Any]]]:
+    """Yields batches that are long enough to keep the cores busy and short enough to keep in memory."""
+    batch: list[tuple[Place, Any]] = []
+    characters = 0
+    for row, text in rendered:
+        batch.append((row, text))
+        characters += len(text)
+        if len(batch) == _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
 def _tokenised(rendered: Sequence[tuple[Place, Any]], encoder: Encoder) -> list[tuple[Place, Example]]:
     made = encoder.encode([text for _, text in rendered])
     return [(row, sample) for (row, _), samples in zip(rendered, made, strict=True) for sample in samples]
 
 
-def _rendered(batch: Sequence[tuple[Place, Content]], encoder: Encoder, tally: Tally) -> list[tuple[Place, Any]]:
-    made: list[tuple[Place, Any]] = []
-    for row, value in batch:
+def _rendered(rows: Iterator[tuple[Place, Content]], encoder: Encoder, tally: Tally) -> Iterator[tuple[Place, Any]]:
+    for row, value in rows:
         try:
             texts = encoder.render(value)
         except ChatFault as fault:
@@ -148,8 +163,8 @@ def _rendered(batch: Sequence[tuple[Place, Content]], encoder: Encoder, tally: T
             continue
         if not texts:
             tally.add_dropped(row, "nothing-trained", "no assistant message of the row is trained.")
-        made += [(row, text) for text in texts]
-    return made
+        for text in texts:
+            yield row, text
 
 
 def _fitted(
@@ -164,7 +179,7 @@ def _fitted(
     detail = f"{size} tokens, data.max_length is {limit}."
     if not fitted:
         tally.add_dropped(row, "too-long", detail)
-    elif not any(all(np.any(trained) for _, trained in samples_of(part)) for part in fitted):
+    elif not any(all(trained.any() for _, trained in samples_of(part)) for part in fitted):
         tally.add_dropped(row, "nothing-trained", f"no trained token is within data.max_length: {detail}")
     else:
         if cut:

@@ -42,7 +42,8 @@ class Encoder:
     kinds: tuple[RowKind, ...]
     """Rows it learns from, the best first, which is also what examples are."""
     render: Callable[[Any], Sequence[Any]]
-    """Python: a row's `Content` to what is tokenised, an item for each example; raises ChatFault."""
+    """Python: a row's `Content` to what is tokenised, an item for each example, whose length is its number of
+    characters; raises ChatFault."""
     encode: Callable[[Sequence[Any]], list[list[Any]]]
     """Rust, without the interpreter lock: for each of what `render` returned, its examples."""
     template_sha256: str | None

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tunerun.chat.mask import MarkedText, Renderer
 from tunerun.data.encode import Encoder, LabelledSample, sft
 from tunerun.data.rows import Labelled, Preference
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledText:
+    """The rendering of a prompt with an answer that is good or bad."""
+
+    text: MarkedText
+    desirable: bool
+
+    def __len__(self) -> int:
+        return len(self.text)
 
 
 def encoder(renderer: Renderer) -> Encoder:
@@ -19,15 +31,15 @@ def encoder(renderer: Renderer) -> Encoder:
     """
     one = sft.encoder(renderer)
 
-    def render(row: Labelled | Preference) -> list[tuple[MarkedText, bool]]:
+    def render(row: Labelled | Preference) -> list[LabelledText]:
         if isinstance(row, Labelled):
-            row_labels = [(row.conversation, row.desirable)]
+            judged = [(row.conversation, row.desirable)]
         else:
-            row_labels = [(row.chosen, True), (row.rejected, False)]
-        return [(text, label) for conversation, label in row_labels for text in one.render(conversation)]
+            judged = [(row.chosen, True), (row.rejected, False)]
+        return [LabelledText(text, label) for conversation, label in judged for text in one.render(conversation)]
 
-    def encode_all(rows: Sequence[tuple[MarkedText, bool]]) -> list[list[LabelledSample]]:
-        encoded = one.encode([text for text, _ in rows])
-        return [[LabelledSample(sample, label)] for (sample,), (_, label) in zip(encoded, rows, strict=True)]
+    def encode_all(rows: Sequence[LabelledText]) -> list[list[LabelledSample]]:
+        encoded = one.encode([row.text for row in rows])
+        return [[LabelledSample(sample, row.desirable)] for (sample,), row in zip(encoded, rows, strict=True)]
 
     return Encoder(("labels", "pairs"), render, encode_all, one.template_sha256)

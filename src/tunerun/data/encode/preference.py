@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,18 @@ from tunerun.chat.faults import ChatFault
 from tunerun.chat.mask import MarkedText, Renderer
 from tunerun.data import lengths
 from tunerun.data.encode import Encoder, Pair, Sample, sft
-from tunerun.data.rows import Preference
+from tunerun.data.rows import Preference, RowFault
+
+
+@dataclass(frozen=True, slots=True)
+class PairText:
+    """The renderings of a prompt with each of its two answers."""
+
+    chosen: MarkedText
+    rejected: MarkedText
+
+    def __len__(self) -> int:
+        return len(self.chosen) + len(self.rejected)
 
 
 def encoder(renderer: Renderer) -> Encoder:
@@ -23,15 +35,15 @@ def encoder(renderer: Renderer) -> Encoder:
     """
     one = sft.encoder(renderer)
 
-    def render(row: Preference) -> list[tuple[MarkedText, MarkedText]]:
+    def render(row: Preference) -> list[PairText]:
         (chosen,), (rejected,) = one.render(row.chosen), one.render(row.rejected)
         if _prompt(chosen) != _prompt(rejected):
             detail = "the chat template renders the prompt of the chosen answer otherwise than that of the rejected."
             raise ChatFault("prompts-differ", detail)
-        return [(chosen, rejected)]
+        return [PairText(chosen, rejected)]
 
-    def encode_all(rows: Sequence[tuple[MarkedText, MarkedText]]) -> list[list[Pair]]:
-        samples = [sample for (sample,) in one.encode([text for row in rows for text in row])]
+    def encode_all(rows: Sequence[PairText]) -> list[list[Pair]]:
+        samples = [sample for (sample,) in one.encode([text for row in rows for text in (row.chosen, row.rejected)])]
         return [[pair(*sides)] for sides in zip(samples[::2], samples[1::2], strict=True)]
 
     return Encoder(("pairs",), render, encode_all, one.template_sha256)
@@ -66,8 +78,10 @@ def fit(
         The pair and what was shortened; None instead of a pair that the policy drops, or whose difference was cut off.
 
     Raises:
-        RowFault: The pair is too long and the policy is `fail`.
+        RowFault: The pair is too long and the policy is `fail`, or both sides are the same tokens.
     """
+    if np.array_equal(made.chosen[0], made.rejected[0]):
+        raise RowFault("same-answers", "the chosen and the rejected answer are the same tokens.")
     assert policy != "split", "config/checks.py refuses to split pairs"
     sides = (made.chosen, made.rejected)
     longer = max(sides, key=lambda side: len(side[0]))
