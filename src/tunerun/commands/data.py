@@ -90,4 +90,4 @@ def _summary(run_dir: Path, name: str, config: RunConfig) -> str:
     if found.data is not None:
         lines.append(f"training: {results.training_volume(found.data, config.train)}")
     report = run_dir / artifacts.REPORT
-    return "\n".join([*lines, f"report: {summary.short(report)}", ""])
+    return "\n".join([*lines, f"report: {summary.short(report)}"])

@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(Problem(where=str(target), what="is not named .jsonl.", fix=f"Write {target.stem}.jsonl."))
     refuse_existing([target], force="--force" in options)
     found = convert(read.find_files([source], "IN"), target, reading(options), drop=policy == "drop")
-    print(f"{target}: {found.rows:,} rows ({'; '.join(found.formats)})")
+    print(f"{target}: {found.rows:,} rows from {'; '.join(found.formats)}")
     if found.dropped:
         print(f"{found.dropped:,} rows could not be used and are left out")
     return ExitCode.DONE

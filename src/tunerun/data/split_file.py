@@ -114,7 +114,7 @@ def _rows(path: Path, reading: Reading) -> tuple[list[int], list[int], str]:
             continue
         if found is None and known:
             found = _format(row, reading)
-            known, form = found is not None, "" if found is None else f"{found.name}: {found.why}"
+            known, form = found is not None, "" if found is None else f"{found.name} ({found.why})"
         lines.append(row.line)
         contents.append(_content(row, found))
     if tally.bad:
