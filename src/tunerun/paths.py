@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -23,8 +24,16 @@ def resolve_asset(path: str) -> str:
 
 def looks_local(path: str) -> bool:
     """Says whether a path can only be a file or folder, not a hub id (`org/name`, `org/name:config:split`)."""
-    suffixes = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".gz", ".parquet", ".arrow", ".gguf")
+    suffixes = (
+        ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".gz", ".zst", ".xlsx", ".parquet", ".arrow", ".gguf",
+    )  # fmt: skip
     return path.startswith((".", "/", "~", ASSET_SCHEME)) or path.endswith(suffixes) or path.count("/") != 1
+
+
+def user_cache() -> Path:
+    """Returns where tunerun keeps what can be made again: `$XDG_CACHE_HOME/tunerun`, or `~/.cache/tunerun`."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "tunerun"
 
 
 def user_folders(name: str) -> tuple[Path, ...]:

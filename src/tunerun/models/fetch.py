@@ -9,11 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-from tunerun import artifacts, paths
+from tunerun import artifacts, hashes, paths
 from tunerun.artifacts import Artifact
 from tunerun.base_model import BaseModel, write_base
 from tunerun.errors import Problem, StageError, UserError, require
-from tunerun.models import hashes, hub
+from tunerun.models import hub
 from tunerun.models.hub import HubFile, Repository
 from tunerun.plan.steps import ModelStep
 from tunerun.progress import Progress

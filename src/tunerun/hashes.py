@@ -1,13 +1,13 @@
-"""Hashes of model files, remembered by device, inode, size and time of change, so that no file is read twice."""
+"""Hashes of input files, remembered by device, inode, size and time of change, so that no file is read twice."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from tunerun import artifacts
+from tunerun import artifacts, paths
 from tunerun.progress import Progress
 
 _SCHEMA = 1
@@ -15,32 +15,47 @@ _LIMIT = 10_000
 _CHUNK_BYTES = 1 << 22
 
 
-def folder_sha256(files: list[Path], root: Path) -> str:
+def files_sha256(files: Sequence[Path], what: str) -> list[str]:
+    """Returns the hex digest of each file's bytes.
+
+    Args:
+        files: To hash.
+        what: Says in the progress what is hashed, such as `model`.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    memo = _load()
+    known = dict(memo)
+    digests: list[str] = []
+    unread = sum(file.stat().st_size for file in files if _key(file) not in memo)
+    with Progress(f"hash {what}", total=unread, unit="bytes") as progress:
+        for file in files:
+            key = _key(file)
+            # Moved to the end: the memo forgets what was not asked for longest.
+            memo[key] = memo.pop(key) if key in memo else _sha256(file, progress)
+            digests.append(memo[key])
+    if memo != known:
+        _save(memo)
+    return digests
+
+
+def folder_sha256(files: Sequence[Path], root: Path) -> str:
     """Returns one hash over files: of their `name sha256` lines in order of name, as in `artifacts.describe`.
 
     Args:
         files: Within `root`.
         root: The names are relative to it.
     """
-    memo = _load()
-    known = dict(memo)
-    rows = []
-    unread = sum(file.stat().st_size for file in files if _key(file) not in memo)
-    with Progress("hash model", total=unread, unit="bytes") as progress:
-        for file in sorted(files):
-            key = _key(file)
-            if key not in memo:
-                memo[key] = _sha256(file, progress)
-            rows.append(f"{file.relative_to(root).as_posix()} {memo[key]}\n")
-    if memo != known:
-        _save(memo)
+    ordered = sorted(files)
+    digests = files_sha256(ordered, "model")
+    rows = [f"{file.relative_to(root).as_posix()} {digest}\n" for file, digest in zip(ordered, digests, strict=True)]
     return hashlib.sha256("".join(rows).encode()).hexdigest()
 
 
 def memo_path() -> Path:
     """Returns the file the hashes are remembered in."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "tunerun" / "hashes.json"
+    return paths.user_cache() / "hashes.json"
 
 
 def _key(file: Path) -> str:
