@@ -42,11 +42,21 @@ def size_bytes(text: str) -> int:
 
 def _ranges(config: RunConfig) -> list[Problem]:
     method, train, data, evaluation = config.method, config.train, config.data, config.eval
+    objective = config.objective
     rows: list[tuple[str, float | None, bool, str]] = [
         ("seed", config.seed, config.seed >= 0, ">= 0"),
         ("method.rank", method.rank, method.rank >= 1, ">= 1"),
         ("method.alpha", method.alpha, method.alpha > 0, "> 0"),
         ("method.dropout", method.dropout, 0 <= method.dropout < 1, "at least 0 and below 1"),
+        ("objective.beta", objective.beta, objective.beta > 0, "> 0"),
+        ("objective.label_smoothing", objective.label_smoothing, 0 <= objective.label_smoothing < 0.5,
+         "at least 0 and below 0.5"),
+        ("objective.gamma", objective.gamma, objective.gamma >= 0, ">= 0"),
+        ("objective.desirable_weight", objective.desirable_weight, objective.desirable_weight >= 0, ">= 0"),
+        ("objective.undesirable_weight", objective.undesirable_weight, objective.undesirable_weight >= 0, ">= 0"),
+        ("objective.temperature", objective.temperature, objective.temperature > 0, "> 0"),
+        ("objective.cross_entropy_fraction", objective.cross_entropy_fraction,
+         0 <= objective.cross_entropy_fraction <= 1, "from 0 to 1"),
         ("train.epochs", train.epochs, train.epochs > 0, "> 0"),
         ("train.max_steps", train.max_steps, _positive(train.max_steps), ">= 1"),
         ("train.global_batch_size", train.global_batch_size, train.global_batch_size >= 1, ">= 1"),
@@ -125,6 +135,19 @@ def _needs(config: RunConfig) -> list[Problem]:
     if "verify" in stages and not {"merge", "export", "train"} & set(stages):
         fix = "Add merge or export, or leave verify out."
         problems.append(Problem(where="stages", what="verify has nothing to compare.", fix=fix))
+    return problems
+
+
+def _objective(config: RunConfig) -> list[Problem]:
+    objective = config.objective
+    problems = []
+    if objective.kind == "distill" and objective.teacher is None and "train" in config.stages:
+        fix = "Set objective.teacher to the folder or hub id of a larger model with the same tokenizer."
+        problems.append(Problem(where="objective.teacher", what="no teacher is chosen.", fix=fix))
+    if objective.kind == "dpo" and objective.label_smoothing and objective.loss != "sigmoid":
+        what = f"the loss {objective.loss} has no label smoothing."
+        fix = "Set objective.label_smoothing=0 or objective.loss=sigmoid."
+        problems.append(Problem(where="objective.label_smoothing", what=what, fix=fix))
     return problems
 
 
@@ -256,6 +279,7 @@ RULES: tuple[Rule, ...] = (
     _ranges,
     _stages,
     _needs,
+    _objective,
     _packing,
     _length,
     _data,

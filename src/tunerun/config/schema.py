@@ -157,6 +157,26 @@ class ObjectiveConfig:
 
     kind: ObjectiveKind = "sft"
     """The loss and the data it needs."""
+    loss: Literal["sigmoid", "hinge", "ipo"] = used_by("dpo", default="sigmoid")
+    """How a pair's margin becomes a loss."""
+    beta: float = used_by("dpo", "orpo", "simpo", "kto", default=0.1)
+    """How hard the answers are pulled apart (dpo, kto: how near the model stays to where it began), > 0."""
+    label_smoothing: float = used_by("dpo", default=0.0)
+    """Share of the pairs taken to be labelled the wrong way round, 0 to 0.5; of the loss `sigmoid`."""
+    gamma: float = used_by("simpo", default=1.0)
+    """How much better than the rejected answer the chosen one should be, >= 0."""
+    desirable_weight: float = used_by("kto", default=1.0)
+    """Weight of desirable answers; both classes should weigh about the same in all."""
+    undesirable_weight: float = used_by("kto", default=1.0)
+    """Weight of undesirable answers."""
+    teacher: str | None = used_by("distill", default=None)
+    """Model to imitate, with the same tokenizer: local folder, hub id or shipped model."""
+    divergence: Literal["forward_kl", "reverse_kl"] = used_by("distill", default="forward_kl")
+    """`forward_kl` covers all that the teacher would say, `reverse_kl` keeps to what it most likely says."""
+    temperature: float = used_by("distill", default=1.0)
+    """Both distributions are softened by it before they are compared, > 0."""
+    cross_entropy_fraction: float = used_by("distill", default=0.5)
+    """Share of the loss that is the data's own tokens instead of the teacher's distribution, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from tunerun.machine import Machine
 from tunerun.plan.plan import Plan
 
 # What this version trains and starts; the schema and the estimates already know more.
-TRAINED_OBJECTIVES = ("sft", "pretrain")
+TRAINED_OBJECTIVES = ("sft", "pretrain", "dpo", "orpo", "simpo", "kto", "distill")
 TRAINED_METHODS = ("full", "lora")
 STARTED_STRATEGIES = ("single",)
 STARTED_CLUSTERS = ("local",)
@@ -59,6 +59,7 @@ def _not_built(config: RunConfig) -> list[Problem]:
 
 def _files(config: RunConfig) -> list[Problem]:
     rows = [("model.path", config.model.path), ("model.adapter", config.model.adapter)]
+    rows.append(("objective.teacher", config.objective.teacher))
     rows += data_paths(config.data)
     found = []
     for key, value in rows:

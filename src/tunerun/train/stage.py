@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,18 +11,20 @@ import torch
 
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
-from tunerun.base_model import BaseModel, read_base
+from tunerun.base_model import BaseModel, read_base, read_teacher
 from tunerun.chat.template import load_template
 from tunerun.config import typed
 from tunerun.errors import Preempted, Problem, UserError
-from tunerun.formats.tokens import MANIFEST, OFFSETS, SEGMENTS, TOKENS, TRAINED, TokenStore
 from tunerun.models import adapters, load
 from tunerun.models.attention import SEGMENTS as SEGMENT_ATTENTION
 from tunerun.models.folder import set_chat_template
 from tunerun.plan import steps
 from tunerun.plan.steps import TrainStep
-from tunerun.train import batches, checkpoint, loop, metrics, optim
+from tunerun.train import batches, checkpoint, loop, material, metrics, optim, reference
 from tunerun.train.checkpoint import Checkpoint, Progressed
+from tunerun.train.job import Job
+from tunerun.train.objectives import OBJECTIVES
+from tunerun.train.objectives.objective import Examples, Setting
 from tunerun.train.signals import StopRequest, stop_requests
 
 _MODEL = "model"
@@ -70,26 +71,37 @@ def set_determinism(device: str, threads: int) -> None:
 
 def _prepare(
     step: TrainStep, base: BaseModel, out: Path, identity: dict[str, Any], found: Checkpoint | None
-) -> tuple[loop.Job, Callable[[Path], None]]:
-    store = TokenStore.open(out / artifacts.DATA)
-    eval_store = _eval_store(step, out)
+) -> tuple[Job, Callable[[Path], None]]:
+    examples, eval_examples = material.open_examples(step, out / artifacts.DATA), _eval_examples(step, out)
     network, save_weights, save_final = _model(step, base, found)
-    _check_vocabulary(store, network)
+    _check_vocabulary(examples, network)
     if step.activation_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})
     parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
     optimiser = optim.make_optimiser(parameters, step.train)
     if found is not None:
         checkpoint.restore_optimiser(found, optimiser, parameters)
-    job = loop.Job(
+    folder = out / reference.FOLDER
+
+    def at_start() -> Any:
+        return network if found is None else _model(step, base, None)[0]
+
+    examples = material.add_reference(step, examples, folder / "train.safetensors", identity, at_start)
+    if eval_examples is not None:
+        belongs = {**identity, "eval data (content)": material.content_sha256(out / artifacts.EVAL_DATA)}
+        path = folder / "eval.safetensors"
+        eval_examples = material.add_reference(step, eval_examples, path, belongs, at_start)
+    job = Job(
         step=step,
+        objective=OBJECTIVES[step.objective.kind],
+        setting=Setting(config=step.objective, teacher=material.load_teacher(step, base, out)),
         network=network,
         parameters=parameters,
         optimiser=optimiser,
-        store=store,
-        eval_store=eval_store,
+        examples=examples,
+        eval_examples=eval_examples,
         total_steps=batches.total_steps(
-            len(store),
+            len(examples),
             global_batch_size=step.train.global_batch_size,
             epochs=step.train.epochs,
             max_steps=step.train.max_steps,
@@ -101,18 +113,18 @@ def _prepare(
     return job, save_final
 
 
-def _eval_store(step: TrainStep, out: Path) -> TokenStore | None:
+def _eval_examples(step: TrainStep, out: Path) -> Examples | None:
     if step.train.eval_steps is None:
         return None
     folder = out / artifacts.EVAL_DATA
     if not folder.is_dir():
         fix = "Set data.eval_fraction or data.eval_path, or leave it null."
         raise UserError(Problem(where="train.eval_steps", what="no rows are held out to measure.", fix=fix))
-    return TokenStore.open(folder)
+    return material.open_examples(step, folder, held_out=True)
 
 
-def _check_vocabulary(store: TokenStore, network: Any) -> None:
-    largest, rows = int(store.tokens.max()), network.get_input_embeddings().weight.shape[0]
+def _check_vocabulary(examples: Examples, network: Any) -> None:
+    largest, rows = material.largest_token(examples), network.get_input_embeddings().weight.shape[0]
     if largest >= rows:
         what = f"the data have token {largest}, but the model's embedding ends at {rows - 1}."
         fix = "Take the tokenizer that belongs to the weights, or a chat template that uses only its tokens."
@@ -181,7 +193,7 @@ def _adapter(step: TrainStep, network: Any, found: Checkpoint | None) -> Any:
 
 
 def _train(
-    job: loop.Job, found: Checkpoint | None, stop: StopRequest, out: Path, save: Callable[[Path], None]
+    job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, save: Callable[[Path], None]
 ) -> list[Artifact]:
     start = Progressed() if found is None else found.progress
     if stop.signal is not None:
@@ -217,14 +229,13 @@ def _trackers(step: TrainStep, out: Path, after_step: int) -> list[metrics.Track
 
 
 def _identity(step: TrainStep, base: BaseModel, out: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for name in (MANIFEST, TOKENS, TRAINED, SEGMENTS, OFFSETS):
-        digest.update(artifacts.sha256(out / artifacts.DATA / name).encode())
     adapter = step.model.adapter
+    teacher = {"objective.teacher (content)": read_teacher(out).sha256} if step.objective.kind == "distill" else {}
     return {
         **steps.fingerprint_keys(step),
-        "data (content)": digest.hexdigest(),
+        "data (content)": material.content_sha256(out / artifacts.DATA),
         "model (content)": base.sha256,
+        **teacher,
         "model.adapter (content)": None
         if adapter is None
         else artifacts.describe(Path(adapter), "adapter", ".").sha256,
