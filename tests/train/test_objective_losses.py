@@ -136,10 +136,10 @@ def test_distillation_mixes_cross_entropy_and_divergence(tmp_path: Path, name: s
                 network(**inputs, segment_lengths=laid.segment_lengths).logits[0, laid.predicting]
                 for network in (job.network, job.setting.teacher)
             )
-        one, other = ((logits / 2.0).softmax(1) for logits in (student, teacher))
+        one, other = ((logits / heat).softmax(1) for logits in (student, teacher))
         if name == "distill":
             one, other = other, one
-        soft = soft + 4.0 * (one * (one.log() - other.log())).sum()
+        soft = soft + heat**2 * (one * (one.log() - other.log())).sum()
         hard = hard + F.cross_entropy(student, laid.targets, reduction="sum")
         count += len(laid.targets)
     wanted = 0.5 * float(hard + soft) / count
