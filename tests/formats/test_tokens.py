@@ -53,7 +53,7 @@ def test_the_arrays_are_flat_little_endian_files_of_the_documented_types(folder)
 
 def test_the_arrays_are_mapped_read_only(folder):
     store = TokenStore.open(folder)
-    assert isinstance(store.tokens, np.memmap)
+    assert isinstance(store.tokens.base, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         store.tokens[0] = 1
 

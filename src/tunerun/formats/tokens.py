@@ -44,6 +44,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 Array = npt.NDArray[Any]
 
+# Arrays are joined and written once they hold so many values together.
+_WAITING_VALUES = 1 << 18
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
@@ -144,7 +147,9 @@ class TokenWriter:
         self._folder = folder
         names = [name for name in _DTYPES if labelled or name != LABELS]
         self._files: dict[str, BinaryIO] = {name: (folder / name).open("wb") for name in names}
-        self._put(OFFSETS, np.zeros(1))
+        self._waiting: dict[str, list[Array]] = {name: [] for name in self._files}
+        self._waiting_values = dict.fromkeys(self._files, 0)
+        self._put(OFFSETS, np.zeros(1, np.int64))
         self.rows = self.samples = self.tokens = self.trained_tokens = 0
 
     def add(self, *samples: tuple[Array, Array], label: bool | None = None) -> None:
@@ -158,13 +163,13 @@ class TokenWriter:
         for tokens, trained in samples:
             self._put(TOKENS, tokens)
             self._put(TRAINED, trained)
-            self._put(SEGMENTS, np.full(len(tokens), self.samples))
+            self._put(SEGMENTS, np.full(len(tokens), self.samples, np.int32))
             self.samples += 1
             self.tokens += len(tokens)
             self.trained_tokens += int(np.count_nonzero(trained))
         self._put(OFFSETS, np.array([self.tokens]))
         if label is not None:
-            self._put(LABELS, np.array([label]))
+            self._put(LABELS, np.array([label], np.uint8))
         self.rows += 1
 
     def finish(
@@ -196,11 +201,23 @@ class TokenWriter:
         self._close()
 
     def _close(self) -> None:
-        for file in self._files.values():
+        for name, file in self._files.items():
+            self._flush(name)
             file.close()
 
     def _put(self, name: str, values: Array) -> None:
-        self._files[name].write(values.astype(_DTYPES[name], copy=False).tobytes())
+        # Rows are short: hundreds of them make one write.
+        self._waiting[name].append(values)
+        self._waiting_values[name] += len(values)
+        if self._waiting_values[name] >= _WAITING_VALUES:
+            self._flush(name)
+
+    def _flush(self, name: str) -> None:
+        if self._waiting[name]:
+            joined = np.concatenate(self._waiting[name])
+            self._files[name].write(joined.astype(_DTYPES[name], copy=False).data)
+            self._waiting[name].clear()
+            self._waiting_values[name] = 0
 
 
 def _map(path: Path, dtype: np.dtype[Any], size: int) -> Array:
@@ -208,4 +225,5 @@ def _map(path: Path, dtype: np.dtype[Any], size: int) -> Array:
         raise StageError(f"{path}: its size is not what the manifest says. Run the data stage again.")
     if size == 0:
         return np.zeros(0, dtype)
-    return np.memmap(path, dtype, "r", shape=(size,))
+    # A plain view: slices of `memmap` itself cost several times as much.
+    return np.asarray(np.memmap(path, dtype, "r", shape=(size,)))
