@@ -76,6 +76,8 @@ class ModelConfig:
     """Name of a shipped chat template (`chatml`) or a Jinja file, used instead of the model's own."""
     init: Literal["pretrained", "random"] = "pretrained"
     """`random` starts from seeded random weights in the shape of the folder's config.json."""
+    resize_embeddings: bool = False
+    """Add rows to the embedding for tokens that the tokenizer has and the weights do not; an adapter trains them."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""
     shape: ShapeConfig = ShapeConfig()
@@ -199,6 +201,22 @@ class MethodConfig:
     """Names of the adapted modules, or `all-linear` for every linear layer but the head."""
     modules_to_save: tuple[str, ...] = used_by(*ADAPTER_METHODS, default=())
     """Modules trained in full and kept in the adapter, such as `embed_tokens`."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict, metadata={"kinds": ADAPTER_METHODS})
+    """Other ranks by the end of module names, a regular expression: `{down_proj: 32}`."""
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict, metadata={"kinds": ADAPTER_METHODS})
+    """Other alphas by the end of module names, a regular expression."""
+    pissa_iterations: int = used_by("pissa", default=16)
+    """Subspace iterations of the fast SVD that finds the principal components; 0 computes all of them exactly."""
+    learning_rate_ratio: float = used_by("lora_plus", default=16.0)
+    """Learning rate of the B matrices over that of the A matrices, >= 1."""
+    bits: Literal[4, 8] = used_by("qlora", default=4)
+    """Base weights are held as NF4 (4) or as int8 with one scale for each row (8)."""
+    double_quant: bool = used_by("qlora", default=True)
+    """With 4 bits, whether the scales are quantised too, which saves 0.37 bits for each weight."""
+    layers: int = used_by("freeze", default=2)
+    """Number of last decoder layers that are trained."""
+    patterns: tuple[str, ...] = used_by("freeze", default=())
+    """Further weights that are trained, by shell patterns of their names: `*norm*`, `lm_head.*`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -301,6 +319,8 @@ class ExportConfig:
 
     max_shard_size: str = "5GB"
     """Largest safetensors file of a merged model, such as `2GB` or `500MB`."""
+    merge_base: Literal["full_precision", "dequantised"] = "full_precision"
+    """What a qlora adapter is merged into: the original weights, or these rounded as they were in training."""
     gguf: GgufConfig = GgufConfig()
     """GGUF files."""
 

@@ -17,7 +17,7 @@ from tunerun.plan.plan import Plan
 
 # What this version trains and starts; the schema and the estimates already know more.
 TRAINED_OBJECTIVES = ("sft", "pretrain", "dpo", "orpo", "simpo", "kto", "distill")
-TRAINED_METHODS = ("full", "lora")
+TRAINED_METHODS = ("full", "freeze", "lora", "dora", "rslora", "pissa", "lora_plus", "qlora")
 STARTED_STRATEGIES = ("single",)
 STARTED_CLUSTERS = ("local",)
 SERVED_ENGINES = ("auto", "llamacpp", "transformers")
@@ -84,6 +84,7 @@ def _extras(config: RunConfig) -> list[Problem]:
         ("export.gguf.types", "gguf", "gguf", "export" in config.stages),
         ("export.gguf.types", "llama_cpp", "gguf", "export" in config.stages and _quantises(config)),
         ("serve.engine", "llama_cpp", "gguf", "serve" in config.stages and config.serve.engine == "llamacpp"),
+        ("method.kind", "bitsandbytes", "quant", trains and config.method.kind == "qlora"),
         ("track.tensorboard", "tensorboard", "tensorboard", config.track.tensorboard and trains),
         ("track.wandb", "wandb", "wandb", config.track.wandb and trains),
         ("model.hub", "modelscope", "hub", config.model.hub == "modelscope" and not _is_folder(config.model.path)),

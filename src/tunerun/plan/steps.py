@@ -55,6 +55,21 @@ class Placement:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Quantisation:
+    """How bitsandbytes holds the linear layers of a frozen base."""
+
+    bits: Literal[4, 8]
+    """NF4, or int8 with one scale for each row."""
+    double: bool
+    """With 4 bits, whether the scales are quantised too."""
+
+
+def quantisation_of(method: MethodConfig) -> Quantisation | None:
+    """Returns how a method holds the base while it trains."""
+    return Quantisation(bits=method.bits, double=method.double_quant) if method.kind == "qlora" else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelStep:
     """Finds or downloads the base model and records what it is: writes model.json."""
 

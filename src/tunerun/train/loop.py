@@ -96,7 +96,7 @@ def optimiser_step(job: Job, index: int) -> StepResult:
     health.check_finite(grad_norm, "gradient norm", step=index + 1, samples=batch.samples)
     rate = optim.learning_rate(index, job.total_steps, config)
     for group in job.optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate_factor"]
     job.optimiser.step()
     job.optimiser.zero_grad(set_to_none=True)
     return StepResult(

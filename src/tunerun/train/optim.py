@@ -17,19 +17,26 @@ from tunerun.config.schema import TrainConfig
 _EPSILON = 1e-8
 
 
-def make_optimiser(parameters: Mapping[str, Parameter], config: TrainConfig) -> torch.optim.AdamW:
+def make_optimiser(
+    parameters: Mapping[str, Parameter], config: TrainConfig, *, rate_factors: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
     """Makes AdamW over the trainable parameters; vectors (biases, norms) are not decayed.
 
     Args:
         parameters: Trainable parameters by name.
         config: Betas and weight decay; the rate is set before each step.
+        rate_factors: Factor of the learning rate by parameter; 1 for those not named.
     """
-    groups = [
-        {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    factors = {} if rate_factors is None else rate_factors
+    groups: dict[tuple[bool, float], list[Parameter]] = {}
+    for name, parameter in parameters.items():
+        factor = factors[name] if name in factors else 1.0
+        groups.setdefault((parameter.ndim >= 2, factor), []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": members, "weight_decay": config.weight_decay if decayed else 0.0, "rate_factor": factor}
+            for (decayed, factor), members in groups.items()
+        ],
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=_EPSILON,

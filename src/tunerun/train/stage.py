@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,18 @@ import torch
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
 from tunerun.base_model import BaseModel, read_base, read_teacher
-from tunerun.chat.template import load_template
 from tunerun.config import typed
+from tunerun.config.schema import ADAPTER_METHODS
 from tunerun.errors import Preempted, Problem, UserError
-from tunerun.models import adapters, load
-from tunerun.models.attention import SEGMENTS as SEGMENT_ATTENTION
-from tunerun.models.folder import set_chat_template
 from tunerun.plan import steps
 from tunerun.plan.steps import TrainStep
 from tunerun.train import batches, checkpoint, loop, material, metrics, optim, reference
+from tunerun.train import network as networks
 from tunerun.train.checkpoint import Checkpoint, Progressed
 from tunerun.train.job import Job
 from tunerun.train.objectives import OBJECTIVES
 from tunerun.train.objectives.objective import Examples, Setting
 from tunerun.train.signals import StopRequest, stop_requests
-
-_MODEL = "model"
-_SUPPORTED_METHODS = ("full", "lora")
 
 
 def run(step: TrainStep, out: Path) -> list[Artifact]:
@@ -46,7 +40,6 @@ def run(step: TrainStep, out: Path) -> list[Artifact]:
         StageError: The loss or a gradient is not finite, or the data or the model cannot be read.
         Preempted: A signal stopped training; a checkpoint was written if a step was done.
     """
-    assert step.method.kind in _SUPPORTED_METHODS, f"the plan let method {step.method.kind} through"
     assert step.placement.strategy == "single", f"the plan let strategy {step.placement.strategy} through"
     with stop_requests() as stop:
         set_determinism(step.placement.device, step.placement.threads)
@@ -73,18 +66,18 @@ def _prepare(
     step: TrainStep, base: BaseModel, out: Path, identity: dict[str, Any], found: Checkpoint | None
 ) -> tuple[Job, Callable[[Path], None]]:
     examples, eval_examples = material.open_examples(step, out / artifacts.DATA), _eval_examples(step, out)
-    network, save_weights, save_final = _model(step, base, found)
-    _check_vocabulary(examples, network)
+    network = networks.build(step, base, found)
+    _check_vocabulary(examples, network.module)
     if step.activation_checkpointing:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
-    parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
-    optimiser = optim.make_optimiser(parameters, step.train)
+        network.module.gradient_checkpointing_enable({"use_reentrant": False})
+    parameters = {name: value for name, value in network.module.named_parameters() if value.requires_grad}
+    optimiser = optim.make_optimiser(parameters, step.train, rate_factors=network.rate_factors)
     if found is not None:
         checkpoint.restore_optimiser(found, optimiser, parameters)
     folder = out / reference.FOLDER
 
     def at_start() -> Any:
-        return network if found is None else _model(step, base, None)[0]
+        return network.module if found is None else networks.build(step, base, None).module
 
     examples = material.add_reference(step, examples, folder / "train.safetensors", identity, at_start)
     if eval_examples is not None:
@@ -95,7 +88,7 @@ def _prepare(
         step=step,
         objective=OBJECTIVES[step.objective.kind],
         setting=Setting(config=step.objective, teacher=material.load_teacher(step, base, out)),
-        network=network,
+        network=network.module,
         parameters=parameters,
         optimiser=optimiser,
         examples=examples,
@@ -108,9 +101,9 @@ def _prepare(
         ),
         checkpoints=out / artifacts.CHECKPOINTS,
         identity=identity,
-        save_weights=save_weights,
+        save_weights=network.save_checkpoint,
     )
-    return job, save_final
+    return job, network.save
 
 
 def _eval_examples(step: TrainStep, out: Path) -> Examples | None:
@@ -127,69 +120,8 @@ def _check_vocabulary(examples: Examples, network: Any) -> None:
     largest, rows = material.largest_token(examples), network.get_input_embeddings().weight.shape[0]
     if largest >= rows:
         what = f"the data have token {largest}, but the model's embedding ends at {rows - 1}."
-        fix = "Take the tokenizer that belongs to the weights, or a chat template that uses only its tokens."
+        fix = "Take the tokenizer that belongs to the weights, or set model.resize_embeddings=true to add rows."
         raise UserError(Problem(where="model.path", what=what, fix=fix))
-
-
-def _model(
-    step: TrainStep, base: BaseModel, found: Checkpoint | None
-) -> tuple[Any, Callable[[Path], None], Callable[[Path], None]]:
-    if step.method.kind == "full":
-        source = base.folder if found is None else found.folder / _MODEL
-        network = _weights(step, source, torch.float32, resumed=found is not None)
-        write = partial(load.save_model, network, base=base.folder, max_shard_size_bytes=step.max_shard_size_bytes)
-        final_dtype = load.saved_dtype(base.folder)
-        return (
-            network,
-            lambda folder: write(folder / _MODEL, dtype=torch.float32),
-            lambda folder: _complete(write, folder, final_dtype, step, base),
-        )
-    # A frozen base is not updated, so that rounding it once to the computation's format loses nothing further.
-    frozen = torch.bfloat16 if step.placement.precision == "bf16" else torch.float32
-    network = _weights(step, base.folder, frozen, resumed=False)
-    adapted = _adapter(step, network, found)
-    save = partial(adapters.save_adapter, adapted, base_name=base.path)
-    return adapted.get_base_model(), lambda folder: save(folder / artifacts.ADAPTER), save
-
-
-def _complete(write: Callable[..., None], folder: Path, dtype: torch.dtype, step: TrainStep, base: BaseModel) -> None:
-    write(folder, dtype=dtype)
-    if step.model.chat_template is not None:
-        template = load_template(base.folder, {}, step.model.chat_template)
-        assert template is not None, "a named template is found or refused"
-        set_chat_template(folder, template.text)
-
-
-def _weights(step: TrainStep, folder: Path, dtype: torch.dtype, *, resumed: bool) -> Any:
-    device = step.placement.device
-    if step.model.init == "random" and not resumed:
-        network = load.random_model(folder, seed=step.seed, device=device, attention=SEGMENT_ATTENTION)
-        return network.to(dtype)
-    return load.load_model(
-        folder,
-        dtype=dtype,
-        device=device,
-        attention=SEGMENT_ATTENTION,
-        trust_remote_code=step.model.trust_remote_code,
-    )
-
-
-def _adapter(step: TrainStep, network: Any, found: Checkpoint | None) -> Any:
-    if found is not None:
-        return adapters.load_adapter(network, found.folder / artifacts.ADAPTER, trainable=True)
-    if step.model.adapter is not None:
-        print(f"going on with the adapter {step.model.adapter}, at its own rank and modules")
-        return adapters.load_adapter(network, Path(step.model.adapter), trainable=True)
-    method = step.method
-    return adapters.add_lora(
-        network,
-        rank=method.rank,
-        alpha=method.alpha,
-        dropout=method.dropout,
-        target_modules=method.target_modules,
-        modules_to_save=method.modules_to_save,
-        seed=step.seed,
-    )
 
 
 def _train(
@@ -204,7 +136,8 @@ def _train(
     finally:
         for tracker in trackers:
             tracker.close()
-    kind, name = ("model", artifacts.MERGED) if job.step.method.kind == "full" else ("adapter", artifacts.ADAPTER)
+    adapter = job.step.method.kind in ADAPTER_METHODS
+    kind, name = ("adapter", artifacts.ADAPTER) if adapter else ("model", artifacts.MERGED)
     with artifacts.publish(out / name) as staging:
         save(staging)
     trained = sum(parameter.numel() for parameter in job.parameters.values())
