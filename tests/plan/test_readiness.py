@@ -38,6 +38,10 @@ def test_a_run_that_this_machine_can_do_has_no_obstacles():
         ({"method__kind": "dora"}, "method.kind: this version plans dora but cannot run it. It runs: full, lora."),
         ({"objective__kind": "dpo"}, "objective.kind: this version plans dpo but cannot run it."),
         ({"cluster__kind": "slurm"}, "cluster.kind: this version plans slurm but cannot run it. It runs: local."),
+        (
+            {"train__optimizer": "paged_adamw"},
+            "train.optimizer: paged_adamw pages to and from a GPU's memory. Choose adamw.",
+        ),
         ({"hardware__gpu": "h200"}, "hardware: 1 GPU is planned on each node, and this machine has 0."),
     ],
 )
@@ -66,6 +70,7 @@ def test_gpus_that_are_here_suffice():
         ("llama_cpp", "gguf", {"export": {"gguf": {"types": ["q4_k_m"]}}}),
         ("tensorboard", "tensorboard", {"track__tensorboard": True}),
         ("wandb", "wandb", {"track__wandb": True}),
+        ("bitsandbytes", "quant", {"train__optimizer": "adamw_8bit"}),
         ("modelscope", "hub", {"model__hub": "modelscope"}),
     ],
 )

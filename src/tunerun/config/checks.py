@@ -42,6 +42,7 @@ def size_bytes(text: str) -> int:
 
 def _ranges(config: RunConfig) -> list[Problem]:
     method, train, data, evaluation = config.method, config.train, config.data, config.eval
+    smoothing = config.objective.label_smoothing
     rows: list[tuple[str, float | None, bool, str]] = [
         ("seed", config.seed, config.seed >= 0, ">= 0"),
         ("method.rank", method.rank, method.rank >= 1, ">= 1"),
@@ -54,6 +55,11 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("train.learning_rate", train.learning_rate, train.learning_rate > 0, "> 0"),
         ("train.min_learning_rate_fraction", train.min_learning_rate_fraction,
          0 <= train.min_learning_rate_fraction <= 1, "from 0 to 1"),
+        ("train.warmup_steps", train.warmup_steps, train.warmup_steps is None or train.warmup_steps >= 0, ">= 0"),
+        ("train.decay_fraction", train.decay_fraction, 0 < train.decay_fraction <= 1, "above 0 and at most 1"),
+        ("train.neftune_alpha", train.neftune_alpha, train.neftune_alpha is None or train.neftune_alpha > 0, "> 0"),
+        ("train.ema_decay", train.ema_decay, train.ema_decay is None or 0 < train.ema_decay < 1, "between 0 and 1"),
+        ("objective.label_smoothing", smoothing, 0 <= smoothing < 1, "at least 0 and below 1"),
         ("train.warmup_fraction", train.warmup_fraction, 0 <= train.warmup_fraction <= 1, "from 0 to 1"),
         ("train.weight_decay", train.weight_decay, train.weight_decay >= 0, ">= 0"),
         ("train.adam_beta1", train.adam_beta1, 0 <= train.adam_beta1 < 1, "at least 0 and below 1"),

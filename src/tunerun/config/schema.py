@@ -21,12 +21,17 @@ GgufType = Literal[
 
 DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "xtuner", "columns", "text"]
 
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion", "adafactor", "muon"]
+
 ADAPTER_METHODS = ("lora", "dora", "rslora", "pissa", "lora_plus", "qlora")
+PAGED_OPTIMIZERS = ("paged_adamw", "paged_adamw_8bit")
+BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", *PAGED_OPTIMIZERS)
+ADAM_OPTIMIZERS = ("adamw", *BITSANDBYTES_OPTIMIZERS, "muon")
 
 
-def used_by(*kinds: str, default: Any) -> Any:
-    """Declares a field that only some kinds of its section read."""
-    return field(default=default, metadata={"kinds": kinds})
+def used_by(*kinds: str, default: Any, by: str = "kind") -> Any:
+    """Declares a field that is read only when another one of its section, `by`, has one of some values."""
+    return field(default=default, metadata={"kinds": kinds, "by": by})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,6 +162,8 @@ class ObjectiveConfig:
 
     kind: ObjectiveKind = "sft"
     """The loss and the data it needs."""
+    label_smoothing: float = used_by("sft", "pretrain", default=0.0)
+    """Share of each target's probability that is spread evenly over the vocabulary, at least 0 and below 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,20 +198,31 @@ class TrainConfig:
     """Samples a process computes at a time; null lets the plan choose."""
     learning_rate: float = 2e-4
     """Peak learning rate."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Course of the learning rate after the warm-up."""
-    min_learning_rate_fraction: float = 0.0
-    """Where cosine and linear end, as a share of the peak."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Course of the learning rate after the warm-up; `wsd` stays at the peak and falls at the end."""
+    min_learning_rate_fraction: float = used_by("cosine", "linear", "wsd", by="schedule", default=0.0)
+    """Where the learning rate ends, as a share of the peak."""
+    decay_fraction: float = used_by("wsd", by="schedule", default=0.2)
+    """Share of the steps in which the learning rate falls, at the end."""
     warmup_fraction: float = 0.03
     """Share of the steps in which the learning rate rises from zero."""
+    warmup_steps: int | None = None
+    """Number of steps in which the learning rate rises, instead of a share."""
+    optimizer: Optimizer = "adamw"
+    """What turns gradients into steps. The 8-bit and paged ones come from bitsandbytes; `muon` moves matrices inside
+    the model by Muon and embeddings, output layer and vectors by AdamW."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay; not applied to biases and norms."""
-    adam_beta1: float = 0.9
+    """Decoupled weight decay; not applied to biases and norms."""
+    adam_beta1: float = used_by(*ADAM_OPTIMIZERS, by="optimizer", default=0.9)
     """AdamW's first-moment decay."""
-    adam_beta2: float = 0.999
+    adam_beta2: float = used_by(*ADAM_OPTIMIZERS, by="optimizer", default=0.999)
     """AdamW's second-moment decay."""
     max_grad_norm: float | None = 1.0
     """Gradients are scaled down to this L2 norm; null turns clipping off."""
+    neftune_alpha: float | None = None
+    """Uniform noise on the embeddings while training, alpha / sqrt(tokens x width) at most; null adds none."""
+    ema_decay: float | None = None
+    """Publish a running average of the trained weights with this decay, such as 0.999; null publishes the weights."""
     activation_checkpointing: bool | None = None
     """Recompute activations to save memory; null lets the plan decide by its estimate."""
     checkpoint_steps: int | None = None
@@ -229,7 +247,7 @@ class HardwareConfig:
     """How several processes share the model."""
     processes: int | None = None
     """Number of training processes on a node; null takes one for each visible GPU (1 for `single`)."""
-    offload: bool = used_by("zero2", "zero3", "fsdp2", default=False)
+    offload: bool = used_by("zero2", "zero3", "fsdp2", by="strategy", default=False)
     """Keep optimiser state (zero3, fsdp2: parameters too) in host memory."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the computation; `auto` is bf16 on GPUs that have it, fp32 elsewhere."""

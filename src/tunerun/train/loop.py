@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tunerun.models.batch import MicroBatch, collate
 from tunerun.models.score import score
 from tunerun.plan.steps import TrainStep
 from tunerun.progress import Progress
-from tunerun.train import batches, checkpoint, health, optim
+from tunerun.train import batches, checkpoint, ema, health, optim
 from tunerun.train.checkpoint import Progressed
 from tunerun.train.metrics import Tracker, peak_memory_bytes
 from tunerun.train.objectives import LOSSES
@@ -38,7 +39,9 @@ class Job:
     """The transformers model, adapter layers included."""
     parameters: Mapping[str, Parameter]
     """Trainable parameters by name."""
-    optimiser: torch.optim.AdamW
+    optimisers: Sequence[torch.optim.Optimizer]
+    average: ema.Average | None
+    """Of the parameters, when it is published in their place."""
     store: TokenStore
     eval_store: TokenStore | None
     """Held-out rows, when they are measured while training."""
@@ -125,10 +128,9 @@ def optimiser_step(job: Job, index: int) -> StepResult:
     grad_norm = float(torch.nn.utils.clip_grad_norm_(job.parameters.values(), limit))
     health.check_finite(grad_norm, "gradient norm", step=index + 1, samples=samples)
     rate = optim.learning_rate(index, job.total_steps, config)
-    for group in job.optimiser.param_groups:
-        group["lr"] = rate
-    job.optimiser.step()
-    job.optimiser.zero_grad(set_to_none=True)
+    optim.apply(job.optimisers, rate)
+    if job.average is not None:
+        ema.update(job.average, job.parameters, index)
     return StepResult(
         loss=loss,
         tokens=sum(batch.tokens for batch in micro_batches),
@@ -161,7 +163,7 @@ def accumulate_gradients(job: Job, micro_batches: Sequence[MicroBatch], index: i
     mean = 0.0
     for batch in micro_batches:
         with torch.autocast(placement.device, torch.bfloat16, enabled=placement.precision == "bf16"):
-            loss = loss_of(job.network, batch) / trained_tokens
+            loss = loss_of(job.network, batch, job.step.objective) / trained_tokens
         value = float(loss.detach())
         health.check_finite(value, "loss", step=index + 1, samples=batch.samples)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -203,7 +205,7 @@ def _metrics(window: Sequence[StepResult], progress: Progressed, job: Job) -> di
 def _evaluate(job: Job, step: int, trackers: Sequence[Tracker]) -> None:
     assert job.eval_store is not None, "train.eval_steps needs held-out rows"
     config, placement = job.step.eval, job.step.placement
-    with torch.autocast(placement.device, torch.bfloat16, enabled=placement.precision == "bf16"):
+    with torch.autocast(placement.device, torch.bfloat16, enabled=placement.precision == "bf16"), _published(job):
         measured = score(
             job.network,
             job.eval_store,
@@ -215,18 +217,26 @@ def _evaluate(job: Job, step: int, trackers: Sequence[Tracker]) -> None:
         tracker.log(step, {"eval_loss": measured.loss})
 
 
+def _published(job: Job) -> AbstractContextManager[None]:
+    """Lets the network have the weights that would be published."""
+    return ema.applied(job.average, job.parameters)
+
+
 def _log(trackers: Sequence[Tracker], progress: Progressed, values: Mapping[str, float]) -> None:
     for tracker in trackers:
         tracker.log(progress.step, values)
 
 
 def _save(job: Job, progress: Progressed) -> None:
+    def fill(staging: Path) -> None:
+        job.save_weights(staging)
+        checkpoint.save_state(staging, job.optimisers, job.parameters, job.average)
+
     checkpoint.write(
         job.checkpoints,
         progress,
         identity=job.identity,
-        save_weights=job.save_weights,
-        optimiser=job.optimiser,
-        parameters=job.parameters,
+        fill=fill,
+        needed_bytes=checkpoint.state_bytes(job.optimisers, job.parameters, job.average),
         keep=job.step.train.keep_checkpoints,
     )

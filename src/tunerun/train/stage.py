@@ -22,7 +22,7 @@ from tunerun.models.attention import SEGMENTS as SEGMENT_ATTENTION
 from tunerun.models.folder import set_chat_template
 from tunerun.plan import steps
 from tunerun.plan.steps import TrainStep
-from tunerun.train import batches, checkpoint, loop, metrics, optim
+from tunerun.train import batches, checkpoint, ema, loop, metrics, noise, optim
 from tunerun.train.checkpoint import Checkpoint, Progressed
 from tunerun.train.signals import StopRequest, stop_requests
 
@@ -53,8 +53,9 @@ def run(step: TrainStep, out: Path) -> list[Artifact]:
         identity = _identity(step, base, out)
         found = checkpoint.newest(out / artifacts.CHECKPOINTS)
         if found is not None:
-            checkpoint.check_identity(found, identity)
-            print(f"going on from {found.folder.name}: exact, the result is the same as without the stop")
+            reasons = checkpoint.check_identity(found, identity, step.allow)
+            kind = f"inexact because {'; '.join(reasons)}" if reasons else "exact, the result is as without the stop"
+            print(f"going on from {found.folder.name}: {kind}")
         job, save = _prepare(step, base, out, identity, found)
         return _train(job, found, stop, out, save)
 
@@ -78,14 +79,18 @@ def _prepare(
     if step.activation_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})
     parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
-    optimiser = optim.make_optimiser(parameters, step.train)
+    optimisers = optim.make_optimisers(parameters, step.train, embeddings=_embeddings(network))
+    average = None if step.train.ema_decay is None else ema.start(parameters, step.train.ema_decay)
     if found is not None:
-        checkpoint.restore_optimiser(found, optimiser, parameters)
+        checkpoint.restore_state(found, optimisers, parameters, average)
+    if step.train.neftune_alpha is not None:
+        noise.add_noise(network, step.train.neftune_alpha)
     job = loop.Job(
         step=step,
         network=network,
         parameters=parameters,
-        optimiser=optimiser,
+        optimisers=optimisers,
+        average=average,
         store=store,
         eval_store=eval_store,
         total_steps=batches.total_steps(
@@ -99,6 +104,13 @@ def _prepare(
         save_weights=save_weights,
     )
     return job, save_final
+
+
+def _embeddings(network: Any) -> frozenset[str]:
+    """Returns the names of the parameters of the embeddings and the output layer."""
+    modules = [module for module in network.modules() if isinstance(module, torch.nn.Embedding)]
+    owned = {id(value) for module in [*modules, network.get_output_embeddings()] for value in module.parameters()}
+    return frozenset(name for name, value in network.named_parameters() if id(value) in owned)
 
 
 def _eval_store(step: TrainStep, out: Path) -> TokenStore | None:
@@ -193,7 +205,7 @@ def _train(
         for tracker in trackers:
             tracker.close()
     kind, name = ("model", artifacts.MERGED) if job.step.method.kind == "full" else ("adapter", artifacts.ADAPTER)
-    with artifacts.publish(out / name) as staging:
+    with artifacts.publish(out / name) as staging, ema.applied(job.average, job.parameters):
         save(staging)
     trained = sum(parameter.numel() for parameter in job.parameters.values())
     rate = end.tokens / end.seconds if end.seconds else 0.0
@@ -223,9 +235,16 @@ def _identity(step: TrainStep, base: BaseModel, out: Path) -> dict[str, Any]:
     adapter = step.model.adapter
     return {
         **steps.fingerprint_keys(step),
+        "machine.torch": torch.__version__,
+        "machine.kernels": _kernels(step.placement.device),
         "data (content)": digest.hexdigest(),
         "model (content)": base.sha256,
         "model.adapter (content)": None
         if adapter is None
         else artifacts.describe(Path(adapter), "adapter", ".").sha256,
     }
+
+
+def _kernels(device: str) -> str:
+    """Names what the bits of a result depend on besides the software: the GPU, or the CPU's vector instructions."""
+    return torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
