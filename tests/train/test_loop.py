@@ -57,7 +57,7 @@ def test_packed_rows_give_the_gradients_of_the_same_samples_unpacked(tmp_path: P
 def test_recomputing_activations_changes_no_gradient(out: Path) -> None:
     job = _job(out, LORA, 4)
     wanted = _gradients(job)
-    job.optimiser.zero_grad()
+    job.network.zero_grad()
     job.network.gradient_checkpointing_enable({"use_reentrant": False})
     assert torch.equal(_gradients(job), wanted)
 

@@ -170,7 +170,7 @@ def test_log_probabilities_and_their_gradients_are_the_same_in_pieces(
     assert torch.allclose(found.detach(), wanted, rtol=1e-5)
     found.pow(2).sum().backward()
     gradient = torch.cat([value.grad.flatten() for value in job.parameters.values()])
-    job.optimiser.zero_grad()
+    job.network.zero_grad()
     monkeypatch.setattr(loss, "_LOGITS_BYTES", 64 << 20)
     segment_log_probs(job.network, lay_out(rows, "cpu")).pow(2).sum().backward()
     again = torch.cat([value.grad.flatten() for value in job.parameters.values()])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,10 +17,10 @@ from tests.train.objective_runs import (
     objective_step,
     write_rows,
 )
-from tests.train.runs import FULL
+from tests.train.runs import FULL, Killed, kill_before
 from tunerun import artifacts
 from tunerun.config.schema import MethodConfig
-from tunerun.train import gradients, held_out, loop
+from tunerun.train import gradients, held_out
 from tunerun.train.job import Job
 from tunerun.train.stage import run
 
@@ -33,7 +32,7 @@ def _gradients(job: Job, index: int) -> torch.Tensor:
     job.network.train()
     gradients.accumulate(job, gradients.global_batch(job, index), index)
     found = torch.cat([value.grad.flatten() for value in job.parameters.values()])
-    job.optimiser.zero_grad()
+    job.network.zero_grad()
     return found
 
 
@@ -93,24 +92,11 @@ def test_training_lowers_the_loss_and_logs_finite_metrics(tmp_path: Path, name: 
 
 @pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("name", ["dpo", "kto"])
-def test_a_killed_run_resumes_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, method: MethodConfig
-) -> None:
-    class Killed(BaseException):
-        pass
-
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, name: str, method: MethodConfig) -> None:
     step = objective_step(OBJECTIVES[name], replace(method, dropout=0.1), checkpoint_steps=2, micro_batch_size=3)
     straight, stopped = (make_objective_run(tmp_path / part, OBJECTIVES[name]) for part in ("straight", "stopped"))
     wanted = run(step, straight)[0]
-    original = loop.optimiser_step
-
-    def stop(job: Job, index: int) -> Any:
-        if index == 3:
-            raise Killed
-        return original(job, index)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "optimiser_step", stop)
+    with kill_before(3), pytest.raises(Killed):
         run(step, stopped)
     # Lost reference numbers are computed again from the weights that training began with.
     (stopped / "reference" / "train.safetensors").unlink()

@@ -22,21 +22,24 @@ _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "l
 _LOGITS_BYTES = 64 << 20
 
 
-def token_loss(network: Any, batch: MicroBatch) -> Tensor:
+def token_loss(network: Any, batch: MicroBatch, *, label_smoothing: float = 0.0) -> Tensor:
     """Returns the cross-entropy summed over the trained tokens of a micro-batch, in nats.
 
     Args:
         network: A causal transformers model that uses `segment_attention`.
         batch: Has at least one trained token.
+        label_smoothing: Share of each target's probability that is spread evenly over the vocabulary (Szegedy et al.
+            2016, "Rethinking the Inception Architecture", section 7).
 
     Returns:
         Scalar float32.
     """
     head = network.get_output_embeddings()
     if not _is_plain(head, network.config):
-        return F.cross_entropy(_whole_logits(network, batch), batch.targets, reduction="sum")
+        logits = _whole_logits(network, batch)
+        return F.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=label_smoothing)
     hidden = last_hidden(network, batch)[batch.predicting]
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, head.weight, batch.targets)  # type: ignore[no-untyped-call]
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, head.weight, batch.targets, label_smoothing)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -120,12 +123,13 @@ def _is_plain(head: Any, config: Any) -> bool:
 class _LinearCrossEntropy(torch.autograd.Function):
     """Output layer and cross-entropy in one, piece by piece.
 
-    The gradient of the logits is softmax(logits) - onehot(target), known as soon as the loss is: it is used at once for
-    the gradients of the inputs, so that logits are neither kept nor computed twice.
+    The gradient of the logits is softmax(logits) - (1 - smoothing) onehot(target) - smoothing / vocabulary, known as
+    soon as the loss is: it is used at once for the gradients of the inputs, so that logits are neither kept nor
+    computed twice.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         """Computes the summed loss, and the gradients of hidden (rows, width) and weight (vocabulary, width)."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -140,11 +144,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = F.linear(inputs[rows], matrix).float()
             wanted = targets[rows, None]
             total = logits.logsumexp(1, keepdim=True)
-            loss += (total - logits.gather(1, wanted)).sum()
+            loss += (total - (1.0 - smoothing) * logits.gather(1, wanted)).sum()
+            if smoothing:
+                loss -= smoothing * logits.mean(1).sum()
             if not (wants_hidden or wants_weight):
                 continue
             grad = logits.sub_(total).exp_()
-            grad.scatter_add_(1, wanted, grad.new_full(wanted.shape, -1.0))
+            grad.scatter_add_(1, wanted, grad.new_full(wanted.shape, smoothing - 1.0))
+            if smoothing:
+                grad -= smoothing / weight.shape[0]
             grad = grad.to(dtype)
             if hidden_grad is not None:
                 hidden_grad[rows] = grad @ matrix
@@ -154,11 +162,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Scales the gradients that the forward pass computed."""
         hidden_grad, weight_grad = ctx.saved_tensors
         return (
             None if hidden_grad is None else hidden_grad * grads[0],
             None if weight_grad is None else weight_grad * grads[0],
+            None,
             None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from tunerun import machine as machines
 from tunerun import paths
 from tunerun.config.data_sources import data_paths
-from tunerun.config.schema import RunConfig
+from tunerun.config.schema import BITSANDBYTES_OPTIMIZERS, PAGED_OPTIMIZERS, RunConfig
 from tunerun.errors import Problem
 from tunerun.formats.architectures import GGUF_ARCHITECTURES
 from tunerun.machine import Machine
@@ -22,6 +23,8 @@ STARTED_STRATEGIES = ("single",)
 STARTED_CLUSTERS = ("local",)
 SERVED_ENGINES = ("auto", "llamacpp", "transformers")
 
+_MUON_SINCE = (2, 9)
+
 
 def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
     """Finds everything that keeps this machine or this version from running a plan."""
@@ -30,6 +33,7 @@ def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
         *_files(config),
         *_gpus(plan, machine),
         *_extras(config),
+        *_optimizer(config, plan),
         *(_run_dir(plan) or _disk(plan)),
     ]
 
@@ -85,6 +89,7 @@ def _extras(config: RunConfig) -> list[Problem]:
         ("export.gguf.types", "llama_cpp", "gguf", "export" in config.stages and _quantises(config)),
         ("serve.engine", "llama_cpp", "gguf", "serve" in config.stages and config.serve.engine == "llamacpp"),
         ("method.kind", "bitsandbytes", "quant", trains and config.method.kind == "qlora"),
+        ("train.optimizer", "bitsandbytes", "quant", config.train.optimizer in BITSANDBYTES_OPTIMIZERS and trains),
         ("track.tensorboard", "tensorboard", "tensorboard", config.track.tensorboard and trains),
         ("track.wandb", "wandb", "wandb", config.track.wandb and trains),
         ("model.hub", "modelscope", "hub", config.model.hub == "modelscope" and not _is_folder(config.model.path)),
@@ -94,6 +99,20 @@ def _extras(config: RunConfig) -> list[Problem]:
         for key, module, extra, needed in rows
         if needed and not is_installed(module)
     ]
+
+
+def _optimizer(config: RunConfig, plan: Plan) -> list[Problem]:
+    if plan.train is None:
+        return []
+    kind, problems = config.train.optimizer, []
+    if kind in PAGED_OPTIMIZERS and plan.train.placement.device != "cuda":
+        fix = f"Choose {kind.removeprefix('paged_')}."
+        problems.append(Problem(where="train.optimizer", what=f"{kind} pages to and from a GPU's memory.", fix=fix))
+    torch = importlib.metadata.version("torch")
+    if kind == "muon" and tuple(map(int, torch.split(".")[:2])) < _MUON_SINCE:
+        what = f"torch {torch} has no Muon."
+        problems.append(Problem(where="train.optimizer", what=what, fix="Install torch 2.9 or later."))
+    return problems
 
 
 def is_installed(module: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from torch.nn import Parameter
 
 from tunerun.plan.steps import Placement, TrainStep
+from tunerun.train import ema
 from tunerun.train.objectives.objective import Examples, Objective, Setting
 
 
@@ -26,7 +27,9 @@ class Job:
     """The transformers model, adapter layers included."""
     parameters: Mapping[str, Parameter]
     """Trainable parameters by name."""
-    optimiser: torch.optim.AdamW
+    optimisers: Sequence[torch.optim.Optimizer]
+    average: ema.Average | None
+    """Of the parameters, when it is published in their place."""
     examples: Examples
     eval_examples: Examples | None
     """Held-out rows, when they are measured while training."""

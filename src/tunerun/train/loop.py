@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from tunerun.errors import Preempted
 from tunerun.progress import Progress
-from tunerun.train import checkpoint, gradients, health, held_out, optim
+from tunerun.train import checkpoint, ema, gradients, health, held_out, optim
 from tunerun.train.checkpoint import Progressed
 from tunerun.train.job import Job
 from tunerun.train.metrics import Tracker, peak_memory_bytes
@@ -95,10 +96,9 @@ def optimiser_step(job: Job, index: int) -> StepResult:
     grad_norm = float(torch.nn.utils.clip_grad_norm_(job.parameters.values(), limit))
     health.check_finite(grad_norm, "gradient norm", step=index + 1, samples=batch.samples)
     rate = optim.learning_rate(index, job.total_steps, config)
-    for group in job.optimiser.param_groups:
-        group["lr"] = rate * group["rate_factor"]
-    job.optimiser.step()
-    job.optimiser.zero_grad(set_to_none=True)
+    optim.apply(job.optimisers, rate)
+    if job.average is not None:
+        ema.update(job.average, job.parameters, index)
     return StepResult(
         loss=loss,
         count=batch.totals.tokens if job.objective.unit == "tokens" else batch.totals.rows,
@@ -151,12 +151,15 @@ def _log(trackers: Sequence[Tracker], progress: Progressed, values: Mapping[str,
 
 
 def _save(job: Job, progress: Progressed) -> None:
+    def fill(staging: Path) -> None:
+        job.save_weights(staging)
+        checkpoint.save_state(staging, job.optimisers, job.parameters, job.average)
+
     checkpoint.write(
         job.checkpoints,
         progress,
         identity=job.identity,
-        save_weights=job.save_weights,
-        optimiser=job.optimiser,
-        parameters=job.parameters,
+        fill=fill,
+        needed_bytes=checkpoint.state_bytes(job.optimisers, job.parameters, job.average),
         keep=job.step.train.keep_checkpoints,
     )

@@ -16,7 +16,7 @@ from tunerun.config.schema import ADAPTER_METHODS
 from tunerun.errors import Preempted, Problem, UserError
 from tunerun.plan import steps
 from tunerun.plan.steps import TrainStep
-from tunerun.train import batches, checkpoint, loop, material, metrics, optim, reference
+from tunerun.train import batches, checkpoint, ema, loop, material, metrics, noise, optim, reference
 from tunerun.train import network as networks
 from tunerun.train.checkpoint import Checkpoint, Progressed
 from tunerun.train.job import Job
@@ -47,8 +47,9 @@ def run(step: TrainStep, out: Path) -> list[Artifact]:
         identity = _identity(step, base, out)
         found = checkpoint.newest(out / artifacts.CHECKPOINTS)
         if found is not None:
-            checkpoint.check_identity(found, identity)
-            print(f"going on from {found.folder.name}: exact, the result is the same as without the stop")
+            reasons = checkpoint.check_identity(found, identity, step.allow)
+            kind = f"inexact because {'; '.join(reasons)}" if reasons else "exact, the result is as without the stop"
+            print(f"going on from {found.folder.name}: {kind}")
         job, save = _prepare(step, base, out, identity, found)
         return _train(job, found, stop, out, save)
 
@@ -71,26 +72,27 @@ def _prepare(
     if step.activation_checkpointing:
         network.module.gradient_checkpointing_enable({"use_reentrant": False})
     parameters = {name: value for name, value in network.module.named_parameters() if value.requires_grad}
-    optimiser = optim.make_optimiser(parameters, step.train, rate_factors=network.rate_factors)
+    optimisers = optim.make_optimisers(
+        parameters, step.train, embeddings=_embeddings(network.module), rate_factors=network.rate_factors
+    )
+    average = None if step.train.ema_decay is None else ema.start(parameters, step.train.ema_decay)
     if found is not None:
-        checkpoint.restore_optimiser(found, optimiser, parameters)
-    folder = out / reference.FOLDER
+        checkpoint.restore_state(found, optimisers, parameters, average)
+    if step.train.neftune_alpha is not None:
+        noise.add_noise(network.module, step.train.neftune_alpha)
 
     def at_start() -> Any:
         return network.module if found is None else networks.build(step, base, None).module
 
-    examples = material.add_reference(step, examples, folder / "train.safetensors", identity, at_start)
-    if eval_examples is not None:
-        belongs = {**identity, "eval data (content)": material.content_sha256(out / artifacts.EVAL_DATA)}
-        path = folder / "eval.safetensors"
-        eval_examples = material.add_reference(step, eval_examples, path, belongs, at_start)
+    examples, eval_examples = _with_reference(step, out, identity, (examples, eval_examples), at_start)
     job = Job(
         step=step,
         objective=OBJECTIVES[step.objective.kind],
         setting=Setting(config=step.objective, teacher=material.load_teacher(step, base, out)),
         network=network.module,
         parameters=parameters,
-        optimiser=optimiser,
+        optimisers=optimisers,
+        average=average,
         examples=examples,
         eval_examples=eval_examples,
         total_steps=batches.total_steps(
@@ -104,6 +106,29 @@ def _prepare(
         save_weights=network.save_checkpoint,
     )
     return job, network.save
+
+
+def _with_reference(
+    step: TrainStep,
+    out: Path,
+    identity: dict[str, Any],
+    examples: tuple[Examples, Examples | None],
+    network: Callable[[], Any],
+) -> tuple[Examples, Examples | None]:
+    """Adds the reference log-probabilities to the rows, and to the held-out ones."""
+    folder, (trained, held_out) = out / reference.FOLDER, examples
+    trained = material.add_reference(step, trained, folder / "train.safetensors", identity, network)
+    if held_out is not None:
+        belongs = {**identity, "eval data (content)": material.content_sha256(out / artifacts.EVAL_DATA)}
+        held_out = material.add_reference(step, held_out, folder / "eval.safetensors", belongs, network)
+    return trained, held_out
+
+
+def _embeddings(network: Any) -> frozenset[str]:
+    """Returns the names of the parameters of the embeddings and the output layer."""
+    modules = [module for module in network.modules() if isinstance(module, torch.nn.Embedding)]
+    owned = {id(value) for module in [*modules, network.get_output_embeddings()] for value in module.parameters()}
+    return frozenset(name for name, value in network.named_parameters() if id(value) in owned)
 
 
 def _eval_examples(step: TrainStep, out: Path) -> Examples | None:
@@ -138,7 +163,7 @@ def _train(
             tracker.close()
     adapter = job.step.method.kind in ADAPTER_METHODS
     kind, name = ("adapter", artifacts.ADAPTER) if adapter else ("model", artifacts.MERGED)
-    with artifacts.publish(out / name) as staging:
+    with artifacts.publish(out / name) as staging, ema.applied(job.average, job.parameters):
         save(staging)
     trained = sum(parameter.numel() for parameter in job.parameters.values())
     rate = end.tokens / end.seconds if end.seconds else 0.0
@@ -166,6 +191,8 @@ def _identity(step: TrainStep, base: BaseModel, out: Path) -> dict[str, Any]:
     teacher = {"objective.teacher (content)": read_teacher(out).sha256} if step.objective.kind == "distill" else {}
     return {
         **steps.fingerprint_keys(step),
+        "machine.torch": torch.__version__,
+        "machine.kernels": _kernels(step.placement.device),
         "data (content)": material.content_sha256(out / artifacts.DATA),
         "model (content)": base.sha256,
         **teacher,
@@ -173,3 +200,8 @@ def _identity(step: TrainStep, base: BaseModel, out: Path) -> dict[str, Any]:
         if adapter is None
         else artifacts.describe(Path(adapter), "adapter", ".").sha256,
     }
+
+
+def _kernels(device: str) -> str:
+    """Names what the bits of a result depend on besides the software: the GPU, or the CPU's vector instructions."""
+    return torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()

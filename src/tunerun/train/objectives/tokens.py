@@ -21,6 +21,7 @@ def collate(examples: Examples, rows: Sequence[int], device: str) -> Batch:
     return Batch(laid=laid, rows=len(rows), tokens=laid.trained_tokens)
 
 
-def loss(network: Any, batch: Batch, totals: Totals, _: Setting) -> Outcome:
+def loss(network: Any, batch: Batch, totals: Totals, setting: Setting) -> Outcome:
     """Returns the mean cross-entropy over the trained tokens of the global batch."""
-    return Outcome(loss=token_loss(network, batch.laid) / totals.tokens)
+    summed = token_loss(network, batch.laid, label_smoothing=setting.config.label_smoothing)
+    return Outcome(loss=summed / totals.tokens)
