@@ -150,6 +150,14 @@ def test_a_typed_key_that_the_method_does_not_use_is_refused():
     assert found.endswith("lora, dora, rslora, pissa, lora_plus, qlora.")
 
 
+def test_a_typed_key_that_the_optimizer_or_schedule_does_not_use_is_refused():
+    found = faults(
+        *BASE, "train.optimizer=lion", "train.adam_beta2=0.9", "train.schedule=constant", "train.decay_fraction=0.1"
+    )
+    assert [text.partition(" (")[0] for text in found] == ["train.decay_fraction", "train.adam_beta2"]
+    assert "is not used by train.optimizer=lion" in found[1]
+
+
 def test_the_same_key_from_a_recipe_is_only_a_note(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").mkdir()

@@ -28,11 +28,11 @@ def store(tmp_path: Path) -> TokenStore:
     return TokenStore.open(write_store(tmp_path / "data", [[sample] for sample in random_samples(6)]))
 
 
-def _reference(model: Any, batch: MicroBatch) -> torch.Tensor:
+def _reference(model: Any, batch: MicroBatch, smoothing: float = 0.0) -> torch.Tensor:
     logits = model(
         input_ids=batch.input_ids, position_ids=batch.position_ids, segment_lengths=batch.segment_lengths
     ).logits[0]
-    return F.cross_entropy(logits[batch.predicting], batch.targets, reduction="sum")
+    return F.cross_entropy(logits[batch.predicting], batch.targets, reduction="sum", label_smoothing=smoothing)
 
 
 def _gradients(model: Any, value: torch.Tensor) -> torch.Tensor:
@@ -43,17 +43,19 @@ def _gradients(model: Any, value: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("logits_bytes", [64 << 20, 4 * 320 * 7])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_and_gradients_are_those_of_plain_cross_entropy(
-    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, tied: bool, logits_bytes: int
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, tied: bool, logits_bytes: int, smoothing: float
 ) -> None:
     monkeypatch.setattr(loss, "_LOGITS_BYTES", logits_bytes)
     folder = tiny_qwen2(tmp_path / f"tied-{tied}", tie_word_embeddings=tied)
     model = load.load_model(folder, dtype=torch.float32, device="cpu", attention=SEGMENTS)
     batch = collate(store, range(6), "cpu")
-    wanted, found = _reference(model, batch), token_loss(model, batch)
+    wanted = _reference(model, batch, smoothing)
+    found = token_loss(model, batch, label_smoothing=smoothing)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
     wanted_gradient = _gradients(model, wanted)
-    difference = _gradients(model, token_loss(model, batch)) - wanted_gradient
+    difference = _gradients(model, token_loss(model, batch, label_smoothing=smoothing)) - wanted_gradient
     assert float(difference.norm() / wanted_gradient.norm()) < 1e-6
 
 

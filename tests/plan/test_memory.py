@@ -90,6 +90,14 @@ def test_offload_moves_bytes_to_the_host_and_loses_none():
         assert kept.total_bytes == pytest.approx(moved.total_bytes + moved.host_bytes, abs=2)
 
 
+def test_an_optimiser_with_smaller_state_takes_less_and_a_paged_one_takes_it_from_the_host():
+    full = replace(LORA, method="full", precision="fp32")
+    plain, small = (parts(replace(full, state_bytes=size)) for size in (8.0, 2.0))
+    assert plain.optimiser_bytes == 4 * small.optimiser_bytes
+    paged = parts(replace(full, paged=True))
+    assert (paged.optimiser_bytes, paged.host_bytes) == (0, plain.optimiser_bytes)
+
+
 def test_qlora_holds_the_linear_layers_in_four_bits():
     saved = parts(LORA).weights_bytes - parts(replace(LORA, method="qlora")).weights_bytes
     linear = SEVEN_B.layers * SEVEN_B.layer_linear_parameters

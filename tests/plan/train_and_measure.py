@@ -69,6 +69,7 @@ def main(config: dict[str, Any], row_tokens: int, rows: int, method: str, recomp
         segment_lengths=(row_tokens,) * rows,
         predicting=torch.arange(tokens),
         targets=ids[0, 1:],
+        target_segments=torch.arange(rows).repeat_interleave(row_tokens),
         samples=tuple(range(rows)),
     )
     loaded_bytes = peak_bytes()

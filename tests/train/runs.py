@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ from tunerun import artifacts
 from tunerun.base_model import BaseModel, write_base
 from tunerun.config.schema import EvalConfig, MethodConfig, ModelConfig, ObjectiveConfig, TrackConfig, TrainConfig
 from tunerun.plan.steps import Placement, TrainStep
+from tunerun.train import loop
+from tunerun.train.job import Job
 
 FULL = MethodConfig(kind="full")
 LORA = MethodConfig(rank=4, alpha=8.0, dropout=0.1)
@@ -55,3 +60,43 @@ def train_step(
         max_shard_size_bytes=10**9,
         seed=1,
     )
+
+
+class Killed(BaseException):
+    """Stands for a process that is gone: nothing after it runs, nothing before it is undone."""
+
+
+@contextmanager
+def before_step(index: int, action: Callable[[], None]) -> Iterator[None]:
+    """Does something right before an optimiser step, numbered from 0, within the block."""
+    original = loop.optimiser_step
+
+    def step(job: Job, number: int) -> loop.StepResult:
+        if number == index:
+            action()
+        return original(job, number)
+
+    loop.optimiser_step = step
+    try:
+        yield
+    finally:
+        loop.optimiser_step = original
+
+
+def kill_before(index: int) -> Any:
+    """Ends the training before a step, within the block."""
+    return before_step(index, _kill)
+
+
+def _kill() -> None:
+    raise Killed
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl."""
+    return [json.loads(line) for line in (out / artifacts.METRICS).read_text().splitlines()]
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    """Returns the steps and losses of metrics.jsonl."""
+    return [(line["step"], line["loss"]) for line in metrics(out) if "loss" in line]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,34 +9,48 @@ import torch
 from torch.nn import Parameter
 
 from tunerun.config.schema import TrainConfig
-from tunerun.errors import UserError
+from tunerun.errors import StageError, UserError
 from tunerun.train import checkpoint, optim
 from tunerun.train.checkpoint import Progressed
 
-FILES = ["adapter/weights.bin", checkpoint.OPTIMISER, checkpoint.MANIFEST]
+FILES = ["adapter/weights.bin", checkpoint.OPTIMISER, checkpoint.OPTIMISER_NUMBERS, checkpoint.MANIFEST]
+IDENTITY = {"train.learning_rate": 0.1, "seed": 1, "placement.threads": 2, "data (content)": "abc"}
 
 
-def _write(folder: Path, step: int, keep: int = 2, failing: bool = False) -> None:
-    parameter = Parameter(torch.full((2, 2), float(step)))
-    optimiser = optim.make_optimiser({"p": parameter}, TrainConfig())
-    parameter.grad = torch.ones(2, 2)
-    optimiser.step()
+def _write(folder: Path, step: int, *, keep: int = 2, failing: bool = False, best: int | None = None) -> None:
+    parameters = {"p": Parameter(torch.full((2, 2), float(step)))}
+    optimisers = optim.make_optimisers(parameters, TrainConfig())
+    parameters["p"].grad = torch.ones(2, 2)
+    optim.apply(optimisers, 0.1)
 
-    def save(staging: Path) -> None:
+    def fill(staging: Path) -> None:
         (staging / "adapter").mkdir()
         (staging / "adapter" / "weights.bin").write_bytes(bytes([step] * 100))
+        checkpoint.save_state(staging, optimisers, parameters, None)
         if failing:
             raise OSError(28, "No space left on device")
 
     checkpoint.write(
         folder,
-        Progressed(step=step),
-        identity={"train.learning_rate": 0.1, "seed": 1},
-        save_weights=save,
-        optimiser=optimiser,
-        parameters={"p": parameter},
+        Progressed(step=step, best_step=best),
+        identity=IDENTITY,
+        fill=fill,
+        needed_bytes=checkpoint.state_bytes(optimisers, parameters, None),
         keep=keep,
     )
+
+
+def _damage(path: Path, damage: str) -> None:
+    content = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[:-5])
+    elif damage == "emptied":
+        path.write_bytes(b"")
+    else:
+        place = len(content) // 2
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x01]) + content[place + 1 :])
 
 
 def test_the_newest_is_found_and_older_ones_rotate_away(tmp_path: Path) -> None:
@@ -48,24 +64,72 @@ def test_the_newest_is_found_and_older_ones_rotate_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", ["removed", "cut", "bit flipped"])
+@pytest.mark.parametrize("damage", ["removed", "cut", "emptied", "bit flipped"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, damage: str
 ) -> None:
     _write(tmp_path, 1)
     _write(tmp_path, 2)
-    path = tmp_path / "step-2" / name
-    content = path.read_bytes()
-    if damage == "removed":
-        path.unlink()
-    elif damage == "cut":
-        path.write_bytes(content[:-5])
-    else:
-        path.write_bytes(content[:-5] + bytes([content[-5] ^ 0x80]) + content[-4:])
+    _damage(tmp_path / "step-2" / name, damage)
     found = checkpoint.newest(tmp_path)
     assert found is not None
     assert found.progress.step == 1
-    assert "checkpoint step-2 is not used: " in capsys.readouterr().err
+    assert f"checkpoint step-2 is not used: {name} is " in capsys.readouterr().err
+
+
+def test_damaged_checkpoints_of_later_steps_do_not_push_out_a_good_one(tmp_path: Path) -> None:
+    _write(tmp_path, 2)
+    _write(tmp_path, 9)
+    _damage(tmp_path / "step-9" / checkpoint.MANIFEST, "cut")
+    _write(tmp_path, 4, keep=1)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.progress.step == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["step-4"]
+
+
+def test_the_one_with_the_lowest_loss_stays(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        _write(tmp_path, step, keep=1, best=2 if step > 1 else None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-4"]
+
+
+def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, 1)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(StageError, match=r"step-2 takes about 1,048,\d+ bytes, and .* has 1,000 free"):
+        _write(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_a_checkpoint_of_schema_1_is_read(tmp_path: Path) -> None:
+    _write(tmp_path, 1)
+    path = tmp_path / "step-1"
+    (path / checkpoint.OPTIMISER_NUMBERS).unlink()
+    manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+    known = ("step", "tokens", "trained_tokens", "seconds", "first_loss", "last_loss")
+    old = {
+        "schema": 1,
+        "progress": {key: manifest["progress"][key] for key in known},
+        "identity": manifest["identity"],
+        "files": {key: value for key, value in manifest["files"].items() if key != checkpoint.OPTIMISER_NUMBERS},
+    }
+    (path / checkpoint.MANIFEST).write_text(json.dumps(old))
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    parameters = {"p": Parameter(torch.zeros(2, 2))}
+    optimisers = optim.make_optimisers(parameters, TrainConfig())
+    checkpoint.restore_state(found, optimisers, parameters, None)
+    assert optimisers[0].state[parameters["p"]]["step"] == 1
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _write(tmp_path, 1)
+    manifest = tmp_path / "step-1" / checkpoint.MANIFEST
+    manifest.write_text(manifest.read_text().replace(f'"schema": {checkpoint.SCHEMA}', '"schema": 99'))
+    assert checkpoint.newest(tmp_path) is None
+    assert "it was written by a newer version (schema 99)" in capsys.readouterr().err
 
 
 def test_a_failed_write_leaves_the_others_and_no_remains(tmp_path: Path) -> None:
@@ -79,8 +143,37 @@ def test_what_differs_is_named_all_at_once(tmp_path: Path) -> None:
     _write(tmp_path, 1)
     found = checkpoint.newest(tmp_path)
     assert found is not None
-    checkpoint.check_identity(found, {"train.learning_rate": 0.1, "seed": 1})
+    assert checkpoint.check_identity(found, IDENTITY) == ()
     with pytest.raises(UserError) as caught:
-        checkpoint.check_identity(found, {"train.learning_rate": 0.2, "seed": 2})
+        checkpoint.check_identity(found, {**IDENTITY, "train.learning_rate": 0.2, "seed": 2})
     assert [problem.where for problem in caught.value.problems] == ["seed", "train.learning_rate"]
     assert "was made with 0.1; now it is 0.2." in str(caught.value)
+    assert "--allow train.learning_rate" in str(caught.value)
+
+
+def test_what_only_changes_bits_is_a_reason_and_no_refusal(tmp_path: Path) -> None:
+    _write(tmp_path, 1)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    reasons = checkpoint.check_identity(found, {**IDENTITY, "placement.threads": 4})
+    assert reasons == ("hardware.threads was 2 and is 4 now",)
+
+
+@pytest.mark.parametrize("allow", ["train.learning_rate", "train"])
+def test_an_allowed_key_may_differ_and_is_a_reason(tmp_path: Path, allow: str) -> None:
+    _write(tmp_path, 1)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    reasons = checkpoint.check_identity(found, {**IDENTITY, "train.learning_rate": 0.2}, [allow])
+    assert reasons == ("train.learning_rate was 0.1 and is 0.2 now",)
+
+
+@pytest.mark.parametrize("allow", ["data", "data.path"])
+def test_other_data_can_be_allowed_too(tmp_path: Path, allow: str) -> None:
+    _write(tmp_path, 1)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    changed = {**IDENTITY, "data (content)": "def"}
+    assert checkpoint.check_identity(found, changed, [allow])
+    with pytest.raises(UserError, match=r"--allow data$"):
+        checkpoint.check_identity(found, changed)

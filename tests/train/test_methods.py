@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
-from tests.train.runs import make_run, train_step
-from tests.train.test_stage import Killed, _kill, _losses, _stop_before
-from tunerun import artifacts
-from tunerun.config.schema import MethodConfig, ModelConfig
-from tunerun.errors import UserError
-from tunerun.models import load
+from tests.train.runs import Killed, kill_before, losses, make_run, train_step
+from tunerun.config.schema import MethodConfig
 from tunerun.train.stage import run
 
 METHODS = {
@@ -40,15 +30,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_learns_and_resumes_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, precision: str
-) -> None:
+def test_a_method_learns_and_resumes_to_the_same_bits(tmp_path: Path, name: str, precision: str) -> None:
     step = train_step(METHODS[name], precision=precision, checkpoint_steps=2, learning_rate=5e-3)
     straight, stopped = (make_run(tmp_path / folder) for folder in ("straight", "stopped"))
     wanted = run(step, straight)[0]
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        _stop_before(patch, 3, _kill)
+    with kill_before(3), pytest.raises(Killed):
         run(step, stopped)
     assert run(step, stopped)[0] == wanted
-    assert _losses(stopped) == _losses(straight)
-    assert _losses(straight)[-1][1] < _losses(straight)[0][1]
+    assert losses(stopped) == losses(straight)
+    assert losses(straight)[-1][1] < losses(straight)[0][1]

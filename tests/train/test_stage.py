@@ -7,67 +7,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests.tiny import CHATML, random_samples, tiny_qwen2, write_store
-from tests.train.runs import FULL, LORA, make_run, train_step
+from tests.train.runs import FULL, Killed, before_step, kill_before, losses, make_run, metrics, train_step
 from tunerun import artifacts
-from tunerun.config.schema import MethodConfig, ModelConfig, TrackConfig
+from tunerun.config.schema import ModelConfig, TrackConfig
 from tunerun.errors import MissingExtra, Preempted, UserError
 from tunerun.models import adapters, load
 from tunerun.plan import steps
 from tunerun.plan.steps import TrainStep
-from tunerun.train import checkpoint, loop
+from tunerun.train import checkpoint
 from tunerun.train.stage import run
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Killed(BaseException):
-    """Stands for a process that is gone: nothing after it runs, nothing before it is undone."""
-
-
-def _stop_before(monkeypatch: pytest.MonkeyPatch, index: int, action: Any) -> None:
-    original = loop.optimiser_step
-
-    def step(job: loop.Job, number: int) -> loop.StepResult:
-        if number == index:
-            action()
-        return original(job, number)
-
-    monkeypatch.setattr(loop, "optimiser_step", step)
-
-
-def _kill() -> None:
-    raise Killed
-
-
-def _metrics(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / artifacts.METRICS).read_text().splitlines()]
-
-
-def _losses(out: Path) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in _metrics(out)]
-
-
-@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
-@pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
-def test_a_killed_run_resumes_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: MethodConfig, packed: bool
-) -> None:
-    step = train_step(method, checkpoint_steps=2, global_batch_size=2 if packed else 8, micro_batch_size=3)
-    straight, stopped = (make_run(tmp_path / name, packed=packed) for name in ("straight", "stopped"))
-    wanted = run(step, straight)[0]
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        _stop_before(patch, 3, _kill)
-        run(step, stopped)
-    assert not (stopped / wanted.path).exists()
-    torch.rand(7)
-    assert run(step, stopped)[0] == wanted
-    assert _losses(stopped) == _losses(straight)
 
 
 def test_the_same_step_twice_gives_the_same_bits(tmp_path: Path) -> None:
@@ -76,12 +31,10 @@ def test_the_same_step_twice_gives_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_writes_a_checkpoint_within_one_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
+def test_a_signal_writes_a_checkpoint_within_one_step(tmp_path: Path, number: signal.Signals) -> None:
     out, before = make_run(tmp_path / "run"), signal.getsignal(number)
-    with monkeypatch.context() as patch, pytest.raises(Preempted, match=f"stopped by {number.name} after step 2 of 6"):
-        _stop_before(patch, 1, lambda: os.kill(os.getpid(), number))
+    stop = before_step(1, lambda: os.kill(os.getpid(), number))
+    with stop, pytest.raises(Preempted, match=f"stopped by {number.name} after step 2 of 6"):
         run(train_step(), out)
     assert signal.getsignal(number) is before
     assert not (out / artifacts.ADAPTER).exists()
@@ -109,12 +62,9 @@ def test_kill_9_at_any_moment_leaves_a_run_that_resumes_to_the_same_bits(tmp_pat
     assert run(rest, out)[0] == run(rest, make_run(tmp_path / "straight"))[0]
 
 
-def test_another_config_or_other_data_do_not_go_on_from_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_config_or_other_data_do_not_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     out = make_run(tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        _stop_before(patch, 3, _kill)
+    with kill_before(3), pytest.raises(Killed):
         run(train_step(checkpoint_steps=2), out)
     with pytest.raises(UserError) as caught:
         run(train_step(checkpoint_steps=2, learning_rate=1e-3, weight_decay=0.1), out)
@@ -129,7 +79,7 @@ def test_an_adapter_is_continued(tmp_path: Path) -> None:
     run(train_step(), first)
     model = ModelConfig(path="org/tiny", adapter=str(first / artifacts.ADAPTER))
     run(train_step(model=model), second)
-    assert _losses(second)[0][1] < _losses(first)[0][1]
+    assert losses(second)[0][1] < losses(first)[0][1]
 
 
 def test_full_training_publishes_a_complete_model_with_the_chosen_template(tmp_path: Path) -> None:
@@ -144,11 +94,10 @@ def test_full_training_publishes_a_complete_model_with_the_chosen_template(tmp_p
     assert not torch.equal(tuned.get_input_embeddings().weight, base.get_input_embeddings().weight)
 
 
-def test_random_weights_are_trained_from_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_weights_are_trained_from_and_resumed(tmp_path: Path) -> None:
     step = train_step(FULL, model=ModelConfig(path="org/tiny", init="random"), checkpoint_steps=2)
     out = make_run(tmp_path / "run")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        _stop_before(patch, 3, _kill)
+    with kill_before(3), pytest.raises(Killed):
         run(step, out)
     assert run(step, out)[0] == run(step, make_run(tmp_path / "straight"))[0]
 
@@ -156,8 +105,8 @@ def test_random_weights_are_trained_from_and_resumed(tmp_path: Path, monkeypatch
 def test_training_in_bfloat16_lowers_the_loss_and_keeps_the_adapter_in_float32(tmp_path: Path) -> None:
     out = make_run(tmp_path)
     run(train_step(precision="bf16", epochs=4.0), out)
-    losses = _losses(out)
-    assert losses[-1][1] < losses[0][1]
+    found = losses(out)
+    assert found[-1][1] < found[0][1]
     from safetensors.torch import load_file
 
     tensors = load_file(out / artifacts.ADAPTER / adapters.WEIGHTS)
@@ -168,7 +117,7 @@ def test_metrics_have_a_line_for_each_logged_step_and_the_held_out_loss(tmp_path
     out = make_run(tmp_path)
     write_store(out / artifacts.EVAL_DATA, [[sample] for sample in random_samples(4, seed=9)])
     run(train_step(log_steps=4, eval_steps=3), out)
-    lines = _metrics(out)
+    lines = metrics(out)
     assert [line["step"] for line in lines if "loss" in line] == [4, 6]
     assert [line["step"] for line in lines if "eval_loss" in line] == [3, 6]
     wanted = {"loss", "learning_rate", "grad_norm", "tokens_per_second", "seconds", "tokens", "eta_seconds"}

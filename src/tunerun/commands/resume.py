@@ -10,6 +10,7 @@ from tunerun.commands import arguments, sweep
 from tunerun.commands.prepare import plan_for, require_ready
 from tunerun.config import resolve, typed
 from tunerun.errors import UserError
+from tunerun.plan.steps import Step, TrainStep
 from tunerun.run import rundir, runner
 from tunerun.sweep import trials
 
@@ -38,4 +39,9 @@ def main(argv: Sequence[str]) -> int:
     prepared = plan_for(replace(config, run_dir=str(named.absolute())))
     require_ready(prepared)
     allow = frozenset(options.get("--allow", ()))
-    return runner.execute(prepared.plan, config=prepared.config, allow=allow)
+    plan = replace(prepared.plan, steps=tuple(_allowing(step, allow) for step in prepared.plan.steps))
+    return runner.execute(plan, config=prepared.config, allow=allow)
+
+
+def _allowing(step: Step, allow: frozenset[str]) -> Step:
+    return replace(step, allow=tuple(sorted(allow))) if isinstance(step, TrainStep) else step

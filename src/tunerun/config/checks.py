@@ -42,11 +42,19 @@ def size_bytes(text: str) -> int:
 
 def _ranges(config: RunConfig) -> list[Problem]:
     method, train, data, evaluation = config.method, config.train, config.data, config.eval
+    objective = config.objective
     rows: list[tuple[str, float | None, bool, str]] = [
         ("seed", config.seed, config.seed >= 0, ">= 0"),
         ("method.rank", method.rank, method.rank >= 1, ">= 1"),
         ("method.alpha", method.alpha, method.alpha > 0, "> 0"),
         ("method.dropout", method.dropout, 0 <= method.dropout < 1, "at least 0 and below 1"),
+        ("objective.beta", objective.beta, objective.beta > 0, "> 0"),
+        ("objective.gamma", objective.gamma, objective.gamma >= 0, ">= 0"),
+        ("objective.desirable_weight", objective.desirable_weight, objective.desirable_weight >= 0, ">= 0"),
+        ("objective.undesirable_weight", objective.undesirable_weight, objective.undesirable_weight >= 0, ">= 0"),
+        ("objective.temperature", objective.temperature, objective.temperature > 0, "> 0"),
+        ("objective.cross_entropy_fraction", objective.cross_entropy_fraction,
+         0 <= objective.cross_entropy_fraction <= 1, "from 0 to 1"),
         ("train.epochs", train.epochs, train.epochs > 0, "> 0"),
         ("train.max_steps", train.max_steps, _positive(train.max_steps), ">= 1"),
         ("train.global_batch_size", train.global_batch_size, train.global_batch_size >= 1, ">= 1"),
@@ -54,6 +62,13 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("train.learning_rate", train.learning_rate, train.learning_rate > 0, "> 0"),
         ("train.min_learning_rate_fraction", train.min_learning_rate_fraction,
          0 <= train.min_learning_rate_fraction <= 1, "from 0 to 1"),
+        ("train.warmup_steps", train.warmup_steps, train.warmup_steps is None or train.warmup_steps >= 0, ">= 0"),
+        ("train.decay_fraction", train.decay_fraction, 0 < train.decay_fraction <= 1, "above 0 and at most 1"),
+        ("train.neftune_alpha", train.neftune_alpha, train.neftune_alpha is None or train.neftune_alpha > 0, "> 0"),
+        ("train.ema_decay", train.ema_decay, train.ema_decay is None or 0 < train.ema_decay < 1, "between 0 and 1"),
+        ("objective.label_smoothing", objective.label_smoothing,
+         0 <= objective.label_smoothing < (0.5 if objective.kind == "dpo" else 1),
+         "at least 0 and below 1 (dpo: below 0.5)"),
         ("train.warmup_fraction", train.warmup_fraction, 0 <= train.warmup_fraction <= 1, "from 0 to 1"),
         ("train.weight_decay", train.weight_decay, train.weight_decay >= 0, ">= 0"),
         ("train.adam_beta1", train.adam_beta1, 0 <= train.adam_beta1 < 1, "at least 0 and below 1"),
@@ -125,6 +140,19 @@ def _needs(config: RunConfig) -> list[Problem]:
     if "verify" in stages and not {"merge", "export", "train"} & set(stages):
         fix = "Add merge or export, or leave verify out."
         problems.append(Problem(where="stages", what="verify has nothing to compare.", fix=fix))
+    return problems
+
+
+def _objective(config: RunConfig) -> list[Problem]:
+    objective = config.objective
+    problems = []
+    if objective.kind == "distill" and objective.teacher is None and "train" in config.stages:
+        fix = "Set objective.teacher to the folder or hub id of a larger model with the same tokenizer."
+        problems.append(Problem(where="objective.teacher", what="no teacher is chosen.", fix=fix))
+    if objective.kind == "dpo" and objective.label_smoothing and objective.loss != "sigmoid":
+        what = f"the loss {objective.loss} has no label smoothing."
+        fix = "Set objective.label_smoothing=0 or objective.loss=sigmoid."
+        problems.append(Problem(where="objective.label_smoothing", what=what, fix=fix))
     return problems
 
 
@@ -275,6 +303,7 @@ RULES: tuple[Rule, ...] = (
     _ranges,
     _stages,
     _needs,
+    _objective,
     _packing,
     _length,
     _data,

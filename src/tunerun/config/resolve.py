@@ -26,9 +26,6 @@ from tunerun.errors import Problem, UserError
 PRIMARY = "tunerun"
 VERSION_BASE = "1.3"
 
-# The field that decides which other keys of its section are read.
-_DISCRIMINATORS = {"objective": "kind", "method": "kind", "cluster": "kind", "hardware": "strategy"}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resolved:
@@ -237,11 +234,14 @@ def _unused_keys(config: RunConfig, origin: Sources) -> tuple[list[Problem], lis
     """Finds keys that the chosen kinds do not read: faults when typed, notes when a recipe set them."""
     problems: list[Problem] = []
     notes: list[str] = []
-    for section, discriminator in _DISCRIMINATORS.items():
+    for section in (item.name for item in dataclasses.fields(config)):
         values = getattr(config, section)
-        kind = getattr(values, discriminator)
-        for item in dataclasses.fields(values):
-            if "kinds" not in item.metadata or kind in item.metadata["kinds"]:
+        for item in dataclasses.fields(values) if dataclasses.is_dataclass(values) else ():
+            if "kinds" not in item.metadata:
+                continue
+            discriminator = item.metadata["by"]
+            kind = getattr(values, discriminator)
+            if kind in item.metadata["kinds"]:
                 continue
             key = f"{section}.{item.name}"
             source = origin.origin(key)

@@ -23,13 +23,17 @@ DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "xtuner", "column
 
 # What `data.columns` can name.
 DATA_PARTS = ("system", "user", "assistant", "text", "chosen", "rejected", "label")
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion", "adafactor", "muon"]
 
 ADAPTER_METHODS = ("lora", "dora", "rslora", "pissa", "lora_plus", "qlora")
+PAGED_OPTIMIZERS = ("paged_adamw", "paged_adamw_8bit")
+BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", *PAGED_OPTIMIZERS)
+ADAM_OPTIMIZERS = ("adamw", *BITSANDBYTES_OPTIMIZERS, "muon")
 
 
-def used_by(*kinds: str, default: Any) -> Any:
-    """Declares a field that only some kinds of its section read."""
-    return field(default=default, metadata={"kinds": kinds})
+def used_by(*kinds: str, default: Any, by: str = "kind") -> Any:
+    """Declares a field that is read only when another one of its section, `by`, has one of some values."""
+    return field(default=default, metadata={"kinds": kinds, "by": by})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,6 +167,27 @@ class ObjectiveConfig:
 
     kind: ObjectiveKind = "sft"
     """The loss and the data it needs."""
+    loss: Literal["sigmoid", "hinge", "ipo"] = used_by("dpo", default="sigmoid")
+    """How a pair's margin becomes a loss."""
+    beta: float = used_by("dpo", "orpo", "simpo", "kto", default=0.1)
+    """How hard the answers are pulled apart (dpo, kto: how near the model stays to where it began), > 0."""
+    label_smoothing: float = used_by("sft", "pretrain", "dpo", default=0.0)
+    """Share of each target's probability that is spread evenly over the vocabulary, below 1; of dpo, share of the pairs
+    taken to be labelled the wrong way round, below 0.5."""
+    gamma: float = used_by("simpo", default=1.0)
+    """How much better than the rejected answer the chosen one should be, >= 0."""
+    desirable_weight: float = used_by("kto", default=1.0)
+    """Weight of desirable answers; both classes should weigh about the same in all."""
+    undesirable_weight: float = used_by("kto", default=1.0)
+    """Weight of undesirable answers."""
+    teacher: str | None = used_by("distill", default=None)
+    """Model to imitate, with the same tokenizer: local folder, hub id or shipped model."""
+    divergence: Literal["forward_kl", "reverse_kl"] = used_by("distill", default="forward_kl")
+    """`forward_kl` covers all that the teacher would say, `reverse_kl` keeps to what it most likely says."""
+    temperature: float = used_by("distill", default=1.0)
+    """Both distributions are softened by it before they are compared, > 0."""
+    cross_entropy_fraction: float = used_by("distill", default=0.5)
+    """Share of the loss that is the data's own tokens instead of the teacher's distribution, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,9 +206,9 @@ class MethodConfig:
     """Names of the adapted modules, or `all-linear` for every linear layer but the head."""
     modules_to_save: tuple[str, ...] = used_by(*ADAPTER_METHODS, default=())
     """Modules trained in full and kept in the adapter, such as `embed_tokens`."""
-    rank_pattern: Mapping[str, int] = field(default_factory=dict, metadata={"kinds": ADAPTER_METHODS})
+    rank_pattern: Mapping[str, int] = field(default_factory=dict, metadata={"kinds": ADAPTER_METHODS, "by": "kind"})
     """Other ranks by the end of module names, a regular expression: `{down_proj: 32}`."""
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict, metadata={"kinds": ADAPTER_METHODS})
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict, metadata={"kinds": ADAPTER_METHODS, "by": "kind"})
     """Other alphas by the end of module names, a regular expression."""
     pissa_iterations: int = used_by("pissa", default=16)
     """Subspace iterations of the fast SVD that finds the principal components; 0 computes all of them exactly."""
@@ -213,20 +238,31 @@ class TrainConfig:
     """Samples a process computes at a time; null lets the plan choose."""
     learning_rate: float = 2e-4
     """Peak learning rate."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Course of the learning rate after the warm-up."""
-    min_learning_rate_fraction: float = 0.0
-    """Where cosine and linear end, as a share of the peak."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Course of the learning rate after the warm-up; `wsd` stays at the peak and falls at the end."""
+    min_learning_rate_fraction: float = used_by("cosine", "linear", "wsd", by="schedule", default=0.0)
+    """Where the learning rate ends, as a share of the peak."""
+    decay_fraction: float = used_by("wsd", by="schedule", default=0.2)
+    """Share of the steps in which the learning rate falls, at the end."""
     warmup_fraction: float = 0.03
     """Share of the steps in which the learning rate rises from zero."""
+    warmup_steps: int | None = None
+    """Number of steps in which the learning rate rises, instead of a share."""
+    optimizer: Optimizer = "adamw"
+    """What turns gradients into steps. The 8-bit and paged ones come from bitsandbytes; `muon` moves matrices inside
+    the model by Muon and embeddings, output layer and vectors by AdamW."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay; not applied to biases and norms."""
-    adam_beta1: float = 0.9
+    """Decoupled weight decay; not applied to biases and norms."""
+    adam_beta1: float = used_by(*ADAM_OPTIMIZERS, by="optimizer", default=0.9)
     """AdamW's first-moment decay."""
-    adam_beta2: float = 0.999
+    adam_beta2: float = used_by(*ADAM_OPTIMIZERS, by="optimizer", default=0.999)
     """AdamW's second-moment decay."""
     max_grad_norm: float | None = 1.0
     """Gradients are scaled down to this L2 norm; null turns clipping off."""
+    neftune_alpha: float | None = None
+    """Uniform noise on the embeddings while training, alpha / sqrt(tokens x width) at most; null adds none."""
+    ema_decay: float | None = None
+    """Publish a running average of the trained weights with this decay, such as 0.999; null publishes the weights."""
     activation_checkpointing: bool | None = None
     """Recompute activations to save memory; null lets the plan decide by its estimate."""
     checkpoint_steps: int | None = None
@@ -251,7 +287,7 @@ class HardwareConfig:
     """How several processes share the model."""
     processes: int | None = None
     """Number of training processes on a node; null takes one for each visible GPU (1 for `single`)."""
-    offload: bool = used_by("zero2", "zero3", "fsdp2", default=False)
+    offload: bool = used_by("zero2", "zero3", "fsdp2", by="strategy", default=False)
     """Keep optimiser state (zero3, fsdp2: parameters too) in host memory."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the computation; `auto` is bf16 on GPUs that have it, fp32 elsewhere."""

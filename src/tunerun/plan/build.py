@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from tunerun.config.checks import size_bytes
 from tunerun.config.data_sources import holds_out
-from tunerun.config.schema import ADAPTER_METHODS, RunConfig
+from tunerun.config.schema import ADAPTER_METHODS, PAGED_OPTIMIZERS, Optimizer, RunConfig
 from tunerun.machine import Machine
 from tunerun.plan import devices, estimate, shape
 from tunerun.plan.dataset import DataSize
@@ -29,6 +29,17 @@ from tunerun.plan.steps import (
 
 # Fewer optimiser steps than this rarely change a model.
 _FEW_STEPS = 10
+# fp32 moments of AdamW: 8 bytes a weight; in 8 bits with a scale for each block of 256: 2 + 8/256. Adafactor keeps a
+# number for each row and column; Muon one moment for matrices, and AdamW's two for the rest are counted as one.
+_STATE_BYTES: dict[Optimizer, float] = {
+    "adamw": 8.0,
+    "adamw_8bit": 2.03,
+    "paged_adamw": 8.0,
+    "paged_adamw_8bit": 2.03,
+    "lion": 4.0,
+    "adafactor": 0.1,
+    "muon": 4.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,6 +177,8 @@ def _estimate(config: RunConfig, placement: Placement, device: Device | None) ->
         strategy=placement.strategy,
         world_size=placement.world_size,
         offload=placement.offload,
+        state_bytes=_STATE_BYTES[config.train.optimizer] + (0.0 if config.train.ema_decay is None else 4.0),
+        paged=config.train.optimizer in PAGED_OPTIMIZERS,
     )
     disk = estimate.disk(
         size,
@@ -219,8 +232,13 @@ def _steps(config: RunConfig, decided: _Decisions) -> tuple[Step, ...]:
 
 def _model_step(config: RunConfig) -> ModelStep:
     weights = config.model.init == "pretrained" and set(config.stages) != {"data"}
+    teacher = config.objective.teacher if config.objective.kind == "distill" and "train" in config.stages else None
     return ModelStep(
-        model=config.model, cache_dir=config.env.cache_dir, weights=weights, sha256=config.lock.model_sha256
+        model=config.model,
+        cache_dir=config.env.cache_dir,
+        weights=weights,
+        teacher=teacher,
+        sha256=config.lock.model_sha256,
     )
 
 

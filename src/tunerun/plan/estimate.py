@@ -155,14 +155,14 @@ def disk(size: Sizes, work: Work, *, checkpoints: int, merged: bool, gguf_types:
     Args:
         size: Of the model.
         work: What is trained.
-        checkpoints: Checkpoints kept: weights and both moments in fp32.
+        checkpoints: Checkpoints kept: weights in fp32 and the optimiser's state.
         merged: Whether merged/ is written, in bf16.
         gguf_types: Of the GGUF files.
     """
     trainable = trainable_parameters(size, work)
     return Disk(
         download_bytes=2 * size.parameters,
-        checkpoints_bytes=12 * trainable * checkpoints,
+        checkpoints_bytes=int((4 + work.state_bytes) * trainable) * checkpoints,
         adapter_bytes=4 * trainable if work.method in ADAPTER_METHODS else 0,
         merged_bytes=2 * size.parameters if merged else 0,
         gguf_bytes=sum(int(size.parameters * GGUF_BITS[kind] / 8) for kind in gguf_types),

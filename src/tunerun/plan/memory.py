@@ -51,6 +51,10 @@ class Work:
     world_size: int = 1
     """Processes on all nodes."""
     offload: bool = False
+    state_bytes: float = 8.0
+    """What the optimiser keeps for each trained weight, a running average of it included."""
+    paged: bool = False
+    """Whether that leaves the device when memory is short."""
 
     @property
     def rows_per_sample(self) -> int:
@@ -125,10 +129,10 @@ def memory(size: Sizes, work: Work, *, micro_batch_size: int, activation_checkpo
     if work.has_reference and not adapter:
         weights += size.parameters * work.number_bytes / _parts(work, "weights")
     host = 0.0
-    if work.offload:
+    if work.offload or work.paged:
         host, optimiser = optimiser, 0.0
-        if work.strategy in ("zero3", "fsdp2"):
-            host, weights = host + weights, 0.0
+    if work.offload and work.strategy in ("zero3", "fsdp2"):
+        host, weights = host + weights, 0.0
     if work.strategy in ("zero3", "fsdp2"):
         weights += _gathered_bytes(size, work)
     layer = _layer_activation_bytes(size, work)
@@ -186,12 +190,8 @@ def _parts(work: Work, state: Literal["weights", "gradients", "optimiser"]) -> i
 
 def _full_states(size: Sizes, work: Work) -> tuple[float, float, float]:
     zero = work.strategy.startswith("zero")
-    if work.precision == "fp32":
-        each = (4, 4, 8)
-    elif zero:
-        each = (2, 2, 12)
-    else:
-        each = (4, 4, 8)
+    # ZeRO keeps an fp32 copy of bf16 weights beside the optimiser's own state.
+    each = (2, 2, 4 + work.state_bytes) if zero and work.precision == "bf16" else (4, 4, work.state_bytes)
     weights = size.parameters * each[0] / _parts(work, "weights")
     if work.precision == "bf16" and work.strategy in ("single", "ddp"):
         weights += 2 * size.parameters
@@ -206,7 +206,7 @@ def _adapter_states(size: Sizes, work: Work) -> tuple[float, float, float]:
         linear = size.layers * size.layer_linear_parameters
         base = linear * _NF4_BYTES + (size.parameters - linear) * work.number_bytes
     weights = (base + 4 * trainable) / _parts(work, "weights")
-    return weights, 4 * trainable / _parts(work, "gradients"), 8 * trainable / _parts(work, "optimiser")
+    return weights, 4 * trainable / _parts(work, "gradients"), work.state_bytes * trainable / _parts(work, "optimiser")
 
 
 def _gathered_bytes(size: Sizes, work: Work) -> float:

@@ -10,18 +10,20 @@ from pathlib import Path
 from tunerun import hashes, paths
 from tunerun import machine as machines
 from tunerun.config.data_sources import data_paths
-from tunerun.config.schema import RunConfig
+from tunerun.config.schema import BITSANDBYTES_OPTIMIZERS, PAGED_OPTIMIZERS, RunConfig
 from tunerun.errors import Problem
 from tunerun.formats.architectures import GGUF_ARCHITECTURES
 from tunerun.machine import Machine
 from tunerun.plan.plan import Plan
 
 # What this version trains and starts; the schema and the estimates already know more.
-TRAINED_OBJECTIVES = ("sft", "pretrain")
+TRAINED_OBJECTIVES = ("sft", "pretrain", "dpo", "orpo", "simpo", "kto", "distill")
 TRAINED_METHODS = ("full", "freeze", "lora", "dora", "rslora", "pissa", "lora_plus", "qlora")
 STARTED_STRATEGIES = ("single",)
 STARTED_CLUSTERS = ("local",)
 SERVED_ENGINES = ("auto", "llamacpp", "transformers")
+
+_MUON_SINCE = (2, 9)
 
 
 def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
@@ -32,6 +34,7 @@ def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
         *_gpus(plan, machine),
         *_extras(config),
         *_locked(config),
+        *_optimizer(config, plan),
         *(_run_dir(plan) or _disk(plan)),
     ]
 
@@ -61,6 +64,7 @@ def _not_built(config: RunConfig) -> list[Problem]:
 
 def _files(config: RunConfig) -> list[Problem]:
     rows = [("model.path", config.model.path), ("model.adapter", config.model.adapter)]
+    rows.append(("objective.teacher", config.objective.teacher))
     rows += data_paths(config.data)
     found = []
     for key, value in rows:
@@ -113,6 +117,7 @@ def _extras(config: RunConfig) -> list[Problem]:
         ("export.gguf.types", "llama_cpp", "gguf", "export" in config.stages and _quantises(config)),
         ("serve.engine", "llama_cpp", "gguf", "serve" in config.stages and config.serve.engine == "llamacpp"),
         ("method.kind", "bitsandbytes", "quant", trains and config.method.kind == "qlora"),
+        ("train.optimizer", "bitsandbytes", "quant", config.train.optimizer in BITSANDBYTES_OPTIMIZERS and trains),
         ("track.tensorboard", "tensorboard", "tensorboard", config.track.tensorboard and trains),
         ("track.wandb", "wandb", "wandb", config.track.wandb and trains),
         ("model.hub", "modelscope", "hub", config.model.hub == "modelscope" and not _is_folder(config.model.path)),
@@ -122,6 +127,20 @@ def _extras(config: RunConfig) -> list[Problem]:
         for key, module, extra, needed in rows
         if needed and not is_installed(module)
     ]
+
+
+def _optimizer(config: RunConfig, plan: Plan) -> list[Problem]:
+    if plan.train is None:
+        return []
+    kind, problems = config.train.optimizer, []
+    if kind in PAGED_OPTIMIZERS and plan.train.placement.device != "cuda":
+        fix = f"Choose {kind.removeprefix('paged_')}."
+        problems.append(Problem(where="train.optimizer", what=f"{kind} pages to and from a GPU's memory.", fix=fix))
+    torch = importlib.metadata.version("torch")
+    if kind == "muon" and tuple(map(int, torch.split(".")[:2])) < _MUON_SINCE:
+        what = f"torch {torch} has no Muon."
+        problems.append(Problem(where="train.optimizer", what=what, fix="Install torch 2.9 or later."))
+    return problems
 
 
 def is_installed(module: str) -> bool:

@@ -7,8 +7,8 @@ fingerprint unless `UNFINGERPRINTED` names it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from tunerun.config import typed
@@ -81,6 +81,8 @@ class ModelStep:
     """Whether the weights are needed, or only the tokenizer and the config."""
     sha256: str | None = None
     """What the weights have to hash to; null takes any."""
+    teacher: str | None = None
+    """Model that distill imitates: its weights are found or downloaded too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +131,8 @@ class TrainStep:
     max_shard_size_bytes: int
     """Largest weights file written by full training."""
     seed: int
+    allow: tuple[str, ...] = ()
+    """Keys, or sections of keys, that may differ from those of the checkpoint that training goes on from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,15 +227,19 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "serve": ("model", "merge", "export"),
 }
 
+# How the loss is computed, which the data do not depend on.
+OBJECTIVE_SETTINGS = tuple(f"objective.{item.name}" for item in fields(ObjectiveConfig) if item.name != "kind")
+
 # Keys that change neither weights nor files: a step is not run again for them.
 UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
     "model": ("cache_dir", "model.shape", "model.adapter", "model.chat_template", "model.init", "sha256"),
-    "data": ("cache_dir", "data.cache"),
+    "data": ("cache_dir", "data.cache", *OBJECTIVE_SETTINGS),
     "train": (
         "model.shape",
         "name",
         "track",
         "eval",
+        "allow",
         "train.log_steps",
         "train.checkpoint_steps",
         "train.keep_checkpoints",
@@ -242,6 +250,58 @@ UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
     "verify": (),
     "serve": (),
 }
+
+
+# Choices that say how training is computed and not what is learned: other ones give the same training up to rounding.
+_EXECUTION_KEYS = (
+    "micro_batch_size",
+    "accumulation_steps",
+    "activation_checkpointing",
+    "train.micro_batch_size",
+    "train.activation_checkpointing",
+    "placement.device",
+    "placement.threads",
+    "placement.strategy",
+    "placement.processes",
+    "placement.nodes",
+    "placement.offload",
+    "machine",
+)
+
+# Fields that the plan derives, under the key a user sets.
+_USER_KEYS = {
+    "accumulation_steps": "train.global_batch_size",
+    "activation_checkpointing": "train.activation_checkpointing",
+    "chat_template": "model.chat_template",
+    "max_shard_size_bytes": "export.max_shard_size",
+    "micro_batch_size": "train.micro_batch_size",
+    "placement.nodes": "cluster.nodes",
+}
+
+
+def changes_only_bits(key: str) -> bool:
+    """Says whether a field of the train step leaves what is learned the same up to rounding."""
+    return _within(key, _EXECUTION_KEYS)
+
+
+def user_key(key: str) -> str:
+    """Returns the config key behind a field of a step."""
+    if key in _USER_KEYS:
+        return _USER_KEYS[key]
+    return f"hardware.{key.removeprefix('placement.')}" if key.startswith("placement.") else key
+
+
+def is_allowed(key: str, allow: Collection[str]) -> bool:
+    """Says whether a key may differ from that of a stopped run.
+
+    Args:
+        key: A config key, or `data (content)` for what a section's files came to.
+        allow: Keys and sections of keys.
+    """
+    section, _, content = key.partition(" ")
+    if content:
+        return any(item == section or item.startswith(section + ".") for item in allow)
+    return any(key == item or key.startswith(item + ".") for item in allow)
 
 
 def fingerprint_keys(step: Step) -> dict[str, Any]:

@@ -8,21 +8,14 @@ from typing import Any
 
 from tunerun import artifacts
 from tunerun.errors import Problem
+from tunerun.plan import steps
+from tunerun.plan.steps import user_key
 from tunerun.run.fingerprint import Fingerprint
 from tunerun.run.record import Record, StageRecord
 
 # What the trained weights come from.
 PROTECTED = ("model", "data", "train")
 
-# Fields that the plan derives, under the key a user sets.
-_USER_KEYS = {
-    "accumulation_steps": "train.global_batch_size",
-    "activation_checkpointing": "train.activation_checkpointing",
-    "chat_template": "model.chat_template",
-    "max_shard_size_bytes": "export.max_shard_size",
-    "micro_batch_size": "train.micro_batch_size",
-    "placement.nodes": "cluster.nodes",
-}
 _SHOWN_CHARACTERS = 60
 _UNSET = "(not set)"
 
@@ -44,7 +37,10 @@ def problems(old: StageRecord, new: Fingerprint, allow: frozenset[str]) -> list[
         allow: Keys, or sections of keys, that may differ.
     """
     changes = {
-        user_key(key): f"was {_show(before)} and is {_show(now)} now." for key, before, now in _changed(old, new)
+        user_key(key): f"was {_show(before)} and is {_show(now)} now."
+        for key, before, now in _changed(old, new)
+        # Training goes on, and says that the result is not exact.
+        if not steps.changes_only_bits(key)
     }
     for name, digest in new.files.items():
         key, _, path = name.partition(" ")
@@ -66,15 +62,14 @@ def problems(old: StageRecord, new: Fingerprint, allow: frozenset[str]) -> list[
             fix=f"Choose another run_dir, or go on all the same: tunerun resume RUN --allow {key}",
         )
         for key, what in sorted(changes.items())
-        if not _is_allowed(key, allow)
+        if not steps.is_allowed(key, allow)
     ]
 
 
-def user_key(key: str) -> str:
-    """Returns the config key behind a field of a step."""
-    if key in _USER_KEYS:
-        return _USER_KEYS[key]
-    return f"hardware.{key.removeprefix('placement.')}" if key.startswith("placement.") else key
+def is_settled(old: StageRecord, new: Fingerprint) -> bool:
+    """Returns whether a finished stage's results stand: running it now would change them in rounding at most."""
+    same = old.inputs == new.inputs and old.files == new.files
+    return same and all(steps.changes_only_bits(key) for key, _, _ in _changed(old, new))
 
 
 def _changed(old: StageRecord, new: Fingerprint) -> Iterable[tuple[str, Any, Any]]:
@@ -83,10 +78,6 @@ def _changed(old: StageRecord, new: Fingerprint) -> Iterable[tuple[str, Any, Any
         before, now = old.keys.get(key, _UNSET), new.keys.get(key, _UNSET)
         if before != now:
             yield key, before, now
-
-
-def _is_allowed(key: str, allow: frozenset[str]) -> bool:
-    return any(key == item or key.startswith(item + ".") for item in allow)
 
 
 def _show(value: Any) -> str:

@@ -136,7 +136,8 @@ class _Runner:
         now = self._fingerprint(step)
         old = self.record.stages.get(step.stage)
         # A stage that makes nothing, such as serve, is never done.
-        if old is not None and old.artifacts and old.is_finished and old.fingerprint == now.digest:
+        same = old is not None and (old.fingerprint == now.digest or drift.is_settled(old, now))
+        if old is not None and old.artifacts and old.is_finished and same:
             if intact(self.run_dir, old.artifacts, self.hashes):
                 self.record = self.record.with_stage(step.stage, dataclasses.replace(old, status="skipped"))
                 self.terminal.line(f"{title}: unchanged, skipped")

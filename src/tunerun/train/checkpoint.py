@@ -2,32 +2,45 @@
 
     step-40/
         adapter/ or model/       loadable as they are, in the precision that is trained (float32)
-        optimiser.safetensors    AdamW's moments by parameter
+        optimiser.safetensors    the optimiser's tensors by parameter; optimiser.json has its numbers
+        average.safetensors      the running average of the weights, with train.ema_decay
+        answers.jsonl            answers to eval.prompts
         manifest.json            step, what it belongs to, and the sha256 of every other file; written last
 
-Random numbers need no state: dropout is seeded by (seed, step), the order of the data by (seed, epoch).
+Random numbers need no state: dropout and noise are seeded by (seed, step), the order of the data by (seed, epoch).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from tunerun import artifacts
-from tunerun.errors import Problem, UserError
-from tunerun.train import optim
+from tunerun.errors import Problem, StageError, UserError
+from tunerun.plan import steps
+from tunerun.train import ema, optim
+from tunerun.train.ema import Average
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 OPTIMISER = "optimiser.safetensors"
+OPTIMISER_NUMBERS = "optimiser.json"
+AVERAGE = "average.safetensors"
+ANSWERS = "answers.jsonl"
 _PREFIX = "step-"
+# What a file system takes besides the bytes of tensors: headers, JSON, blocks.
+_SPARE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +59,14 @@ class Progressed:
     """Loss of the first step."""
     last_loss: float | None = None
     """Loss of the last step done."""
+    best_step: int | None = None
+    """Step with the lowest held-out loss so far."""
+    best_loss: float | None = None
+    """That loss."""
+    evals_since_best: int = 0
+    """Measurements of the held-out loss since then."""
+    skipped_steps: tuple[int, ...] = ()
+    """Steps whose loss or gradients were not finite and moved no weight, from 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,33 +84,36 @@ def write(
     progress: Progressed,
     *,
     identity: Mapping[str, Any],
-    save_weights: Callable[[Path], None],
-    optimiser: torch.optim.AdamW,
-    parameters: Mapping[str, torch.nn.Parameter],
+    fill: Callable[[Path], None],
+    needed_bytes: int,
     keep: int,
 ) -> Path:
-    """Publishes a checkpoint, then removes the oldest beyond `keep`.
+    """Publishes a checkpoint, then removes the oldest beyond `keep`; the one with the lowest held-out loss stays.
 
     Args:
         folder: The run's checkpoints.
         progress: Where training stands.
         identity: What the checkpoint belongs to.
-        save_weights: Writes the weights into a staging folder.
-        optimiser: Its state is saved.
-        parameters: Trainable parameters by name.
+        fill: Writes weights and state into a staging folder.
+        needed_bytes: About what that takes.
         keep: Number of newest checkpoints kept, at least 1.
 
     Returns:
         The published folder.
 
     Raises:
-        OSError: It could not be written; older checkpoints stay as they were.
+        StageError: There is too little space, or it could not be written; older checkpoints stay as they were.
+        OSError: As before, when the system says why.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_space(folder, progress.step, needed_bytes + _SPARE_BYTES)
     target = folder / f"{_PREFIX}{progress.step}"
     with artifacts.publish(target) as staging:
         staging.mkdir()
-        save_weights(staging)
-        save_file(optim.state_tensors(optimiser, parameters), staging / OPTIMISER)
+        try:
+            fill(staging)
+        except SafetensorError as error:
+            raise StageError(f"checkpoint {target.name} could not be written: {error}") from error
         files = sorted(path for path in staging.rglob("*") if path.is_file())
         manifest = {
             "schema": SCHEMA,
@@ -97,51 +121,131 @@ def write(
             "identity": dict(identity),
             "files": {path.relative_to(staging).as_posix(): artifacts.sha256(path) for path in files},
         }
-        artifacts.write_json(staging / MANIFEST, manifest)
-    for number in _numbers(folder)[max(1, keep) :]:
-        shutil.rmtree(folder / f"{_PREFIX}{number}")
+        artifacts.write_json(staging / MANIFEST, {**manifest, "sha256": _digest(manifest)})
+    _rotate(folder, progress, keep)
     return target
+
+
+def save_state(
+    staging: Path, optimisers: Sequence[Optimizer], parameters: Mapping[str, Parameter], average: Average | None
+) -> None:
+    """Writes what training needs besides the weights into a staging folder."""
+    tensors, numbers = optim.state_of(optimisers, parameters)
+    save_file(tensors, staging / OPTIMISER)
+    artifacts.write_json(staging / OPTIMISER_NUMBERS, {"schema": 1, "numbers": numbers})
+    if average is not None:
+        save_file(average.weights, staging / AVERAGE)
+
+
+def restore_state(
+    checkpoint: Checkpoint,
+    optimisers: Sequence[Optimizer],
+    parameters: Mapping[str, Parameter],
+    average: Average | None,
+) -> None:
+    """Gives optimisers and average the state of a checkpoint.
+
+    An average that was turned on since then (`--allow train.ema_decay`) begins with the checkpoint's weights.
+    """
+    numbers = checkpoint.folder / OPTIMISER_NUMBERS
+    # Schema 1 knew only AdamW, which keeps no numbers.
+    found = artifacts.read_json(numbers)["numbers"] if numbers.is_file() else {}
+    optim.restore_state(optimisers, parameters, load_file(checkpoint.folder / OPTIMISER), found)
+    if average is not None and (checkpoint.folder / AVERAGE).is_file():
+        ema.restore(average, load_file(checkpoint.folder / AVERAGE))
+
+
+def state_bytes(optimisers: Sequence[Optimizer], parameters: Mapping[str, Parameter], average: Average | None) -> int:
+    """Returns about what a checkpoint takes on disk: weights, optimiser state and average."""
+    tensors, _ = optim.state_of(optimisers, parameters)
+    weights = sum(parameter.numel() * 4 for parameter in parameters.values())
+    return weights * (1 if average is None else 2) + sum(tensor.nbytes for tensor in tensors.values())
 
 
 def newest(folder: Path) -> Checkpoint | None:
     """Returns the newest checkpoint that is whole; says on stderr why newer ones are passed over."""
     for number in _numbers(folder):
-        path = folder / f"{_PREFIX}{number}"
-        fault = _fault(path)
-        if fault is None:
-            manifest = artifacts.read_json(path / MANIFEST)
-            progress = Progressed(**manifest["progress"])
-            return Checkpoint(folder=path, progress=progress, identity=manifest["identity"])
-        print(f"checkpoint {path.name} is not used: {fault}", file=sys.stderr)
+        found = read(folder, number)
+        if found is not None:
+            return found
     return None
 
 
-def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
-    """Raises when a checkpoint belongs to another training.
+def read(folder: Path, number: int) -> Checkpoint | None:
+    """Returns the checkpoint of a step when it is whole; says on stderr what is wrong with it."""
+    path = folder / f"{_PREFIX}{number}"
+    fault = _fault(path)
+    if fault is not None:
+        print(f"checkpoint {path.name} is not used: {fault}", file=sys.stderr)
+        return None
+    manifest = artifacts.read_json(path / MANIFEST)
+    skipped = tuple(manifest["progress"].pop("skipped_steps", ()))
+    progress = Progressed(**manifest["progress"], skipped_steps=skipped)
+    return Checkpoint(folder=path, progress=progress, identity=manifest["identity"])
+
+
+def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any], allow: Collection[str] = ()) -> tuple[str, ...]:
+    """Compares what a checkpoint belongs to with the training that is to go on from it.
+
+    Args:
+        checkpoint: Where training would go on.
+        identity: Of the training now.
+        allow: Keys, or sections of keys, that may differ.
+
+    Returns:
+        Why the result will not be that of an uninterrupted training; nothing when it will be, to the bit.
 
     Raises:
-        UserError: Names every key that differs.
+        UserError: Names every key that differs and decides what is learned.
     """
-    fix = "Set it back to go on, or train anew in another run_dir."
-    problems = [
-        Problem(where=key, what=f"{checkpoint.folder} was made with {before!r}; now it is {now!r}.", fix=fix)
-        for key in sorted({*identity, *checkpoint.identity})
-        if (before := checkpoint.identity.get(key)) != (now := identity.get(key))
-    ]
-    if problems:
-        raise UserError(problems)
+    refused: dict[str, Problem] = {}
+    inexact: dict[str, str] = {}
+    # Fields that the plan derives come first: where the user's key changed too, its own values are shown.
+    for key in sorted({*identity, *checkpoint.identity}, key=lambda key: (steps.user_key(key) == key, key)):
+        before, now = (values.get(key) for values in (checkpoint.identity, identity))
+        if before == now:
+            continue
+        shown = steps.user_key(key)
+        if steps.changes_only_bits(key) or steps.is_allowed(shown, allow):
+            inexact[shown] = f"{shown} was {before} and is {now} now"
+        else:
+            what = f"{checkpoint.folder} was made with {before!r}; now it is {now!r}."
+            fix = "Set it back to go on, train anew in another run_dir, or go on all the same: "
+            fix += f"tunerun resume RUN --allow {shown.partition(' ')[0]}"
+            refused[shown] = Problem(where=shown, what=what, fix=fix)
+    if refused:
+        raise UserError(refused[key] for key in sorted(refused))
+    return tuple(inexact[key] for key in sorted(inexact))
 
 
-def restore_optimiser(
-    checkpoint: Checkpoint, optimiser: torch.optim.AdamW, parameters: Mapping[str, torch.nn.Parameter]
-) -> None:
-    """Gives an optimiser the state of a checkpoint."""
-    optim.restore_state(optimiser, parameters, load_file(checkpoint.folder / OPTIMISER))
+def _check_space(folder: Path, step: int, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise StageError(
+            f"checkpoint {_PREFIX}{step} takes about {needed_bytes:,} bytes, and {folder} has {free_bytes:,} free. "
+            "Older checkpoints are as they were. Free some space, then: tunerun resume RUN"
+        )
+
+
+def _rotate(folder: Path, progress: Progressed, keep: int) -> None:
+    """Removes what is beyond the newest `keep`, the one just written being the newest.
+
+    A checkpoint of a later step can only be a damaged one that was passed over: it must not push out a good one.
+    """
+    numbers = _numbers(folder)
+    older = [number for number in numbers if number <= progress.step]
+    for number in {*numbers} - {*older[: max(1, keep)], progress.best_step}:
+        shutil.rmtree(folder / f"{_PREFIX}{number}")
 
 
 def _numbers(folder: Path) -> list[int]:
     names = (path.name.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*"))
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    text = json.dumps({key: value for key, value in manifest.items() if key != "sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _fault(folder: Path) -> str | None:
@@ -150,11 +254,14 @@ def _fault(folder: Path) -> str | None:
         return f"{MANIFEST} is missing"
     try:
         manifest = artifacts.read_json(path)
-    except ValueError:
+        schema, files = manifest["schema"], manifest["files"]
+    except (ValueError, KeyError, TypeError):
         return f"{MANIFEST} is damaged"
-    if manifest["schema"] > SCHEMA:
-        return f"it was written by a newer version (schema {manifest['schema']})"
-    for name, digest in manifest["files"].items():
+    if isinstance(schema, int) and schema > SCHEMA:
+        return f"it was written by a newer version (schema {schema})"
+    if schema != 1 and ("sha256" not in manifest or manifest["sha256"] != _digest(manifest)):
+        return f"{MANIFEST} is damaged"
+    for name, digest in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
         if artifacts.sha256(folder / name) != digest:

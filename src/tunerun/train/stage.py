@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,18 @@ import torch
 
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
-from tunerun.base_model import BaseModel, read_base
+from tunerun.base_model import BaseModel, read_base, read_teacher
 from tunerun.config import typed
 from tunerun.config.schema import ADAPTER_METHODS
 from tunerun.errors import Preempted, Problem, UserError
-from tunerun.formats.tokens import MANIFEST, OFFSETS, SEGMENTS, TOKENS, TRAINED, TokenStore
 from tunerun.plan import steps
 from tunerun.plan.steps import TrainStep
-from tunerun.train import batches, checkpoint, loop, metrics, optim
+from tunerun.train import batches, checkpoint, ema, loop, material, metrics, noise, optim, reference
 from tunerun.train import network as networks
 from tunerun.train.checkpoint import Checkpoint, Progressed
+from tunerun.train.job import Job
+from tunerun.train.objectives import OBJECTIVES
+from tunerun.train.objectives.objective import Examples, Setting
 from tunerun.train.signals import StopRequest, stop_requests
 
 
@@ -46,8 +47,9 @@ def run(step: TrainStep, out: Path) -> list[Artifact]:
         identity = _identity(step, base, out)
         found = checkpoint.newest(out / artifacts.CHECKPOINTS)
         if found is not None:
-            checkpoint.check_identity(found, identity)
-            print(f"going on from {found.folder.name}: exact, the result is the same as without the stop")
+            reasons = checkpoint.check_identity(found, identity, step.allow)
+            kind = f"inexact because {'; '.join(reasons)}" if reasons else "exact, the result is as without the stop"
+            print(f"going on from {found.folder.name}: {kind}")
         job, save = _prepare(step, base, out, identity, found)
         return _train(job, found, stop, out, save)
 
@@ -63,26 +65,38 @@ def set_determinism(device: str, threads: int) -> None:
 
 def _prepare(
     step: TrainStep, base: BaseModel, out: Path, identity: dict[str, Any], found: Checkpoint | None
-) -> tuple[loop.Job, Callable[[Path], None]]:
-    store = TokenStore.open(out / artifacts.DATA)
-    eval_store = _eval_store(step, out)
+) -> tuple[Job, Callable[[Path], None]]:
+    examples, eval_examples = material.open_examples(step, out / artifacts.DATA), _eval_examples(step, out)
     network = networks.build(step, base, found)
-    _check_vocabulary(store, network.module)
+    _check_vocabulary(examples, network.module)
     if step.activation_checkpointing:
         network.module.gradient_checkpointing_enable({"use_reentrant": False})
     parameters = {name: value for name, value in network.module.named_parameters() if value.requires_grad}
-    optimiser = optim.make_optimiser(parameters, step.train, rate_factors=network.rate_factors)
+    optimisers = optim.make_optimisers(
+        parameters, step.train, embeddings=_embeddings(network.module), rate_factors=network.rate_factors
+    )
+    average = None if step.train.ema_decay is None else ema.start(parameters, step.train.ema_decay)
     if found is not None:
-        checkpoint.restore_optimiser(found, optimiser, parameters)
-    job = loop.Job(
+        checkpoint.restore_state(found, optimisers, parameters, average)
+    if step.train.neftune_alpha is not None:
+        noise.add_noise(network.module, step.train.neftune_alpha)
+
+    def at_start() -> Any:
+        return network.module if found is None else networks.build(step, base, None).module
+
+    examples, eval_examples = _with_reference(step, out, identity, (examples, eval_examples), at_start)
+    job = Job(
         step=step,
+        objective=OBJECTIVES[step.objective.kind],
+        setting=Setting(config=step.objective, teacher=material.load_teacher(step, base, out)),
         network=network.module,
         parameters=parameters,
-        optimiser=optimiser,
-        store=store,
-        eval_store=eval_store,
+        optimisers=optimisers,
+        average=average,
+        examples=examples,
+        eval_examples=eval_examples,
         total_steps=batches.total_steps(
-            len(store),
+            len(examples),
             global_batch_size=step.train.global_batch_size,
             epochs=step.train.epochs,
             max_steps=step.train.max_steps,
@@ -94,18 +108,41 @@ def _prepare(
     return job, network.save
 
 
-def _eval_store(step: TrainStep, out: Path) -> TokenStore | None:
+def _with_reference(
+    step: TrainStep,
+    out: Path,
+    identity: dict[str, Any],
+    examples: tuple[Examples, Examples | None],
+    network: Callable[[], Any],
+) -> tuple[Examples, Examples | None]:
+    """Adds the reference log-probabilities to the rows, and to the held-out ones."""
+    folder, (trained, held_out) = out / reference.FOLDER, examples
+    trained = material.add_reference(step, trained, folder / "train.safetensors", identity, network)
+    if held_out is not None:
+        belongs = {**identity, "eval data (content)": material.content_sha256(out / artifacts.EVAL_DATA)}
+        held_out = material.add_reference(step, held_out, folder / "eval.safetensors", belongs, network)
+    return trained, held_out
+
+
+def _embeddings(network: Any) -> frozenset[str]:
+    """Returns the names of the parameters of the embeddings and the output layer."""
+    modules = [module for module in network.modules() if isinstance(module, torch.nn.Embedding)]
+    owned = {id(value) for module in [*modules, network.get_output_embeddings()] for value in module.parameters()}
+    return frozenset(name for name, value in network.named_parameters() if id(value) in owned)
+
+
+def _eval_examples(step: TrainStep, out: Path) -> Examples | None:
     if step.train.eval_steps is None:
         return None
     folder = out / artifacts.EVAL_DATA
     if not folder.is_dir():
         fix = "Set data.eval_fraction or data.eval_path, or leave it null."
         raise UserError(Problem(where="train.eval_steps", what="no rows are held out to measure.", fix=fix))
-    return TokenStore.open(folder)
+    return material.open_examples(step, folder, held_out=True)
 
 
-def _check_vocabulary(store: TokenStore, network: Any) -> None:
-    largest, rows = int(store.tokens.max()), network.get_input_embeddings().weight.shape[0]
+def _check_vocabulary(examples: Examples, network: Any) -> None:
+    largest, rows = material.largest_token(examples), network.get_input_embeddings().weight.shape[0]
     if largest >= rows:
         what = f"the data have token {largest}, but the model's embedding ends at {rows - 1}."
         fix = "Take the tokenizer that belongs to the weights, or set model.resize_embeddings=true to add rows."
@@ -113,7 +150,7 @@ def _check_vocabulary(store: TokenStore, network: Any) -> None:
 
 
 def _train(
-    job: loop.Job, found: Checkpoint | None, stop: StopRequest, out: Path, save: Callable[[Path], None]
+    job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, save: Callable[[Path], None]
 ) -> list[Artifact]:
     start = Progressed() if found is None else found.progress
     if stop.signal is not None:
@@ -126,7 +163,7 @@ def _train(
             tracker.close()
     adapter = job.step.method.kind in ADAPTER_METHODS
     kind, name = ("adapter", artifacts.ADAPTER) if adapter else ("model", artifacts.MERGED)
-    with artifacts.publish(out / name) as staging:
+    with artifacts.publish(out / name) as staging, ema.applied(job.average, job.parameters):
         save(staging)
     trained = sum(parameter.numel() for parameter in job.parameters.values())
     rate = end.tokens / end.seconds if end.seconds else 0.0
@@ -150,15 +187,21 @@ def _trackers(step: TrainStep, out: Path, after_step: int) -> list[metrics.Track
 
 
 def _identity(step: TrainStep, base: BaseModel, out: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for name in (MANIFEST, TOKENS, TRAINED, SEGMENTS, OFFSETS):
-        digest.update(artifacts.sha256(out / artifacts.DATA / name).encode())
     adapter = step.model.adapter
+    teacher = {"objective.teacher (content)": read_teacher(out).sha256} if step.objective.kind == "distill" else {}
     return {
         **steps.fingerprint_keys(step),
-        "data (content)": digest.hexdigest(),
+        "machine.torch": torch.__version__,
+        "machine.kernels": _kernels(step.placement.device),
+        "data (content)": material.content_sha256(out / artifacts.DATA),
         "model (content)": base.sha256,
+        **teacher,
         "model.adapter (content)": None
         if adapter is None
         else artifacts.describe(Path(adapter), "adapter", ".").sha256,
     }
+
+
+def _kernels(device: str) -> str:
+    """Names what the bits of a result depend on besides the software: the GPU, or the CPU's vector instructions."""
+    return torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
