@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tunerun.formats.floats import STORAGE, from_float32
 from tunerun.formats.lora import Update
 from tunerun.formats.safetensors import read_header
-from tunerun.merge.delta import Delta
+from tunerun.formats.delta import Delta
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from tunerun.artifacts import publish
 from tunerun.errors import StageError
-from tunerun.formats.floats import Array, from_float32, is_finite, to_float32
-from tunerun.formats.safetensors import ModelWriter, read_rows
-from tunerun.merge.delta import Delta
-from tunerun.merge.plan import MergedTensor, MergePlan, plan_merge
+from tunerun.formats.floats import is_finite
+from tunerun.formats.merged import MergedTensor, MergePlan, plan_merge, row_reader
+from tunerun.formats.safetensors import ModelWriter
 from tunerun.models.folder import carry_files, set_chat_template
 from tunerun.progress import Progress
 
@@ -71,17 +70,11 @@ def _write_weights(plan: MergePlan, out: Path, max_shard_size_bytes: int) -> Non
 
 def _write_changed(writer: ModelWriter, name: str, tensor: MergedTensor) -> None:
     source = tensor.source
-    delta = Delta(tensor.update) if tensor.update else None
+    read = row_reader(tensor)
     step = max(1, _BLOCK_VALUES // source.row_values)
     for first in range(0, source.rows, step):
-        values = _convert(read_rows(source, first, min(step, source.rows - first)), source.dtype, tensor.dtype)
-        if delta:
-            values = delta.merge(values, tensor.dtype, first)
+        values = read(first, min(step, source.rows - first))
         if not is_finite(values, tensor.dtype):
             fix = "The adapter or the base is broken."
             raise StageError(f"{name}: a merged weight is infinite or not a number. {fix}")
         writer.write_rows(name, first, values)
-
-
-def _convert(values: Array, source: str, target: str) -> Array:
-    return values if source == target else from_float32(to_float32(values, source), target)

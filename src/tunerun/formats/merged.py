@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tunerun.errors import Problem, UserError
-from tunerun.formats.floats import STORAGE
+from tunerun.formats.delta import Delta
+from tunerun.formats.floats import STORAGE, Array, from_float32, to_float32
 from tunerun.formats.lora import EMBEDDINGS, HEAD, Adapter, Update, read_adapter
-from tunerun.formats.safetensors import TensorInfo, read_table
+from tunerun.formats.safetensors import TensorInfo, read_rows, read_table
+
+# Values merged at once: small enough to stay in the cache through every pass.
+_CACHED_VALUES = 1 << 18
+
+# Reads rows `[first, first + count)` of a tensor.
+RowReader = Callable[[int, int], Array]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +66,34 @@ def plan_merge(base: Path, adapter: Path) -> MergePlan:
     for name, update in changes.updates.items():
         tensors[name] = replace(tensors[name], update=update)
     return MergePlan(config=config, tensors=tensors)
+
+
+def plan_copy(folder: Path) -> MergePlan:
+    """Reads a model that is taken as it is.
+
+    Raises:
+        UserError: It is missing or broken.
+    """
+    tensors = {name: MergedTensor(dtype=info.dtype, source=info) for name, info in read_table(folder).items()}
+    return MergePlan(config=_read_config(folder), tensors=tensors)
+
+
+def row_reader(tensor: MergedTensor) -> RowReader:
+    """Returns what reads rows of a merged tensor, in its type; an update's factors are read once, here."""
+    delta = Delta(tensor.update) if tensor.update else None
+
+    def read(first: int, count: int) -> Array:
+        values = read_rows(tensor.source, first, count)
+        if tensor.source.dtype != tensor.dtype:
+            values = from_float32(to_float32(values, tensor.source.dtype), tensor.dtype)
+        if delta:
+            step = max(1, _CACHED_VALUES // tensor.source.row_values)
+            for start in range(0, count, step):
+                rows = slice(start, start + step)
+                values[rows] = delta.merge(values[rows], tensor.dtype, first + start)
+        return values
+
+    return read
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
