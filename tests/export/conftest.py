@@ -11,8 +11,10 @@ import torch
 from tests.export.models import build_model
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import load_tokenizer
+from tunerun.export.model import Model, read_model
 from tunerun.export.special import read_special
-from tunerun.export.write import Model, read_model, write_gguf
+from tunerun.export.write import write_gguf
+from tunerun.formats.merged import plan_copy
 
 pytest.importorskip("gguf")
 
@@ -21,7 +23,8 @@ def open_model(folder: Path, name: str = "tiny", template: str | None = None) ->
     tokenizer = load_tokenizer(folder)
     chat_template = load_template(folder, tokenizer.named, template)
     special = read_special(folder, tokenizer, chat_template)
-    return read_model(folder, name, tokenizer=tokenizer, special=special, template=chat_template)
+    weights = plan_copy(folder)
+    return read_model(folder, name, weights=weights, tokenizer=tokenizer, special=special, template=chat_template)
 
 
 def export(folder: Path, out: Path, types: Sequence[str]) -> dict[str, Path]:

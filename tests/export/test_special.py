@@ -37,7 +37,7 @@ def test_end_tokens_of_the_generation_config_stop_too(tmp_path: Path) -> None:
 def test_a_model_without_a_template_stops_at_its_end_token(tmp_path: Path) -> None:
     build_tokenizer(tmp_path, template=None)
     assert special_of(tmp_path) == SpecialTokens(
-        end_of_turn=None, adds_bos=False, adds_eos=False, stops=("<|im_end|>",)
+        end_of_turn=None, adds_bos=False, adds_eos=False, starts_chats=False, stops=("<|im_end|>",)
     )
 
 

@@ -24,7 +24,7 @@ def model(tiny: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"architectures": ["LlamaForCausalLM"]}, r"LlamaForCausalLM is not supported.*Supported: Qwen2ForCausalLM"),
+        ({"architectures": ["MambaForCausalLM"]}, r"MambaForCausalLM is not supported.*Supported: Qwen2ForCausalLM"),
         ({"architectures": None}, "names no architecture"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"hidden_act": "gelu"}, "hidden_act"),

@@ -1,6 +1,6 @@
 """Runs llama.cpp's own converter, which comes with the source package of llama-cpp-python.
 
-Run as a script: `upstream.py SOURCE MODEL --outfile FILE --outtype TYPE`.
+Run as a script: `upstream.py SOURCE PRE_TOKENIZER MODEL --outfile FILE --outtype TYPE`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,23 @@ def find_source(cache: Path) -> Path | None:
     return source
 
 
-def convert(source: Path, model: Path, out: Path, file_type: str) -> None:
-    """Converts a model folder in a process of its own (the converter brings a `gguf` package along)."""
-    command = [sys.executable, __file__, str(source), str(model), "--outfile", str(out), "--outtype", file_type]
+def convert(source: Path, model: Path, out: Path, file_type: str, *, pre_tokenizer: str = "qwen2") -> None:
+    """Converts a model folder in a process of its own (the converter brings a `gguf` package along).
+
+    Args:
+        source: llama.cpp's folder.
+        model: What to convert.
+        out: The file.
+        file_type: `f32`, `f16`, `bf16` or `q8_0`.
+        pre_tokenizer: What the converter would find by the hash of a well-known byte-level vocabulary.
+    """
+    command = [sys.executable, __file__, str(source), pre_tokenizer, str(model)]
+    command += ["--outfile", str(out), "--outtype", file_type]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def _run(source: Path, arguments: list[str]) -> None:
+def _run(source: Path, pre_tokenizer: str, arguments: list[str]) -> None:
     sys.path[:0] = [str(source / "gguf-py"), str(source)]
     from conversion import base
 
@@ -48,11 +58,12 @@ def _run(source: Path, arguments: list[str]) -> None:
 
     # It asks for a package that a BPE model does not need, and knows pre-tokenizers only by the ids that well-known
     # vocabularies give a probe text.
-    base.TextModel._create_vocab_sentencepiece = no_sentencepiece
-    base.TextModel.get_vocab_base_pre = lambda _self, _tokenizer: "qwen2"
+    if find_spec("sentencepiece") is None:
+        base.TextModel._create_vocab_sentencepiece = no_sentencepiece
+    base.TextModel.get_vocab_base_pre = lambda _self, _tokenizer: pre_tokenizer
     sys.argv = ["convert_hf_to_gguf.py", *arguments]
     runpy.run_path(str(source / "convert_hf_to_gguf.py"), run_name="__main__")
 
 
 if __name__ == "__main__":
-    _run(Path(sys.argv[1]), sys.argv[2:])
+    _run(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

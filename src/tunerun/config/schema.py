@@ -16,7 +16,7 @@ MethodKind = Literal["full", "freeze", "lora", "dora", "rslora", "pissa", "lora_
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 GgufType = Literal[
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_0", "q5_1", "q4_k_m", "q4_k_s", "q4_0", "q4_1",
-    "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
+    "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "q2_k", "tq2_0", "tq1_0",
 ]  # fmt: skip
 
 DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "xtuner", "columns", "text"]

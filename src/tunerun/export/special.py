@@ -25,6 +25,8 @@ class SpecialTokens:
     """Whether the tokenizer puts the beginning-of-sequence token before a text."""
     adds_eos: bool
     """Whether it puts the end-of-sequence token after a text."""
+    starts_chats: bool
+    """Whether a conversation begins with an added token."""
     stops: tuple[str, ...]
     """Texts of the tokens that end an answer, the end of a turn first."""
 
@@ -42,7 +44,8 @@ def read_special(folder: Path, tokenizer: Tokenizer, template: ChatTemplate | No
     """
     plain = tokenizer.backend.encode("a", add_special_tokens=False).ids
     framed = tokenizer.backend.encode("a", add_special_tokens=True).ids
-    turn_end = _turn_end(tokenizer, template) if template else None
+    rendered = _render(template) if template else ""
+    turn_end = _turn_end(tokenizer, rendered)
     eos = tokenizer.named.get("eos_token")
     more = read_object(folder / "generation_config.json").get("eos_token_id")
     ids = more if isinstance(more, list) else [more] if isinstance(more, int) else []
@@ -51,6 +54,7 @@ def read_special(folder: Path, tokenizer: Tokenizer, template: ChatTemplate | No
         end_of_turn=tokenizer.backend.token_to_id(turn_end) if turn_end and turn_end != eos else None,
         adds_bos=len(framed) > len(plain) and framed[0] == tokenizer.token_id("bos_token"),
         adds_eos=len(framed) > len(plain) and framed[-1] == tokenizer.token_id("eos_token"),
+        starts_chats=tokenizer.added is not None and tokenizer.added.match(rendered) is not None,
         stops=tuple(dict.fromkeys(text for text in texts if text)),
     )
 
@@ -73,11 +77,14 @@ def tool_parser(template: str) -> str | None:
     return "llama3_json" if "ipython" in template and '"parameters"' in template else None
 
 
-def _turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> str | None:
+def _render(template: ChatTemplate) -> str:
     try:
-        rendered = template.render(_CONVERSATION)
+        return template.render(_CONVERSATION)
     except ChatFault as fault:
         raise UserError(Problem(where=template.source, what=f"{fault.detail}.")) from fault
+
+
+def _turn_end(tokenizer: Tokenizer, rendered: str) -> str | None:
     after = rendered.rpartition(_PROBE)[2]
     found = tokenizer.added.search(after) if tokenizer.added else None
     return found[0] if found else None

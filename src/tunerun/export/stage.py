@@ -11,9 +11,11 @@ from tunerun.base_model import read_base
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.errors import require
+from tunerun.export.model import Model, read_model
 from tunerun.export.modelfile import render_modelfile, serve_facts
 from tunerun.export.special import read_special
-from tunerun.export.write import Model, read_model, write_gguf
+from tunerun.export.write import write_gguf
+from tunerun.formats.merged import plan_copy
 from tunerun.plan.steps import ExportStep
 
 MODELFILE = "Modelfile"
@@ -38,7 +40,9 @@ def run(step: ExportStep, out: Path) -> list[Artifact]:
     tokenizer = load_tokenizer(folder)
     template = load_template(folder, tokenizer.named, step.chat_template)
     special = read_special(folder, tokenizer, template)
-    model = read_model(folder, step.name, tokenizer=tokenizer, special=special, template=template)
+    model = read_model(
+        folder, step.name, weights=plan_copy(folder), tokenizer=tokenizer, special=special, template=template
+    )
     with artifacts.publish(out / artifacts.EXPORT) as staging:
         staging.mkdir()
         paths = write_gguf(model, step.gguf.types, staging, threads=os.cpu_count() or 1)

@@ -1,53 +1,72 @@
-"""The vocabulary of a byte-level BPE tokenizer as GGUF holds it, read from tokenizer.json."""
+"""The vocabulary of a model as GGUF holds it: byte-level BPE, or SentencePiece with bytes to fall back on."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from tunerun.chat.tokenizer import TOKENIZER, TOKENIZER_CONFIG, read_object
 from tunerun.errors import Problem, UserError
+from tunerun.export import pretokenizer, sentencepiece
+from tunerun.export.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Piece
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-"""`enum llama_token_type` of llama.cpp."""
-
-# The pre-tokenizers that llama.cpp has built in, by the pattern that tokenizer.json states.
-_PRE_TOKENIZERS = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": (
-        "qwen2"
-    ),
-}
+# What the converter gives to tokens that no merge makes.
+_ADDED_SCORE, _PADDING_SCORE = -1000.0, -10000.0
+_SPECIAL_LOOKS = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+_SPECIAL_TEXTS = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vocabulary:
     """Tokens by id, padded to the rows of the embedding."""
 
-    tokens: tuple[str, ...]
-    types: tuple[int, ...]
+    kind: Literal["gpt2", "llama"]
+    """llama.cpp's word for byte-level BPE and for SentencePiece."""
     pre_tokenizer: str
     """llama.cpp's name for how text is split before merges apply."""
+    tokens: tuple[str, ...]
+    types: tuple[int, ...]
+    scores: tuple[float, ...] | None = None
+    """SentencePiece merges what gives the highest; byte-level BPE has a list of merges instead."""
+    adds_space: bool = False
+    """Whether text after a special token, or at the beginning, gets a space put before it; SentencePiece only."""
 
 
-def read_vocabulary(folder: Path, *, vocab_size: int, special: frozenset[str]) -> Vocabulary:
-    """Reads tokenizer.json.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Words:
+    """What tokenizer.json says, checked."""
+
+    texts: Mapping[int, str]
+    """By id, added tokens included."""
+    added: Mapping[int, Mapping[str, Any]]
+    named: frozenset[str]
+    plain_added_tokens: bool
+
+
+def read_vocabulary(
+    folder: Path, *, vocab_size: int, named: frozenset[str], plain_added_tokens: bool, chat_starts_special: bool
+) -> Vocabulary:
+    """Reads tokenizer.json, and tokenizer.model for its scores when it is there.
 
     Args:
         folder: A model folder.
         vocab_size: Rows of the embedding; ids without a token become unused `[PAD<id>]`.
-        special: Texts that tokenizer_config.json names as special (`eos_token`, ...).
+        named: Texts that tokenizer_config.json names as special (`eos_token`, ...).
+        plain_added_tokens: Whether added tokens are special only when they say so, and not also when they look it.
+        chat_starts_special: Whether prompts begin with a special token.
 
     Raises:
         UserError: The tokenizer is missing, has more tokens than the embedding has rows, or works in a way that
             llama.cpp has no equal for.
     """
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise UserError(Problem(where=str(folder), what="there is no tokenizer.json.", fix="GGUF needs one."))
-    data = json.loads(file.read_text(encoding="utf-8"))
-    problems = _check(file, data)
+    file = folder / TOKENIZER
+    data = read_object(file)
+    if not data:
+        raise UserError(Problem(where=str(folder), what=f"there is no {TOKENIZER}.", fix="GGUF needs one."))
+    bytes_fall_back = bool(data["model"].get("byte_fallback"))
+    problems = sentencepiece.check(file, data) if bytes_fall_back else pretokenizer.check(file, data)
     if problems:
         raise UserError(problems)
     added = {entry["id"]: entry for entry in data["added_tokens"]}
@@ -56,55 +75,91 @@ def read_vocabulary(folder: Path, *, vocab_size: int, special: frozenset[str]) -
     if max(texts) >= vocab_size:
         what = f"it has a token {max(texts)}, and the embedding has {vocab_size} rows."
         raise UserError(Problem(where=str(file), what=what, fix="Resize the embedding, or use its own tokenizer."))
-    types = {number: _added_type(entry, special) for number, entry in added.items()}
+    words = _Words(texts=texts, added=added, named=named, plain_added_tokens=plain_added_tokens)
+    if not bytes_fall_back:
+        return _byte_level(data, words, vocab_size)
+    pieces = _pieces(folder, data, words, vocab_size)
     return Vocabulary(
-        tokens=tuple(texts.get(number, f"[PAD{number}]") for number in range(vocab_size)),
-        types=tuple(types.get(number, NORMAL if number in texts else UNUSED) for number in range(vocab_size)),
-        pre_tokenizer=_PRE_TOKENIZERS[_split_pattern(data["pre_tokenizer"])],
+        kind="llama",
+        pre_tokenizer="default",
+        tokens=tuple(piece.text for piece in pieces),
+        types=tuple(piece.type for piece in pieces),
+        scores=tuple(piece.score for piece in pieces),
+        adds_space=sentencepiece.adds_space(data, chat_starts_special=chat_starts_special),
     )
 
 
-def _added_type(entry: Mapping[str, Any], special: frozenset[str]) -> int:
-    text = entry["content"]
+def _byte_level(data: Mapping[str, Any], words: _Words, vocab_size: int) -> Vocabulary:
+    pieces = [_padding(number) for number in range(vocab_size)]
+    for number, text in words.texts.items():
+        entry = words.added.get(number)
+        pieces[number] = _added(entry, words) if entry else Piece(text=text, score=0.0, type=NORMAL)
+    return Vocabulary(
+        kind="gpt2",
+        pre_tokenizer=pretokenizer.name(data),
+        tokens=tuple(piece.text for piece in pieces),
+        types=tuple(piece.type for piece in pieces),
+    )
+
+
+def _pieces(folder: Path, data: Mapping[str, Any], words: _Words, vocab_size: int) -> list[Piece]:
+    """Takes scores and types from tokenizer.model as llama.cpp's converter does, or else works them out."""
+    pieces = [_padding(number) for number in range(vocab_size)]
+    stated = sentencepiece.read_pieces(folder)
+    ranks = {} if stated else _ranks(data)
+    for number, text in words.texts.items():
+        if number < len(stated):
+            pieces[number] = stated[number]
+        elif number not in words.added:
+            kind = BYTE if sentencepiece.is_byte(text) else UNKNOWN if text == data["model"]["unk_token"] else NORMAL
+            pieces[number] = Piece(text=text, score=-float(ranks.get(text, len(ranks))), type=kind)
+    # The converter overrides what this file lists; other tools leave it out.
+    listed = read_object(folder / TOKENIZER_CONFIG).get("added_tokens_decoder", {})
+    for number, entry in words.added.items():
+        same = pieces[number].text == entry["content"] and pieces[number].type in (CONTROL, UNKNOWN)
+        if words.plain_added_tokens or not same or str(number) in listed:
+            pieces[number] = _added(entry, words)
+    problems = _disagreements(folder, pieces, words) if stated else []
+    if problems:
+        raise UserError(problems)
+    return pieces
+
+
+def _ranks(data: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the place of the first merge that makes each token.
+
+    SentencePiece's scores order its merges; tokenizer.json holds the merges in that order.
+    """
+    ranks: dict[str, int] = {}
+    for place, merge in enumerate(data["model"]["merges"]):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        ranks.setdefault(left + right, place)
+    return ranks
+
+
+def _disagreements(folder: Path, pieces: list[Piece], words: _Words) -> list[Problem]:
+    for number, text in words.texts.items():
+        if number not in words.added and pieces[number].text != text:
+            what = f"token {number} is {pieces[number].text!r} here and {text!r} in {TOKENIZER}."
+            fix = f"Remove {sentencepiece.FILE} if {TOKENIZER} is the one that was trained with."
+            return [Problem(where=str(folder / sentencepiece.FILE), what=what, fix=fix)]
+    return []
+
+
+def _added(entry: Mapping[str, Any], words: _Words) -> Piece:
+    text: str = entry["content"]
+    special = entry["special"] or text in words.named or (not words.plain_added_tokens and _looks_special(text))
+    if not special and not words.plain_added_tokens:
+        # llama.cpp looks for such tokens before it makes spaces visible.
+        text = text.replace("▁", " ")
+    return Piece(text=text, score=_ADDED_SCORE, type=CONTROL if special else USER_DEFINED)
+
+
+def _looks_special(text: str) -> bool:
     # llama.cpp's converter takes such texts for control tokens whatever the flag says.
-    looks_special = (text.startswith("<|") and text.endswith("|>")) or text in ("<pad>", "<mask>")
-    return CONTROL if entry["special"] or text in special or looks_special else USER_DEFINED
+    framed = any(text.startswith(start) and text.endswith(end) for start, end in _SPECIAL_LOOKS)
+    return framed or text in _SPECIAL_TEXTS
 
 
-def _check(file: Path, data: Mapping[str, Any]) -> list[Problem]:
-    model = data["model"]
-    problems = []
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        problems.append(_unsupported(file, "model", model.get("type"), "a byte-level BPE"))
-    for field in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
-        if model.get(field):
-            problems.append(_unsupported(file, f"model.{field}", model[field], "none"))
-    normalizer = data["normalizer"]
-    # llama.cpp does not normalise; for NFC that shows only on text that is not composed.
-    if normalizer is not None and normalizer.get("type") != "NFC":
-        problems.append(_unsupported(file, "normalizer", normalizer, "none or NFC"))
-    pattern = _split_pattern(data["pre_tokenizer"])
-    if pattern not in _PRE_TOKENIZERS:
-        what = "one of: " + ", ".join(sorted(set(_PRE_TOKENIZERS.values())))
-        problems.append(_unsupported(file, "pre_tokenizer", pattern or data["pre_tokenizer"], what))
-    return problems
-
-
-def _split_pattern(pre_tokenizer: Any) -> str:
-    """Returns the pattern of a split into words followed by bytes, or nothing for any other pre-tokenizer."""
-    match pre_tokenizer:
-        case {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False},
-                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-            ],
-        }:
-            return pattern
-        case _:
-            return ""
-
-
-def _unsupported(file: Path, field: str, value: Any, supported: str) -> Problem:
-    what = f"llama.cpp has no tokenizer with {json.dumps(value, ensure_ascii=False)} here."
-    return Problem(where=f"{file}: {field}", what=what, fix=f"Supported: {supported}.")
+def _padding(number: int) -> Piece:
+    return Piece(text=f"[PAD{number}]", score=_PADDING_SCORE, type=UNUSED)

@@ -57,6 +57,17 @@ TYPES = dict(
         _type("Q4_K", 12, 256, 144),
         _type("Q5_K", 13, 256, 176),
         _type("Q6_K", 14, 256, 210),
+        _type("IQ1_S", 19, 256, 50),
+        _type("IQ1_M", 29, 256, 56),
+        _type("IQ2_XXS", 16, 256, 66),
+        _type("IQ2_XS", 17, 256, 74),
+        _type("IQ2_S", 22, 256, 82),
+        _type("IQ3_XXS", 18, 256, 98),
+        _type("IQ3_S", 21, 256, 110),
+        _type("IQ4_NL", 20, 32, 18),
+        _type("IQ4_XS", 23, 256, 136),
+        _type("TQ1_0", 34, 256, 54),
+        _type("TQ2_0", 35, 256, 66),
     )
 )
 FLOAT_TYPES = ("F32", "F16", "BF16")
@@ -71,12 +82,15 @@ class Encoder:
         self._pool = ThreadPoolExecutor(max_workers=threads)
         self._library: ctypes.CDLL | None = None
 
-    def encode(self, values: npt.NDArray[np.float32], kind: TensorType) -> Array:
+    def encode(
+        self, values: npt.NDArray[np.float32], kind: TensorType, importance: npt.NDArray[np.float32] | None = None
+    ) -> Array:
         """Encodes whole rows.
 
         Args:
             values: Shape (rows, columns), contiguous.
             kind: The columns are a multiple of its block.
+            importance: Weight of each column's error, shape (columns,); only some types look at it.
 
         Returns:
             Bytes, shape (rows, bytes in a row).
@@ -97,7 +111,9 @@ class Encoder:
         parts = [slice(first, first + step) for first in range(0, values.shape[0], step)]
         library = self._library
         # ctypes lets go of Python's lock during the call, so that threads do run at once.
-        valid = list(self._pool.map(lambda rows: _quantise(library, values[rows], encoded[rows], kind), parts))
+        valid = list(
+            self._pool.map(lambda rows: _quantise(library, values[rows], encoded[rows], kind, importance), parts)
+        )
         if not all(valid):
             raise StageError(f"a value is too large for {kind.name}.")
         return encoded
@@ -130,8 +146,17 @@ def _load_library() -> ctypes.CDLL:
     return library
 
 
-def _quantise(library: ctypes.CDLL, values: npt.NDArray[np.float32], encoded: Array, kind: TensorType) -> bool:
+def _quantise(
+    library: ctypes.CDLL,
+    values: npt.NDArray[np.float32],
+    encoded: Array,
+    kind: TensorType,
+    importance: npt.NDArray[np.float32] | None,
+) -> bool:
     rows, columns = values.shape
-    written = library.ggml_quantize_chunk(kind.number, values.ctypes.data, encoded.ctypes.data, 0, rows, columns, None)
+    weights = None if importance is None else importance.ctypes.data
+    written = library.ggml_quantize_chunk(
+        kind.number, values.ctypes.data, encoded.ctypes.data, 0, rows, columns, weights
+    )
     assert written == encoded.nbytes, f"{written} bytes for {encoded.nbytes}"
     return bool(library.ggml_validate_row_data(kind.number, encoded.ctypes.data, encoded.nbytes))

@@ -7,23 +7,24 @@ rows at a time, the update is added, and the sum is rounded back to the base's t
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from tunerun.artifacts import publish
+from tunerun.artifacts import publish, sha256, write_json
 from tunerun.errors import StageError
-from tunerun.formats.bitsandbytes import round_trip
-from tunerun.formats.floats import Array, from_float32, is_finite, to_float32
-from tunerun.formats.lora import Shift
-from tunerun.formats.safetensors import ModelWriter, read_rows
-from tunerun.merge.delta import BiasDelta, Delta
-from tunerun.merge.dora import DoraDelta
-from tunerun.merge.plan import MergedTensor, MergePlan, plan_merge
+from tunerun.formats.floats import is_finite
+from tunerun.formats.lora import WEIGHTS
+from tunerun.formats.merged import MergedTensor, MergePlan, plan_merge, row_reader
+from tunerun.formats.safetensors import ModelWriter
 from tunerun.models.folder import carry_files, set_chat_template
 from tunerun.plan.steps import Quantisation
 from tunerun.progress import Progress
 
 # Values worked on at once: small enough to stay in the cache through every pass.
 _BLOCK_VALUES = 1 << 18
+
+PROVENANCE = "merge.json"
 
 
 def merge_adapter(
@@ -62,7 +63,19 @@ def merge_adapter(
             set_chat_template(staging, chat_template)
         text = json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n"
         (staging / "config.json").write_text(text, encoding="utf-8")
+        write_json(staging / PROVENANCE, _provenance(base, adapter, quantisation))
         _write_weights(plan, staging, max_shard_size_bytes)
+
+
+def _provenance(base: Path, adapter: Path, quantisation: Quantisation | None) -> dict[str, Any]:
+    """Says what a merged model was made of; the base's weights are named, the adapter's identified."""
+    return {
+        "schema": 1,
+        "base": base.name,
+        "merge_base": "full_precision" if quantisation is None else "dequantised",
+        "quantisation": None if quantisation is None else asdict(quantisation),
+        "adapter_sha256": sha256(adapter / WEIGHTS),
+    }
 
 
 def _write_weights(plan: MergePlan, out: Path, max_shard_size_bytes: int) -> None:
@@ -81,39 +94,11 @@ def _write_weights(plan: MergePlan, out: Path, max_shard_size_bytes: int) -> Non
 
 
 def _write_changed(writer: ModelWriter, name: str, tensor: MergedTensor) -> None:
-    source, change = tensor.source, _change(tensor)
-    # Scales that are quantised in turn, and the lengths of a transposed weight's rows, need all of it.
-    whole = tensor.quantisation is not None or (isinstance(change, DoraDelta) and change.transposed)
-    step = source.rows if whole else max(1, _BLOCK_VALUES // source.row_values)
-    for first in range(0, source.rows, step):
-        values = _convert(read_rows(source, first, min(step, source.rows - first)), source.dtype, tensor.dtype)
-        if tensor.quantisation is not None:
-            values = from_float32(round_trip(to_float32(values, tensor.dtype), tensor.quantisation), tensor.dtype)
-        if change is not None:
-            values = change.merge(values, tensor.dtype, first)
-        _write(writer, name, first, values, tensor.dtype)
-    if tensor.token_rows is not None:
-        trained = tensor.token_rows.values
-        values = _convert(read_rows(trained, 0, trained.rows), trained.dtype, tensor.dtype)
-        for index, row in zip(tensor.token_rows.indices, values, strict=True):
-            _write(writer, name, index, row[None], tensor.dtype)
-
-
-def _write(writer: ModelWriter, name: str, first: int, values: Array, dtype: str) -> None:
-    if not is_finite(values, dtype):
-        fix = "The adapter or the base is broken."
-        raise StageError(f"{name}: a merged weight is infinite or not a number. {fix}")
-    writer.write_rows(name, first, values)
-
-
-def _change(tensor: MergedTensor) -> Delta | DoraDelta | BiasDelta | None:
-    update = tensor.update
-    if isinstance(update, Shift):
-        return BiasDelta(update)
-    if update is None:
-        return None
-    return Delta(update) if update.lengths is None else DoraDelta(update, update.lengths)
-
-
-def _convert(values: Array, source: str, target: str) -> Array:
-    return values if source == target else from_float32(to_float32(values, source), target)
+    read, rows = row_reader(tensor), tensor.shape[0]
+    step = max(1, _BLOCK_VALUES // tensor.source.row_values)
+    for first in range(0, rows, step):
+        values = read(first, min(step, rows - first))
+        if not is_finite(values, tensor.dtype):
+            fix = "The adapter or the base is broken."
+            raise StageError(f"{name}: a merged weight is infinite or not a number. {fix}")
+        writer.write_rows(name, first, values)

@@ -39,10 +39,17 @@ _GGUF_KL_NATS = {
     "q4_k_s": 2.5e-1,
     "q4_0": 3e-1,
     "q4_1": 3e-1,
+    "iq4_nl": 2.5e-1,
+    "iq4_xs": 2.5e-1,
     "q3_k_l": 5e-1,
     "q3_k_m": 6e-1,
     "q3_k_s": 8e-1,
+    "iq3_m": 7e-1,
+    "iq3_s": 8e-1,
     "q2_k": 2.0,
+    # Ternary types are for models that were trained to have ternary weights.
+    "tq2_0": 1e-1,
+    "tq1_0": 1e-1,
 }
 _LEAST_AGREEMENT_FRACTION = 0.95
 

@@ -1,18 +1,29 @@
-"""What each tensor of a merged model is made of, decided from headers alone."""
+"""What each tensor of a merged model is made of, decided from headers alone, and its values, row by row."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tunerun.errors import Problem, UserError
-from tunerun.formats.floats import STORAGE
+from tunerun.formats.bitsandbytes import round_trip
+from tunerun.formats.delta import BiasDelta, Delta
+from tunerun.formats.dora import DoraDelta
+from tunerun.formats.floats import STORAGE, Array, from_float32, to_float32
 from tunerun.formats.lora import EMBEDDINGS, HEAD, Adapter, Shift, TokenRows, Update, read_adapter
-from tunerun.formats.safetensors import TensorInfo, read_table
+from tunerun.formats.safetensors import TensorInfo, read_rows, read_table
 from tunerun.plan.steps import Quantisation
+
+# Values merged at once: small enough to stay in the cache through every pass.
+_CACHED_VALUES = 1 << 18
+
+# Reads rows `[first, first + count)` of a tensor.
+RowReader = Callable[[int, int], Array]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +102,67 @@ def plan_merge(base: Path, adapter: Path, quantisation: Quantisation | None = No
     if problems:
         raise UserError(problems)
     return MergePlan(config=config, tensors=tensors)
+
+
+def plan_copy(folder: Path) -> MergePlan:
+    """Reads a model that is taken as it is.
+
+    Raises:
+        UserError: It is missing or broken.
+    """
+    tensors = {name: MergedTensor(dtype=info.dtype, source=info) for name, info in read_table(folder).items()}
+    return MergePlan(config=_read_config(folder), tensors=tensors)
+
+
+def row_reader(tensor: MergedTensor) -> RowReader:
+    """Returns what reads rows of a merged tensor, in its type; an update's factors are read once, here."""
+    source, change = tensor.source, _change(tensor)
+
+    def merged(first: int, count: int) -> Array:
+        values = _convert(read_rows(source, first, count), source.dtype, tensor.dtype)
+        if tensor.quantisation is not None:
+            values = from_float32(round_trip(to_float32(values, tensor.dtype), tensor.quantisation), tensor.dtype)
+        return values if change is None else change.merge(values, tensor.dtype, first)
+
+    # Scales that are quantised in turn, and the lengths of a transposed weight's rows, need all of it.
+    if tensor.quantisation is not None or (isinstance(change, DoraDelta) and change.transposed):
+        stored = merged(0, source.rows)
+        return lambda first, count: stored[first : first + count]
+    step = max(1, _CACHED_VALUES // source.row_values)
+
+    def read(first: int, count: int) -> Array:
+        end = min(first + count, source.rows)
+        blocks = [merged(start, min(step, end - start)) for start in range(first, end, step)]
+        if tensor.token_rows is None:
+            return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return _with_token_rows(tensor, tensor.token_rows, blocks, first, count)
+
+    return read
+
+
+def _with_token_rows(tensor: MergedTensor, rows: TokenRows, blocks: list[Array], first: int, count: int) -> Array:
+    """Puts trained rows in their places, those beyond the source's too."""
+    trained = _convert(read_rows(rows.values, 0, rows.values.rows), rows.values.dtype, tensor.dtype)
+    values = np.empty((count, *trained.shape[1:]), trained.dtype)
+    known = np.concatenate(blocks) if blocks else values[:0]
+    values[: len(known)] = known
+    for index, row in zip(rows.indices, trained, strict=True):
+        if first <= index < first + count:
+            values[index - first] = row
+    return values
+
+
+def _change(tensor: MergedTensor) -> Delta | DoraDelta | BiasDelta | None:
+    update = tensor.update
+    if isinstance(update, Shift):
+        return BiasDelta(update)
+    if update is None:
+        return None
+    return Delta(update) if update.lengths is None else DoraDelta(update, update.lengths)
+
+
+def _convert(values: Array, source: str, target: str) -> Array:
+    return values if source == target else from_float32(to_float32(values, source), target)
 
 
 def _is_linear(name: str, info: TensorInfo) -> bool:

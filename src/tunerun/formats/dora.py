@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from tunerun.formats.delta import ordered_product
 from tunerun.formats.floats import Array, Float32, from_float32, to_float32
 from tunerun.formats.lora import Update
 from tunerun.formats.safetensors import TensorInfo, read_tensor
-from tunerun.merge.delta import ordered_product
 
 _LANES = 8
 

@@ -69,7 +69,7 @@ class Delta:
         """Adds the update to rows `[first, first + len(stored))` of the weight.
 
         Args:
-            stored: Shape (rows, columns), in the type that holds `dtype`; no call has more rows than the first.
+            stored: Shape (rows, columns), in the type that holds `dtype`.
             dtype: `F32`, `F16` or `BF16`.
             first: Index of the first row.
 
@@ -95,7 +95,7 @@ class Delta:
         return work.low_stored.copy()
 
     def _buffers(self, stored: Array) -> _Buffers:
-        if self._work is None:
+        if self._work is None or len(self._work.base) < len(stored):
             self._work = _Buffers.of(stored)
         return self._work.first(len(stored))
 
