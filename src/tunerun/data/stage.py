@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from tunerun.chat.mask import Renderer
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.config.schema import DataConfig
-from tunerun.data import report
+from tunerun.data import cache, report
 from tunerun.data.assemble import assemble, repeat, times
 from tunerun.data.encode import Encoder, kto, label_of, preference, pretrain, samples_of, sft
-from tunerun.data.inputs import find_inputs
+from tunerun.data.inputs import Input, find_inputs
 from tunerun.data.prepare import encode_files
 from tunerun.data.preview import preview
 from tunerun.data.selection import Selection, select
@@ -49,13 +50,21 @@ def run(step: DataStep, out: Path) -> list[Artifact]:
     Raises:
         UserError: The data or its settings are wrong; all faults found are listed.
     """
-    tokenizer = load_tokenizer(read_base(out).folder)
-    encoder = build_encoder(step, read_base(out).folder, tokenizer)
+    model, inputs = read_base(out).folder, find_inputs(step)
     failed = out / artifacts.FAILED_DATA
     shutil.rmtree(failed, ignore_errors=True)
-    with artifacts.publish(out / artifacts.DATA) as folder:
-        facts = prepare(step, encoder, tokenizer, folder, failed)
-    print(summary(facts))
+    if not step.data.cache:
+        with artifacts.publish(out / artifacts.DATA) as folder:
+            prepare(step, inputs, model, folder, failed)
+    else:
+        key = cache.key_of(step, [file for given in inputs for file in given.files], model)
+        with cache.one_at_a_time(key), artifacts.publish(out / artifacts.DATA) as folder:
+            if cache.take(key, folder):
+                print("data: prepared before, taken from the cache")
+            else:
+                prepare(step, inputs, model, folder, failed)
+                cache.keep(key, folder)
+    print(summary(artifacts.read_json(out / artifacts.DATA / REPORT)))
     return [artifacts.describe(out, "data", artifacts.DATA)]
 
 
@@ -82,28 +91,27 @@ def build_encoder(step: DataStep, folder: Path, tokenizer: Tokenizer) -> Encoder
     return kto.encoder(renderer) if step.objective.kind == "kto" else preference.encoder(renderer)
 
 
-def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path, failed: Path) -> dict[str, Any]:
+def prepare(step: DataStep, inputs: Sequence[Input], model: Path, folder: Path, failed: Path) -> None:
     """Fills a folder with the train set, the eval set, the report and the preview.
 
     Args:
         step: What to do.
-        encoder: Of the objective.
-        tokenizer: Of the base model.
+        inputs: What is read.
+        model: Folder of the base model.
         folder: To fill.
         failed: Folder for the report when the data are wrong.
-
-    Returns:
-        The content of report.json.
 
     Raises:
         UserError: The data are wrong; all faults found are listed.
     """
+    tokenizer = load_tokenizer(model)
+    encoder = build_encoder(step, model, tokenizer)
     data, bad_rows = step.data, folder / report.BAD_ROWS
     scratch, facts = folder / _SCRATCH, _facts(step, encoder, tokenizer)
     folder.mkdir(parents=True)
     with bad_rows.open("w", encoding="utf-8") as listing:
         tally = report.Tally(listing=listing)
-        read_rows = _encode(step, encoder, tokenizer, scratch, tally)
+        read_rows = _encode(step, inputs, encoder, tokenizer, scratch, tally=tally)
     if not tally.bad:
         bad_rows.unlink()
     samples = TokenStore.open(scratch)
@@ -126,7 +134,6 @@ def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path
     found = report.build(tally, train=train, held_out=held, lengths=lengths, selection=selection)
     artifacts.write_json(folder / REPORT, found)
     artifacts.write_text(folder / PREVIEW, preview(train, tokenizer))
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +150,16 @@ class _Rows:
         return self.weights[self.of_samples[samples]]
 
 
-def _encode(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, scratch: Path, tally: report.Tally) -> _Rows:
+def _encode(
+    step: DataStep,
+    inputs: Sequence[Input],
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    scratch: Path,
+    *,
+    tally: report.Tally,
+) -> _Rows:
     """Writes all samples into a store, one to a row; a pair's two follow each other."""
-    inputs = find_inputs(step)
     added = np.array(sorted(tokenizer.backend.get_added_tokens_decoder()), np.int64)
     of_samples, weights = array("q"), array("d")
     with TokenWriter(scratch, labelled=encoder.labelled) as writer:
