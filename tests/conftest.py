@@ -23,6 +23,14 @@ settings.register_profile("tunerun", deadline=None, derandomize=True)
 settings.load_profile("tunerun")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps prepared data and remembered hashes out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder of public data sets, templates and tokenizers beside the checkout."""
