@@ -221,7 +221,7 @@ def _copies(copies: Copies) -> dict[str, Any]:
 
 def _copy(copy: Copy) -> dict[str, Any]:
     original = {"file": copy.of_file, "line": copy.of_line}
-    return {"file": copy.file, "line": copy.line, "of": original, "similarity": copy.similarity}
+    return {"file": copy.file, "line": copy.line, "of": original, "exact": copy.exact, "similarity": copy.similarity}
 
 
 def _fill(manifest: Manifest) -> float:

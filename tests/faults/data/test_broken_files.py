@@ -149,7 +149,7 @@ def test_a_broken_file_is_refused_at_its_line(tmp_path, run, name, content, line
     with pytest.raises(UserError, match=what) as caught:
         run(path)
     assert caught.value.problems[0].where == (f"{path}:{line}" if line else str(path))
-    assert sorted(item.name for item in tmp_path.iterdir()) == sorted([name, "model.json"])
+    assert sorted(item.name for item in tmp_path.iterdir()) == sorted([name, "model.json", "data.failed"])
 
 
 def test_every_fault_of_every_file_is_listed_at_once(tmp_path, run):
