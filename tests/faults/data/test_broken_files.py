@@ -56,7 +56,7 @@ FILES: list[tuple[str, str | bytes, int | None, str]] = [
     ("zip.json", b"PK\x03\x04rest", None, "a zip archive"),
     ("parquet.json", b"PAR1rest", None, "Parquet"),
     ("arrow.json", b"ARROW1rest", None, "Arrow"),
-    ("zstd.jsonl", b"\x28\xb5\x2f\xfdrest", None, "zstd"),
+    ("zstd.jsonl", b"\x28\xb5\x2f\xfdrest", None, "zst file is damaged"),
     ("pdf.txt", b"%PDF-1.4", None, "a PDF"),
     ("cut.jsonl.gz", gzip.compress(GOOD.encode() * 99)[:-12], None, "damaged or cut off"),
     ("bad.jsonl.gz", b"\x1f\x8b\x08\x00rest of no gzip file", None, "damaged or cut off"),
