@@ -27,8 +27,8 @@ _HELP = """\
 tunerun data convert IN OUT [options]
   Writes the rows of IN, a file, a folder or a data set on a hub in any format that can be trained
   on, as OUT, one JSON object a line:
-    {{"messages": [...]}} with its "tools"; {{"text": ...}} for documents; "chosen" and "rejected" beside
-    the messages of pairs; "label" beside labelled ones
+    {{"messages": [...]}} with its "tools"; {{"text": ...}} for documents; "chosen" and "rejected"
+    beside the messages of pairs; "label" beside labelled ones
   data.path=OUT trains on the same rows as data.path=IN.
 
 {reading}
