@@ -83,7 +83,7 @@ def test_rows_that_are_dropped_are_all_listed_beside_the_data(run, tmp_path):
 
 def test_what_may_be_dropped_is_said_when_it_is_too_little(run, tmp_path):
     source = write(tmp_path / "a.jsonl", [*pairs(5), {"question": "q", "answer": ""}])
-    with pytest.raises(UserError, match="At most 0.01 of all rows may be dropped") as caught:
+    with pytest.raises(UserError, match=r"At most 0\.01 of all rows may be dropped") as caught:
         run(source, on_bad_rows="drop")
     assert caught.value.problems[-1].where == "data.max_dropped_fraction"
 

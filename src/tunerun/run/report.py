@@ -162,8 +162,13 @@ def _data_tiles(report: Mapping[str, Any]) -> Iterable[str]:
 
 def _sources(report: Mapping[str, Any]) -> str:
     rows = [
-        [(item["file"], "path"), (item["rows"], "number"), (f"{item['weight']:g}", "number"), (item["format"], "")]
-        + [(item["why"], "")]
+        [
+            (item["file"], "path"),
+            (item["rows"], "number"),
+            (f"{item['weight']:g}", "number"),
+            (item["format"], ""),
+            (item["why"], ""),
+        ]
         for item in report["sources"]
     ]
     return _table(["Source", "Rows", "Weight", "Format", "Found by"], rows) if rows else ""
