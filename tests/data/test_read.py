@@ -50,7 +50,7 @@ def test_a_json_array_says_what_was_written(tmp_path_factory, written, indent, a
     assert values(folder, "a.json", json.dumps(written, indent=indent, ensure_ascii=ascii_only)) == written
 
 
-@given(st.lists(objects, min_size=1, max_size=8), st.sampled_from(["\n", "\r\n", "\n\n"]))
+@given(st.lists(objects, min_size=2, max_size=8), st.sampled_from(["\n", "\r\n", "\n\n"]))
 def test_json_lines_say_what_was_written(tmp_path_factory, written, newline):
     folder = tmp_path_factory.getbasetemp()
     content = newline.join(json.dumps(value, ensure_ascii=False) for value in written)

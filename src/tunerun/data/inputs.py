@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from tunerun.config.data_sources import data_sources
 from tunerun.config.schema import SourceConfig
 from tunerun.data import read
 from tunerun.data.rows import DataFile
@@ -36,10 +35,8 @@ def find_inputs(step: DataStep) -> list[Input]:
     data = step.data
     keys = [f"data.sources.{name}" for name in data.sources] or ["data"]
     wanted = [(key, f"{key}.path", source) for key, source in zip(keys, step.sources, strict=True)]
-    if data.eval_path:
-        # `max_rows` is for a quick try of training; what is measured stays the same.
-        (source,) = data_sources(replace(data, path=data.eval_path, sources={}, max_rows=None))
-        wanted.append(("data", "data.eval_path", source))
+    if step.eval_source is not None:
+        wanted.append(("data", "data.eval_path", step.eval_source))
     cache_dir = None if step.cache_dir is None else Path(step.cache_dir)
     problems: list[Problem] = []
     found = []

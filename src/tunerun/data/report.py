@@ -143,7 +143,9 @@ def verdict(tally: Tally, data: DataConfig, folder: Path) -> Problem:
     """
     where = str(folder).removeprefix(f"{Path.cwd()}/")
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.bad.most_common())
-    what = f"{tally.bad.total():,} of {tally.rows_read:,} rows cannot be used ({reasons}); {where}/{BAD_ROWS} lists them all."
+    what = (
+        f"{tally.bad.total():,} of {tally.rows_read:,} rows cannot be used ({reasons}); all are in {where}/{BAD_ROWS}."
+    )
     if data.on_bad_rows == "fail":
         return Problem(where="data.on_bad_rows", what=what, fix="Mend them, or set data.on_bad_rows=drop.")
     what = f"{what} At most {data.max_dropped_fraction:.4g} of all rows may be dropped."
@@ -221,7 +223,7 @@ def _copies(copies: Copies) -> dict[str, Any]:
 
 def _copy(copy: Copy) -> dict[str, Any]:
     original = {"file": copy.of_file, "line": copy.of_line}
-    return {"file": copy.file, "line": copy.line, "of": original, "similarity": copy.similarity}
+    return {"file": copy.file, "line": copy.line, "of": original, "exact": copy.exact, "similarity": copy.similarity}
 
 
 def _fill(manifest: Manifest) -> float:

@@ -90,7 +90,7 @@ def _fault(text: str, error: json.JSONDecodeError) -> str:
         hint = " JSON has no comma after the last item."
     elif not rest or error.msg.startswith("Unterminated string"):
         hint = " Is the line cut off?"
-    return f"{error.msg} at column {error.colno}.{hint}"
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}.{hint}"
 
 
 def _refuse_columns(row: Row) -> None:
