@@ -53,9 +53,13 @@ def column_key(row: Row, column: str) -> str | None:
         row: Any of the file.
         column: As the user wrote it; a name goes before a letter.
     """
-    if isinstance(row.value, dict) and column in row.value:
-        return column
-    return None if row.letters is None else row.letters.get(column.upper())
+    if not isinstance(row.value, dict):
+        return None
+    letter = column.upper()
+    if column in row.value or row.letters is None:
+        return column if column in row.value else None
+    # A column without a name is in the row under its letter.
+    return letter if letter in row.value else row.letters.get(letter)
 
 
 @dataclass(frozen=True, slots=True)
