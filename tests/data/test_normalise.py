@@ -4,15 +4,14 @@ import json
 
 import pytest
 
-from tunerun.data.detect import detect, format_of
-from tunerun.data.normalise import fill, normalise
-from tunerun.data.rows import Row, RowFault, Text
-from tunerun.errors import UserError
+from tunerun.data.detect import format_of
+from tunerun.data.normalise import normalise
+from tunerun.data.rows import Row, RowFault, RowKind, Text
 
 
-def read(value: object, **columns: str):
-    form = format_of(Row("f", 1, value), "auto", columns)
-    return normalise(value, form.name, form.columns)
+def read(value: object, wanted: RowKind = "conversations", **columns: str):
+    form = format_of(Row("f", 1, value), "auto", columns, (wanted,))
+    return normalise(value, form)
 
 
 def talk(made) -> list[tuple[str, str]]:
@@ -44,7 +43,17 @@ USER, ASSISTANT = ("user", "q"), ("assistant", "a")
          [("system", "s"), USER, ASSISTANT, USER, ASSISTANT]),
         ({"question": "q", "answer": "a"}, [USER, ASSISTANT]),
         ({"Prompt": "q", "Completion": "a", "System": "s"}, [("system", "s"), USER, ASSISTANT]),
-        ({"instruction": "q", "response": "a", "context": "ignored"}, [USER, ASSISTANT]),
+        ({"instruction": "do", "response": "a", "context": "this"}, [("user", "do\nthis"), ASSISTANT]),
+        ({"Instruction": "do", "Input": "this", "Output": "a"}, [("user", "do\nthis"), ASSISTANT]),
+        ({"system_prompt": "s", "question": "q", "response": "a"}, [("system", "s"), USER, ASSISTANT]),
+        ({"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]},
+         [USER, ASSISTANT]),
+        ({"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+         [USER, ASSISTANT]),
+        ({"system": "s", "messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+         [("system", "s"), USER, ASSISTANT]),
+        ({"conversation": [{"system": "s", "input": "q", "output": "a"}, {"system": "s", "input": "q", "output": "a"}]},
+         [("system", "s"), USER, ASSISTANT, USER, ASSISTANT]),
         ({"问题": "q", "回答": "a"}, [USER, ASSISTANT]),
     ],
 )  # fmt: skip
@@ -55,14 +64,26 @@ def test_formats_are_found_and_read(value, expected):
 def test_columns_are_picked_by_name_before_anything_else():
     value = {"instruction": "no", "output": "no", "A": "q", "D": "a", "S": " "}
     assert talk(read(value, user="A", assistant="D", system="S")) == [USER, ASSISTANT]
-    assert read({"body": "x", "text": "y"}, text="body") == Text("x")
+    assert read({"body": "x", "text": "y"}, "text", text="body") == Text("x")
 
 
 def test_plain_text_rows_and_lines():
-    assert read("line") == Text("line")
-    assert read({"text": "x", "url": "y"}) == Text("x")
+    assert read("line", "text") == Text("line")
+    assert read({"text": "x", "url": "y"}, "text") == Text("x")
+    assert read({"conversation": [{"input": "", "output": "x"}, {"input": "", "output": "y"}]}, "text") == Text("x\ny")
     with pytest.raises(RowFault, match="empty"):
-        normalise({"text": " "}, "text", {})
+        read({"text": " "}, "text")
+
+
+def test_an_input_that_the_first_row_lacks_is_read_in_later_rows():
+    form = format_of(Row("f", 1, {"instruction": "q", "output": "a"}), "auto", {}, ("conversations",))
+    assert talk(normalise({"instruction": "q", "input": "x", "output": "a"}, form))[0] == ("user", "q\nx")
+
+
+def test_a_system_prompt_that_changes_within_a_conversation_is_a_fault():
+    turns = [{"system": "s", "input": "q", "output": "a"}, {"system": "other", "input": "q", "output": "a"}]
+    with pytest.raises(RowFault, match=r"message 4 \(system\)"):
+        read({"conversation": turns})
 
 
 def test_sharegpt_tool_calls_become_openai_ones():
@@ -113,45 +134,111 @@ def test_openai_ids_weights_and_legacy_calls_are_kept():
 
 
 def test_a_system_prompt_for_rows_that_have_none():
+    form = format_of(Row("f", 1, {"messages": []}), "auto", {}, ("conversations",))
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]}
-    made = normalise(row, "messages", {}, "be kind")
+    made = normalise(row, form, "be kind")
     assert talk(made) == [("system", "be kind"), USER, ASSISTANT]
     assert made.untrained == {2}
-    own = {"instruction": "q", "output": "a", "system": "mine"}
-    assert talk(normalise(own, "alpaca", {}, "be kind"))[0] == ("system", "mine")
+    own = {"messages": [{"role": "system", "content": "mine"}, *row["messages"]]}
+    assert talk(normalise(own, form, "be kind"))[0] == ("system", "mine")
+    replaced = normalise(own, form, "be kind", override=True)
+    assert (talk(replaced)[0], replaced.untrained) == (("system", "be kind"), {2})
+    removed = normalise(own, form, "", override=True)
+    assert (talk(removed), removed.untrained) == ([USER, ASSISTANT], {1})
 
 
-def test_placeholders_are_filled_in_every_text():
-    value = {"a": ["I am {{name}}.", {"b": "{{name}} {{author}}"}], "n": 1}
-    assert fill(value, {"name": "N", "author": "A"}, strict=True) == {"a": ["I am N.", {"b": "N A"}], "n": 1}
-
-
-def test_an_unfilled_placeholder_is_a_fault_only_in_chats():
-    with pytest.raises(RowFault, match=r"\{\{author\}\} has no value"):
-        fill("{{name}} {{author}}", {"name": "N"}, strict=True)
-    assert fill("{{name}} {{author}}", {"name": "N"}, strict=False) == "N {{author}}"
-    assert fill("{{ spaced }} {{}} {{1}} {name}", {}, strict=True) == "{{ spaced }} {{}} {{1}} {name}"
-
-
-def test_a_value_that_looks_like_a_placeholder_is_not_filled_again():
-    assert fill("{{a}}", {"a": "{{b}}"}, strict=True) == "{{b}}"
+USER_TURN, GOOD, BAD = (
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "a"},
+    {"role": "assistant", "content": "b"},
+)
 
 
 @pytest.mark.parametrize(
-    ("name", "columns", "what"),
+    "value",
     [
-        ("auto", {"prompt": "q"}, "is not a part"),
-        ("auto", {"user": "q"}, "needs `user` and `assistant`"),
-        ("columns", {}, "needs `user` and `assistant`"),
-        ("auto", {"user": "q", "assistant": "b"}, "has no column 'b'; it has `q`, `a`"),
-        ("alpaca", {"user": "q", "assistant": "a"}, "is not used by data.format=alpaca"),
+        {"instruction": "q", "input": "", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"},
+         "rejected": {"from": "gpt", "value": "b"}},
+        {"prompt": [USER_TURN], "chosen": [GOOD], "rejected": [BAD]},
+        {"messages": [USER_TURN], "chosen": GOOD, "rejected": BAD},
+        {"chosen": [USER_TURN, GOOD], "rejected": [USER_TURN, BAD]},
+        {"prompt": "q", "chosen": [USER_TURN, GOOD], "rejected": [USER_TURN, BAD]},
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+    ],
+)  # fmt: skip
+def test_preference_pairs_of_any_form_have_one_prompt_and_two_answers(value):
+    made = read(value, "pairs")
+    assert talk(made.chosen) == [USER, ASSISTANT]
+    assert talk(made.rejected) == [USER, ("assistant", "b")]
+    assert made.chosen.untrained == made.rejected.untrained == frozenset()
+
+
+def test_earlier_answers_of_a_pair_are_not_trained():
+    made = read({"chosen": [USER_TURN, BAD, USER_TURN, GOOD], "rejected": [USER_TURN, BAD, USER_TURN, BAD]}, "pairs")
+    assert made.chosen.untrained == made.rejected.untrained == {1}
+    made = read({"system": "s", "prompt": [USER_TURN, BAD, USER_TURN], "chosen": "a", "rejected": "b"}, "pairs")
+    assert made.chosen.untrained == {2}
+
+
+def test_a_tool_call_and_the_answer_after_it_are_one_side():
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    good = [call, {"role": "tool", "content": "1"}, GOOD]
+    made = read({"prompt": [USER_TURN], "chosen": good, "rejected": [BAD], "tools": [{"name": "f"}]}, "pairs")
+    assert (len(made.chosen.messages), made.chosen.untrained) == (4, frozenset())
+    assert made.rejected.tools[0]["function"]["name"] == "f"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "same-answers"),
+        ({"prompt": "q", "chosen": "a", "rejected": " "}, "empty-answer"),
+        ({"prompt": "q", "chosen": "a", "rejected": None}, "wrong-type"),
+        ({"chosen": [USER_TURN, GOOD], "rejected": [{"role": "user", "content": "other"}, BAD]}, "prompts-differ"),
+        ({"prompt": "other", "chosen": [USER_TURN, GOOD], "rejected": [USER_TURN, BAD]}, "prompts-differ"),
+        ({"chosen": "a", "rejected": "b"}, "role-order"),
     ],
 )
-def test_wrong_columns_are_named(name, columns, what):
-    with pytest.raises(UserError, match=what):
-        format_of(Row("f", 1, {"q": "x", "a": "y"}), name, columns)
+def test_faults_of_pairs_are_named(value, reason):
+    with pytest.raises(RowFault) as caught:
+        read(value, "pairs")
+    assert caught.value.reason == reason
 
 
-def test_the_reason_for_a_format_is_told():
-    assert detect(Row("f", 1, {"question": "q", "answer": "a"})).why == "columns question, answer"
-    assert format_of(Row("f", 1, {}), "alpaca", {}).why == "data.format names it"
+@pytest.mark.parametrize(("label", "expected"), [(True, True), (0, False), ("TRUE ", True), ("0", False)])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "completion": "a"},
+        {"instruction": "q", "output": "a"},
+        {"messages": [USER_TURN, GOOD]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    ],
+)
+def test_labels_of_any_form_are_read(row, label, expected):
+    made = read({**row, "label": label}, "labels")
+    assert (talk(made.conversation), made.desirable) == ([USER, ASSISTANT], expected)
+
+
+def test_a_label_judges_the_last_answer_or_the_completion():
+    made = read({"messages": [USER_TURN, BAD, USER_TURN, GOOD], "label": True}, "labels")
+    assert made.conversation.untrained == {1}
+    made = read({"prompt": [USER_TURN, BAD, USER_TURN], "completion": [GOOD], "label": True}, "labels")
+    assert made.conversation.untrained == {1}
+
+
+def test_a_label_that_is_none_is_a_fault():
+    form = format_of(Row("f", 1, {"prompt": "q", "completion": "a", "label": 1}), "auto", {}, ("labels",))
+    for label in ("maybe", None, 2):
+        with pytest.raises(RowFault, match="neither true nor false"):
+            normalise({"prompt": "q", "completion": "a", "label": label}, form)
+
+
+def test_the_advised_columns_imitate_whole_conversations():
+    assert talk(read({"chosen": [USER_TURN, GOOD], "rejected": [USER_TURN, BAD]}, assistant="chosen")) == [
+        USER,
+        ASSISTANT,
+    ]
+    assert talk(read({"messages": [USER_TURN, GOOD], "label": True}, assistant="messages")) == [USER, ASSISTANT]

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import decimal
 import gzip
 import io
 import json
 
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,7 +50,7 @@ def test_a_json_array_says_what_was_written(tmp_path_factory, written, indent, a
     assert values(folder, "a.json", json.dumps(written, indent=indent, ensure_ascii=ascii_only)) == written
 
 
-@given(st.lists(objects, min_size=1, max_size=8), st.sampled_from(["\n", "\r\n", "\n\n"]))
+@given(st.lists(objects, min_size=2, max_size=8), st.sampled_from(["\n", "\r\n", "\n\n"]))
 def test_json_lines_say_what_was_written(tmp_path_factory, written, newline):
     folder = tmp_path_factory.getbasetemp()
     content = newline.join(json.dumps(value, ensure_ascii=False) for value in written)
@@ -172,8 +177,8 @@ def test_a_folder_may_list_its_files(tmp_path):
         ("{", "is not valid JSON"),
         ("[]", "does not list"),
         ('{"files": []}', "does not list"),
-        ('{"files": ["a"], "weights": [1]}', "does not list"),
-        ('{"files": ["a.csv"]}', r"a\.csv does not exist"),
+        ('{"files": ["a"], "file": [1]}', "unknown key 'file'. Did you mean 'files'"),
+        ('{"files": ["a.csv"]}', r"file 1 does not exist: a\.csv"),
     ],
 )
 def test_a_wrong_list_of_files_is_named(tmp_path, content, what):
@@ -188,3 +193,137 @@ def test_all_missing_paths_are_reported_at_once(tmp_path):
     with pytest.raises(UserError) as caught:
         find_files([str(tmp_path / "no.json"), str(tmp_path / "empty"), str(tmp_path / "nor.csv")])
     assert len(caught.value.problems) == 3
+
+
+def zst(content: bytes) -> bytes:
+    return pyarrow.Codec("zstd").compress(content, asbytes=True)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.txt"])
+@pytest.mark.parametrize("pack", [gzip.compress, zst])
+def test_every_text_may_be_packed(tmp_path, name, pack):
+    content = {"a.json": b'[{"q": 1}]', "a.jsonl": b'{"q": 1}', "a.csv": b"q\n1\n", "a.txt": b"q"}[name]
+    packed = f"{name}.{'zst' if pack is zst else 'gz'}"
+    assert values(tmp_path, packed, pack(b"\xef\xbb\xbf" + content)) == values(tmp_path, name, content)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zst])
+def test_several_packed_frames_are_one_text(tmp_path, pack):
+    parts = [b'{"a"', b": 1}\n", b"", b'{"a": 2}\n' + b" " * 200_000]
+    assert values(tmp_path, "a.jsonl.zst", b"".join(map(pack, parts))) == [{"a": 1}, {"a": 2}]
+
+
+def test_packed_files_in_folders_are_found(tmp_path):
+    for name in ("a.jsonl.zst", "b.csv.GZ", "c.xlsx", "d.parquet.gz", "e.md"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "f.json").mkdir()
+    assert [file.path.name for file in find_files([str(tmp_path)])] == ["a.jsonl.zst", "b.csv.GZ", "c.xlsx"]
+
+
+def test_a_folder_of_thousands_of_files_is_listed_in_order(tmp_path):
+    names = [f"{number:05}.jsonl" for number in range(3000)]
+    for name in reversed(names):
+        (tmp_path / name).touch()
+    assert [file.path.name for file in find_files([str(tmp_path)])] == names
+
+
+def test_a_list_of_files_says_what_each_needs(tmp_path):
+    for name in ("a.jsonl", "b.xlsx"):
+        (tmp_path / name).write_text("x")
+    entry = {"path": "b.xlsx", "sheet": "DrugQA", "columns": {"user": "A", "assistant": "D"}, "format": "columns"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"files": ["a.jsonl", entry]}))
+    first, second = find_files([str(tmp_path)])
+    assert (first.sheet, first.columns, first.format) == (None, {}, None)
+    assert second.path == tmp_path / "b.xlsx"
+    assert (second.sheet, second.columns, second.format) == ("DrugQA", entry["columns"], "columns")
+
+
+@pytest.mark.parametrize(
+    ("entry", "what"),
+    [
+        ({"path": "a.csv", "shet": "x"}, "file 2 has the unknown key 'shet'. Did you mean 'sheet'"),
+        ({"sheet": "x"}, "file 2 needs `path`"),
+        ({"path": "a.csv", "sheet": 1}, "`sheet` that is not a text"),
+        ({"path": "a.csv", "columns": ["A"]}, "`columns` that are not names by part"),
+        ({"path": "a.csv", "format": "column"}, "unknown format 'column'. Did you mean 'columns'"),
+        (7, "file 2 is neither a name nor an object"),
+        ("../out.csv", "file 2 is outside of the folder"),
+        ("/etc/passwd", "file 2 is outside of the folder"),
+        ("link.csv", "file 2 is outside of the folder"),
+        ("loop.csv", "file 2 (is outside of the folder|does not exist)"),
+        ("sub", "file 2 does not exist"),
+        ("", "file 2 has an empty or impossible name"),
+        ("a\0b", "file 2 has an empty or impossible name"),
+    ],
+)
+def test_a_wrong_entry_in_a_list_of_files_is_named(tmp_path, entry, what):
+    folder = tmp_path / "set"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.csv").write_text("q\n")
+    (tmp_path / "out.csv").write_text("q\n")
+    (folder / "link.csv").symlink_to(tmp_path / "out.csv")
+    (folder / "loop.csv").symlink_to(folder / "loop.csv")
+    (folder / "dataset.json").write_text(json.dumps({"files": ["a.csv", entry]}))
+    with pytest.raises(UserError, match=what) as caught:
+        find_files([str(folder)])
+    assert caught.value.problems[0].where == str(folder / "dataset.json")
+
+
+def test_excels_line_that_names_the_delimiter_is_believed(tmp_path):
+    rows = rows_of(tmp_path, "a.csv", "\ufeffsep=;\r\nq;a\r\n1,5;x\r\n2,5;y\r\n")
+    assert [(row.line, row.value) for row in rows] == [(3, {"q": "1,5", "a": "x"}), (4, {"q": "2,5", "a": "y"})]
+
+
+def test_decimal_commas_do_not_make_columns(tmp_path):
+    assert values(tmp_path, "a.csv", "price;text\n1,5;a\n2,25;b\n")[1] == {"price": "2,25", "text": "b"}
+
+
+def test_blank_lines_before_a_header_are_skipped(tmp_path):
+    rows = rows_of(tmp_path, "a.csv", "\n\nq,a\n\n1,2\n")
+    assert [(row.line, row.value) for row in rows] == [(5, {"q": "1", "a": "2"})]
+
+
+def test_large_whole_numbers_keep_every_digit(tmp_path):
+    assert values(tmp_path, "a.jsonl", '{"a": 123456789012345678901234567890}') == [
+        {"a": 123456789012345678901234567890}
+    ]
+
+
+json_texts = st.sampled_from(["007", "NA", "1", "true", "null", "", " x ", 'a "b"\n,;\t', "你好", "\U0001f600"]) | texts
+
+
+@given(st.lists(st.tuples(json_texts, json_texts), min_size=1, max_size=8))
+def test_parquet_and_arrow_say_what_was_written(tmp_path_factory, written):
+    folder = tmp_path_factory.getbasetemp()
+    rows = [{"question": question, "answer": answer} for question, answer in written]
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, folder / "a.parquet", use_dictionary=len(rows) % 2 == 0)
+    for name, make in (("a.arrow", pyarrow.ipc.new_stream), ("b.arrow", pyarrow.ipc.new_file)):
+        with make(str(folder / name), table.schema) as writer:
+            writer.write_table(table)
+    for name in ("a.parquet", "a.arrow", "b.arrow"):
+        found = list(read_rows(folder / name))
+        assert [row.value for row in found] == rows
+        assert [row.line for row in found] == list(range(1, len(rows) + 1))
+
+
+def test_types_of_parquet_become_json(tmp_path):
+    moment = datetime.datetime(2024, 1, 31, 10, tzinfo=datetime.UTC)
+    table = pyarrow.table(
+        {
+            "large": pyarrow.array(["x"], pyarrow.large_string()),
+            "coded": pyarrow.array(["007"]).dictionary_encode(),
+            "moment": pyarrow.array([moment], pyarrow.timestamp("us", "UTC")),
+            "precise": pyarrow.array([1_706_695_200_000_000_001], pyarrow.timestamp("ns")),
+            "span": pyarrow.array([1_000_000_001], pyarrow.duration("ns")),
+            "price": pyarrow.array([decimal.Decimal("1.50")]),
+            "pairs": pyarrow.array([[("k", "v")]], pyarrow.map_(pyarrow.string(), pyarrow.string())),
+            "nested": pyarrow.array([[{"a": [{"b": None, "c": "1"}]}]]),
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    (row,) = read_rows(tmp_path / "a.parquet")
+    assert row.value == {
+        "large": "x", "coded": "007", "moment": "2024-01-31T10:00:00+00:00", "precise": "2024-01-31T10:00:00.000000001",
+        "span": "0 days 00:00:01.000000001", "price": "1.50", "pairs": [["k", "v"]], "nested": [{"a": [{"c": "1"}]}],
+    }  # fmt: skip

@@ -10,8 +10,8 @@ import re
 import typing
 from collections.abc import Callable
 
-from tunerun.config.data_sources import data_paths, holds_out
-from tunerun.config.schema import RunConfig, Stage
+from tunerun.config.data_sources import data_paths, data_sources, holds_out
+from tunerun.config.schema import DATA_PARTS, RunConfig, Stage
 from tunerun.errors import Problem
 from tunerun.network import is_loopback
 
@@ -167,12 +167,31 @@ def _data(config: RunConfig) -> list[Problem]:
     if config.train.eval_steps is not None and not holds_out(data):
         fix = "Set data.eval_fraction, data.eval_rows or data.eval_path, or leave it null."
         problems.append(Problem(where="train.eval_steps", what="no rows are held out to measure.", fix=fix))
-    parts = ("system", "user", "assistant", "text")
-    for part in config.data.columns:
-        if part not in parts:
-            what = "columns maps a part of a row to the name of its column."
-            problems.append(Problem(where=f"data.columns.{part}", what=what, fix=f"Parts: {', '.join(parts)}."))
+    named = {"data": data.columns} | {f"data.sources.{name}": source.columns for name, source in data.sources.items()}
+    for where, columns in named.items():
+        for part in columns:
+            if part not in DATA_PARTS:
+                what = "columns maps a part of a row to the name of its column."
+                fix = f"Parts: {', '.join(DATA_PARTS)}."
+                problems.append(Problem(where=f"{where}.columns.{part}", what=what, fix=fix))
+    if data.system_override and all(source.system is None for source in data_sources(data)):
+        what = "there is no system prompt to replace the rows' own."
+        problems.append(Problem(where="data.system_override", what=what, fix="Set data.system to a text."))
     return problems
+
+
+def _answers(config: RunConfig) -> list[Problem]:
+    """What does not go with objectives that compare or judge whole answers."""
+    data, kind = config.data, config.objective.kind
+    if kind in PACKABLE:
+        return []
+    what = f"objective {kind} learns from one answer to a prompt as a whole."
+    rows = [
+        ("data.train_on", data.train_on != "assistant", "Set data.train_on=assistant."),
+        ("data.multi_turn", data.multi_turn != "whole", "Set data.multi_turn=whole."),
+        ("data.too_long", data.too_long == "split", "Set data.too_long=truncate_prompt or drop."),
+    ]
+    return [Problem(where=key, what=what, fix=fix) for key, wrong, fix in rows if wrong]
 
 
 def _processes(config: RunConfig) -> list[Problem]:
@@ -259,6 +278,7 @@ RULES: tuple[Rule, ...] = (
     _packing,
     _length,
     _data,
+    _answers,
     _processes,
     _micro_batch,
     _method,

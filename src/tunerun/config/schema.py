@@ -21,6 +21,9 @@ GgufType = Literal[
 
 DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "xtuner", "columns", "text"]
 
+# What `data.columns` can name.
+DATA_PARTS = ("system", "user", "assistant", "text", "chosen", "rejected", "label")
+
 ADAPTER_METHODS = ("lora", "dora", "rslora", "pissa", "lora_plus", "qlora")
 
 
@@ -111,15 +114,16 @@ class DataConfig:
     """How rows are read; `auto` looks at the first rows."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Column of each part (system, user, assistant, text, chosen, rejected, label) by its name, in a workbook also by
-    its letter: `{user: question, assistant: D}`."""
+    its letter: `{user: question, assistant: D}`; parts that are not named are found."""
     sheet: str | None = None
     """Sheet of a workbook (.xlsx); null takes the only one that has rows."""
     vars: Mapping[str, str] = field(default_factory=dict)
-    """Values for `{{name}}`-style placeholders in the rows."""
+    """Values for `{{name}}`-style placeholders in the rows. One without a value is an error where it stands like a word;
+    in code, LaTeX and markup, and in plain text to pre-train on, it is left alone."""
     system: str | None = None
     """System prompt for rows that have none."""
     system_override: bool = False
-    """Whether `system` replaces the rows' own system prompts too."""
+    """Whether `system` replaces the rows' own system prompts too; an empty one removes them."""
     streaming: bool = False
     """Read a hub's data set row by row as it comes, keeping no copy; `max_rows` says how much of it."""
     eval_path: tuple[str, ...] = ()

@@ -32,7 +32,7 @@ _SCHEMA = 1
 _ENTRY = "entry.json"
 # What decides the bytes of an entry, besides files, tokenizer and settings.
 _WEIGHTS_INDEX = ".index.json"
-_CODE = ("data", "chat", "formats/tokens.py")
+_CODE = ("data", "chat", "formats/tokens.py", "formats/pairs.py")
 
 
 def key_of(step: DataStep, files: Sequence[DataFile], model: Path) -> str:
@@ -51,14 +51,17 @@ def key_of(step: DataStep, files: Sequence[DataFile], model: Path) -> str:
     if step.chat_template is not None and Path(step.chat_template).is_file():
         used.append(Path(step.chat_template))
     names = [file.relative_to(model).as_posix() if file.is_relative_to(model) else "" for file in used]
-    digests = hashes.files_sha256([file.path for file in files] + used, "data")
+    # A file that is read from its hub as it comes is known by its commit.
+    kept = [file for file in files if not file.streamed]
+    digests = hashes.files_sha256([file.path for file in kept] + used, "data")
     facts = {
         "schema": _SCHEMA,
         "version": tunerun.__version__,
         "code": _code_sha256(),
         "settings": steps.fingerprint_keys(step),
-        "files": [[repr(file), digest] for file, digest in zip(files, digests, strict=False)],
-        "model": [[name, digest] for name, digest in zip(names, digests[len(files) :], strict=True)],
+        "files": [repr(file) for file in files],
+        "digests": digests[: len(kept)],
+        "model": [[name, digest] for name, digest in zip(names, digests[len(kept) :], strict=True)],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -36,7 +36,7 @@ def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
 
 def _not_built(config: RunConfig) -> list[Problem]:
     rows = [
-        ("objective.kind", config.objective.kind, TRAINED_OBJECTIVES, "data" in config.stages),
+        ("objective.kind", config.objective.kind, TRAINED_OBJECTIVES, "train" in config.stages),
         ("method.kind", config.method.kind, TRAINED_METHODS, "train" in config.stages),
         ("hardware.strategy", config.hardware.strategy, STARTED_STRATEGIES, "train" in config.stages),
         ("cluster.kind", config.cluster.kind, STARTED_CLUSTERS, True),

@@ -8,7 +8,7 @@ fingerprint unless `UNFINGERPRINTED` names it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from tunerun.config import typed
@@ -83,6 +83,13 @@ class DataStep:
     def sources(self) -> tuple[SourceConfig, ...]:
         """What is trained on, each source with its settings filled in."""
         return data_sources(self.data)
+
+    @property
+    def eval_source(self) -> SourceConfig | None:
+        """What is evaluated on beside them, in full: `max_rows` is for a quick try of training."""
+        if not self.data.eval_path:
+            return None
+        return data_sources(replace(self.data, path=self.data.eval_path, sources={}, max_rows=None))[0]
 
     @property
     def hub_paths(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ def encoder(renderer: Renderer) -> Encoder:
     def encode_all(rows: Sequence[MarkedText]) -> list[list[Sample]]:
         return [[sample] for sample in encode(rows, renderer.tokenizer)]
 
-    return Encoder(True, render, encode_all, renderer.template.sha256)
+    return Encoder(("conversations",), render, encode_all, renderer.template.sha256)
 
 
 def encode(rows: Sequence[MarkedText], tokenizer: Tokenizer) -> list[Sample]:

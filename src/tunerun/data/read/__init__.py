@@ -1,35 +1,39 @@
-"""Reads files of rows: JSON arrays, JSON lines, CSV, TSV and plain text, each also compressed by gzip, and Parquet.
+"""Reads files of rows: JSON, CSV, TSV and text, each also packed by gzip or zstd; Excel workbooks, Parquet and Arrow.
 
 Every row knows its file and line. Nothing is guessed about values: "007" stays "007" and "NA" stays "NA".
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from tunerun.data.read.columnar import COLUMNAR_SUFFIXES, SPLITS, STATE, columnar, saved_files
 from tunerun.data.read.delimited import delimited
 from tunerun.data.read.hub import hub_files
+from tunerun.data.read.index import INDEX, indexed_files
 from tunerun.data.read.json_rows import json_array, json_lines, json_value
-from tunerun.data.read.source import decode_fault, fail, head_of, lines, open_text_bytes
+from tunerun.data.read.remote import open_remote
+from tunerun.data.read.source import PACKED_SUFFIXES, check_file, decode_fault, fail, lines, reading, text_stream
+from tunerun.data.read.workbook import FOREIGN_TABLES, WORKBOOK_SUFFIXES, workbook
 from tunerun.data.rows import BadRow, DataFile, Row
 from tunerun.errors import Problem, UserError
 from tunerun.paths import looks_local, resolve_asset
 
-Parser = Callable[[BinaryIO, str], Iterator[Row | BadRow]]
-
-INDEX = "dataset.json"
-
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 DELIMITED_SUFFIXES = (".csv", ".tsv")
 TEXT_SUFFIXES = (".txt",)
-SUFFIXES = (*JSON_SUFFIXES, *DELIMITED_SUFFIXES, *TEXT_SUFFIXES, *COLUMNAR_SUFFIXES)
+PACKABLE_SUFFIXES = (*JSON_SUFFIXES, *DELIMITED_SUFFIXES, *TEXT_SUFFIXES)
+SUFFIXES = (*PACKABLE_SUFFIXES, *WORKBOOK_SUFFIXES, *COLUMNAR_SUFFIXES)
 
 
-def find_files(paths: Sequence[str], key: str = "data.path", cache_dir: Path | None = None) -> list[DataFile]:
+_KNOWN = f"{', '.join(SUFFIXES)}; texts also as {' and '.join(PACKED_SUFFIXES)}"
+
+
+def find_files(
+    paths: Sequence[str], key: str = "data.path", cache_dir: Path | None = None, streaming: bool = False
+) -> list[DataFile]:
     """Lists the data files that paths name, downloading those of a hub.
 
     Args:
@@ -37,6 +41,7 @@ def find_files(paths: Sequence[str], key: str = "data.path", cache_dir: Path | N
             split that `datasets` saved in it, or else for its data files in order of name.
         key: Config key, for messages.
         cache_dir: Folder for downloads; None takes the hub's own.
+        streaming: Whether files of a hub are read as they come instead of being downloaded.
 
     Raises:
         UserError: A path does not exist, a folder holds no data file, or a split has to be chosen.
@@ -48,9 +53,9 @@ def find_files(paths: Sequence[str], key: str = "data.path", cache_dir: Path | N
         path = Path(resolve_asset(text)).expanduser()
         try:
             if path.exists() or looks_local(text):
-                found += [DataFile(file, str(file), str(file)) for file in _files_of(path, key)]
+                found += _files_of(path, key)
             else:
-                found += hub_files(text, key, cache_dir, SUFFIXES)
+                found += hub_files(text, key, cache_dir, lambda file: bool(kind_of(file)), streaming)
         except UserError as error:
             problems += error.problems
         except OSError as error:
@@ -60,81 +65,99 @@ def find_files(paths: Sequence[str], key: str = "data.path", cache_dir: Path | N
     return found
 
 
-def _files_of(path: Path, key: str) -> list[Path]:
+def _files_of(path: Path, key: str) -> list[DataFile]:
     if not path.exists():
+        if path.is_symlink():
+            what = f"{path} is a link that leads to no file, or round in a circle."
+            raise UserError(Problem(where=key, what=what))
         fix = "Give a file, a folder, or a data set on a hub as org/name."
         raise UserError(Problem(where=key, what=f"{path} does not exist.", fix=fix))
-    if not path.is_dir():
-        return [path]
-    if (path / INDEX).is_file():
-        return _indexed(path / INDEX)
+    if path.is_dir() and (path / INDEX).is_file():
+        return indexed_files(path / INDEX)
+    return [DataFile(file, str(file), str(file)) for file in ([path] if not path.is_dir() else _inside(path, key))]
+
+
+def _inside(path: Path, key: str) -> list[Path]:
+    """Lists the data files of a folder without an index."""
     if (path / STATE).is_file() or (path / SPLITS).is_file():
         return saved_files(path)
-    inside = sorted(item for item in path.iterdir() if kind_of(item) and not item.name.startswith("."))
+    inside = sorted(
+        item for item in path.iterdir() if kind_of(item) and not item.name.startswith(".") and not item.is_dir()
+    )
     if not inside:
-        what = f"the folder {path} holds no data file ({', '.join(SUFFIXES)}, also .gz)."
+        what = f"the folder {path} holds no data file ({_KNOWN})."
         raise UserError(Problem(where=key, what=what))
     return inside
 
 
-def _indexed(index: Path) -> list[Path]:
-    """Returns the files that a folder's dataset.json names, in its order: `{"files": ["a.jsonl", ...]}`."""
-    try:
-        data = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(Problem(where=str(index), what=f"is not valid JSON: {error}.")) from error
-    listed = isinstance(data, dict) and data.keys() == {"files"} and isinstance(data["files"], list) and data["files"]
-    if not listed or not all(isinstance(name, str) for name in data["files"]):
-        fix = 'Write {"files": ["NAME", ...]}.'
-        raise UserError(Problem(where=str(index), what="does not list the files of the data set.", fix=fix))
-    missing = [name for name in data["files"] if not (index.parent / name).is_file()]
-    if missing:
-        raise UserError([Problem(where=str(index), what=f"{name} does not exist.") for name in missing])
-    return [index.parent / name for name in data["files"]]
-
-
 def kind_of(path: Path) -> str:
-    """Returns the suffix that says how a file is read, without `.gz`; empty when it is no data file."""
-    name = path.name.lower().removesuffix(".gz")
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+    """Returns the suffix that says how a file is read, without `.gz` or `.zst`; empty when it is no data file."""
+    name = path.name.lower()
+    packing = next((suffix for suffix in PACKED_SUFFIXES if name.endswith(suffix)), "")
+    known = PACKABLE_SUFFIXES if packing else SUFFIXES
+    return next((suffix for suffix in known if name.removesuffix(packing).endswith(suffix)), "")
 
 
-def read_rows(path: Path, name: str = "") -> Iterator[Row | BadRow]:
+def read_file(file: DataFile, sheet: str | None = None) -> Iterator[Row | BadRow]:
+    """Yields the rows of a file that `find_files` found, also of one that is read from its hub as it comes.
+
+    Args:
+        file: The file.
+        sheet: Of a workbook whose `dataset.json` names none.
+
+    Raises:
+        UserError: As `read_rows`.
+        StageError: The hub does not go on.
+    """
+    sheet = sheet if file.sheet is None else file.sheet
+    if not file.streamed:
+        yield from read_rows(file.path, file.name, sheet)
+        return
+    with open_remote(file) as raw:
+        yield from _parsed(raw, kind_of(file.path), file.name, sheet)
+
+
+def read_rows(path: Path, name: str = "", sheet: str | None = None) -> Iterator[Row | BadRow]:
     """Yields the rows of a file, streaming, with bounded memory.
 
     Args:
         path: The file.
         name: How messages name it; the path when empty.
+        sheet: Of a workbook; None takes the only one that has rows.
 
     Raises:
         UserError: The file as a whole cannot be read: missing, empty, binary, cut off, or of an unknown kind.
     """
     name, kind = name or str(path), kind_of(path)
     if not kind:
-        fail(name, None, "is not a kind of file that is read.", f"Known are {', '.join(SUFFIXES)}, also .gz.")
-    if not path.is_file():
-        fail(name, None, "is not a file.")
+        fix = FOREIGN_TABLES.get(path.suffix.lower(), f"Known are {_KNOWN}.")
+        fail(name, None, "is not a kind of file that is read.", fix)
+    check_file(path, name)
+    with reading(name), path.open("rb") as raw:
+        yield from _parsed(raw, kind, name, sheet)
+
+
+def _parsed(raw: BinaryIO, kind: str, name: str, sheet: str | None) -> Iterator[Row | BadRow]:
     if kind in COLUMNAR_SUFFIXES:
-        yield from columnar(path, name)
-        return
-    parse: Parser
-    if kind in DELIMITED_SUFFIXES:
-        parse = delimited
-    elif kind in TEXT_SUFFIXES:
-        parse = _text_lines
+        yield from columnar(raw, kind, name)
+    elif kind in WORKBOOK_SUFFIXES:
+        yield from workbook(raw, name, sheet)
     else:
-        parse = _json_parser(path, name)
-    with open_text_bytes(path, name) as file:
-        yield from parse(file, name)
+        with text_stream(raw, name) as (stream, head):
+            yield from _text_rows(stream, head, kind, name)
 
 
-def _json_parser(path: Path, name: str) -> Parser:
+def _text_rows(stream: BinaryIO, head: bytes, kind: str, name: str) -> Iterator[Row | BadRow]:
+    if kind in DELIMITED_SUFFIXES:
+        return delimited(stream, name)
+    if kind in TEXT_SUFFIXES:
+        return _text_lines(stream, name)
     # By content: a .jsonl often holds one array, and a .json holds lines.
-    head = head_of(path, name)
-    if head.startswith(b"["):
-        return json_array
-    first = head.split(b"\n", 1)[0].rstrip()
-    return json_value if first == b"{" else json_lines
+    start = head.lstrip()
+    if start.startswith(b"["):
+        return json_array(stream, name)
+    first = start.split(b"\n", 1)[0].rstrip()
+    return json_value(stream, name) if first == b"{" else json_lines(stream, name)
 
 
 def _text_lines(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:

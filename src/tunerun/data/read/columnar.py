@@ -11,7 +11,7 @@ import decimal
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tunerun.data.read.source import fail
 from tunerun.data.rows import Row
@@ -25,10 +25,15 @@ SPLITS = "dataset_dict.json"
 _BATCH_ROWS = 256
 
 
-def columnar(path: Path, name: str) -> Iterator[Row]:
+def columnar(source: BinaryIO, kind: str, name: str) -> Iterator[Row]:
     """Yields the rows of a Parquet or Arrow file as dicts by column name, counted from 1.
 
     Keys that a nested value lacks, which Arrow fills with null because all rows share one type, are left out again.
+
+    Args:
+        source: The file.
+        kind: `.parquet` or `.arrow`.
+        name: How messages name it.
 
     Raises:
         UserError: The file is damaged, cut off, or of another kind.
@@ -37,7 +42,7 @@ def columnar(path: Path, name: str) -> Iterator[Row]:
 
     line = 0
     try:
-        for batch in _batches(path):
+        for batch in _batches(source, kind):
             for value in batch.to_pylist():
                 line += 1
                 yield Row(name, line, {key: _json_value(item) for key, item in value.items()})
@@ -78,24 +83,25 @@ def _listed(path: Path, key: str) -> list[str]:
     return names
 
 
-def _batches(path: Path) -> Iterator[Any]:
-    import pyarrow.ipc
+def _batches(source: BinaryIO, kind: str) -> Iterator[Any]:
+    import pyarrow
     import pyarrow.parquet
 
-    if path.name.lower().endswith(".parquet"):
-        with pyarrow.parquet.ParquetFile(path) as file:
+    # A file object, not mapped into memory: a file that is cut off meanwhile would end the process.
+    if kind == ".parquet":
+        # Buffering ahead would hold most of the file in memory.
+        with pyarrow.parquet.ParquetFile(source, pre_buffer=False) as file:
             yield from file.iter_batches(batch_size=_BATCH_ROWS)
         return
-    with pyarrow.memory_map(str(path)) as source:
-        # A stream is what `datasets` writes; other tools write the format with an index at the end.
-        for batch in _arrow_batches(source):
-            for start in range(0, batch.num_rows, _BATCH_ROWS):
-                yield batch.slice(start, _BATCH_ROWS)
+    for batch in _arrow_batches(source):
+        for start in range(0, batch.num_rows, _BATCH_ROWS):
+            yield batch.slice(start, _BATCH_ROWS)
 
 
-def _arrow_batches(source: Any) -> Iterator[Any]:
+def _arrow_batches(source: BinaryIO) -> Iterator[Any]:
     import pyarrow.ipc
 
+    # A stream is what `datasets` writes; other tools write the format with an index at the end.
     head = source.read(6)
     source.seek(0)
     if head == b"ARROW1":

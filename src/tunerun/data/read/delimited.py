@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import BinaryIO
 
 from tunerun.data.read.source import MAX_LINE_BYTES, decode_fault, fail, lines
@@ -11,6 +13,9 @@ from tunerun.data.rows import BadRow, Row
 
 _DELIMITERS = (",", "\t", ";", "|")
 _SAMPLE_RECORDS = 20
+
+# Excel writes and reads this line in front of the header.
+_NAMED_DELIMITER = re.compile(r"sep=([,;|\t])[\r\n]*")
 
 
 def delimited(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
@@ -23,12 +28,14 @@ def delimited(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
         UserError: The header is unusable or a quote is never closed; the rest of the file cannot be told apart.
     """
     csv.field_size_limit(MAX_LINE_BYTES)
-    start = file.tell()
-    delimiter = _delimiter(_texts(file, name))
-    file.seek(start)
-    records = _records(_texts(file, name), delimiter, name)
-    _, header = next(records)
-    _check_header(header, name)
+    texts = _texts(file, name)
+    sample = list(islice(texts, 4 * _SAMPLE_RECORDS))
+    named = _NAMED_DELIMITER.fullmatch(sample[0])
+    skipped = 0 if named is None else 1
+    delimiter = _delimiter(sample) if named is None else named[1]
+    records = _records(chain(sample[skipped:], texts), delimiter, name, skipped)
+    line, header = next((record for record in records if record[1]), (1, []))
+    _check_header(header, name, line)
     for line, fields in records:
         if not fields:
             continue
@@ -50,10 +57,10 @@ def _texts(file: BinaryIO, name: str) -> Iterator[str]:
         yield text
 
 
-def _records(texts: Iterator[str], delimiter: str, name: str) -> Iterator[tuple[int, list[str]]]:
+def _records(texts: Iterator[str], delimiter: str, name: str, skipped: int) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(texts, delimiter=delimiter, strict=True)
     while True:
-        line = reader.line_num + 1
+        line = reader.line_num + 1 + skipped
         try:
             fields = next(reader)
         except StopIteration:
@@ -66,12 +73,7 @@ def _records(texts: Iterator[str], delimiter: str, name: str) -> Iterator[tuple[
         yield line, fields
 
 
-def _delimiter(texts: Iterator[str]) -> str:
-    sample: list[str] = []
-    for text in texts:
-        sample.append(text)
-        if len(sample) == 4 * _SAMPLE_RECORDS:
-            break
+def _delimiter(sample: list[str]) -> str:
     return max(_DELIMITERS, key=lambda delimiter: _agreement(sample, delimiter))
 
 
@@ -93,9 +95,11 @@ def _agreement(sample: list[str], delimiter: str) -> tuple[int, int]:
     return (counts.count(counts[0]), counts[0])
 
 
-def _check_header(header: list[str], name: str) -> None:
+def _check_header(header: list[str], name: str, line: int) -> None:
+    if not header:
+        fail(name, line, "there is no header.")
     for column, title in enumerate(header, start=1):
         if not title.strip():
-            fail(name, 1, f"column {column} of the header has no name.")
+            fail(name, line, f"column {column} of the header has no name.")
         if header.count(title) > 1:
-            fail(name, 1, f"the column {title!r} is there twice.")
+            fail(name, line, f"the column {title!r} is there twice.")

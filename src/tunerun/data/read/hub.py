@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -60,14 +60,17 @@ def parse(text: str, key: str) -> Choice:
     return Choice(text, found["name"], found["revision"] or "main", found["config"] or None, found["split"])
 
 
-def hub_files(text: str, key: str, cache_dir: Path | None, suffixes: Sequence[str]) -> list[DataFile]:
+def hub_files(
+    text: str, key: str, cache_dir: Path | None, is_data_file: Callable[[Path], bool], streaming: bool
+) -> list[DataFile]:
     """Lists the files of a data set's split, downloading what is missing.
 
     Args:
         text: As for `parse`.
         key: Config key, for messages.
         cache_dir: Folder for downloads; None takes the hub's own.
-        suffixes: Of the files that can be read.
+        is_data_file: Says by its name whether a file can be read.
+        streaming: Whether the files are not downloaded, but read as they come.
 
     Raises:
         UserError: A configuration or split has to be chosen, or the files are of a kind that is not read.
@@ -75,14 +78,20 @@ def hub_files(text: str, key: str, cache_dir: Path | None, suffixes: Sequence[st
     """
     choice = parse(text, key)
     repository = hub.repository(choice.name, cache_dir, "dataset")
+    if streaming and hub.is_offline():
+        what = f"the data set {choice.name} is to be read from its hub as it comes (data.streaming)"
+        raise StageError(f"{what}, and HF_HUB_OFFLINE forbids that. Unset it, or set data.streaming=false.")
     listing = _listing(repository, choice.revision)
     by_name = {file.path: file for file in listing.files}
     _download(repository, listing.commit, [by_name[name] for name in _CARDS if name in by_name])
     wanted = _split_files(choice, key, repository.snapshot(listing.commit), list(by_name))
-    foreign = [name for name in wanted if not name.lower().removesuffix(".gz").endswith(tuple(suffixes))]
+    foreign = [name for name in wanted if not is_data_file(Path(name))]
     if foreign:
         fix = "Download it and convert it to JSON lines."
         fail(key, None, f"{choice.name} is kept in files that are not read, such as {foreign[0]}.", fix)
+    if streaming:
+        names = [f"{choice.name}/{name}" for name in wanted]
+        return [DataFile(Path(name), name, text, listing.commit, streamed=True) for name in names]
     _download(repository, listing.commit, [by_name[name] for name in wanted])
     folder = repository.snapshot(listing.commit)
     return [DataFile(folder / name, f"{choice.name}/{name}", text, listing.commit) for name in wanted]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -30,7 +31,14 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
 
 
 def json_lines(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
@@ -39,19 +47,72 @@ def json_lines(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
     Raises:
         UserError: A line is too long to be a row.
     """
+    first: Row | None = None
+    count = 0
     for number, line in lines(file, name):
         try:
             text = line.decode("utf-8").strip(_BLANK)
-            if text:
-                yield Row(name, number, _DECODER.decode(text))
+            if not text:
+                continue
+            value = _DECODER.decode(text)
         except UnicodeDecodeError as error:
             yield BadRow(name, number, "bad-encoding", decode_fault(error))
         except json.JSONDecodeError as error:
-            yield BadRow(name, number, "bad-json", f"{error.msg} at column {error.colno}.")
+            yield BadRow(name, number, "bad-json", _fault(text, error))
         except RecursionError:
             yield BadRow(name, number, "bad-json", "the value is nested too deeply.")
         except ValueError as error:
             yield BadRow(name, number, "bad-json", f"{error}.")
+        else:
+            row = Row(name, number, value)
+            count += 1
+            first = row if count == 1 else None
+            yield row
+    if first is not None:
+        _refuse_columns(first)
+
+
+def _fault(text: str, error: json.JSONDecodeError) -> str:
+    """Describes what is wrong with a line, with what people most often mean by it."""
+    rest = text[error.pos :]
+    hint = ""
+    if rest.startswith("\ufeff"):
+        return f"a byte order mark stands at column {error.colno}, in the middle of the file."
+    if error.msg == "Extra data":
+        hint = " Write one row per line." if rest.startswith("{") else ""
+    elif rest.startswith(("//", "/*", "#")):
+        hint = " JSON has no comments."
+    elif rest.startswith(("None", "True", "False")):
+        hint = " JSON writes null, true and false."
+    elif rest.startswith("'"):
+        hint = " JSON texts stand in double quotes."
+    elif rest.startswith(("}", "]")) and text[: error.pos].rstrip(_BLANK).endswith(","):
+        hint = " JSON has no comma after the last item."
+    elif not rest or error.msg.startswith("Unterminated string"):
+        hint = " Is the line cut off?"
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}.{hint}"
+
+
+def _refuse_columns(row: Row) -> None:
+    """Refuses the only row of a file when it is an object of columns, as `DataFrame.to_json` writes it.
+
+    Raises:
+        UserError: It is.
+    """
+    if not isinstance(row.value, dict) or len(row.value) < 2:
+        return
+    columns = [list(item.values()) if _is_numbered(item) else item for item in row.value.values()]
+    if not all(isinstance(column, list) and len(column) == len(columns[0]) > 1 for column in columns):
+        return
+    items = [item for column in columns for item in column]
+    if any(isinstance(item, dict | list) for item in items) or not any(isinstance(item, str) for item in items):
+        return
+    fix = 'Write one object per row; pandas does it by to_json(orient="records", lines=True).'
+    fail(row.file, row.line, f"holds columns ({', '.join(list(row.value)[:5])}), not rows.", fix)
+
+
+def _is_numbered(value: Any) -> bool:
+    return isinstance(value, dict) and all(key == str(number) for number, key in enumerate(value))
 
 
 def json_array(file: BinaryIO, name: str) -> Iterator[Row]:
@@ -89,7 +150,9 @@ def json_value(file: BinaryIO, name: str) -> Iterator[Row]:
     window = _Window(file, name)
     window.peek()
     line = window.line
-    yield Row(name, line, window.value())
+    row = Row(name, line, window.value())
+    _refuse_columns(row)
+    yield row
     if window.peek():
         fail(name, window.line, "there is more text after the first value.", "Write one row per line.")
 
