@@ -63,7 +63,7 @@ class Work:
 
     @property
     def has_reference(self) -> bool:
-        """Whether the loss compares with the model before training (its frozen base, when an adapter is trained)."""
+        """Whether the loss compares with the model before training, which computes every row once and is not kept."""
         return self.objective in ("dpo", "kto")
 
     @property
@@ -126,8 +126,6 @@ def memory(size: Sizes, work: Work, *, micro_batch_size: int, activation_checkpo
     tokens = micro_batch_size * work.rows_per_sample * work.row_tokens
     adapter = work.method in ADAPTER_METHODS
     weights, gradients, optimiser = _adapter_states(size, work) if adapter else _full_states(size, work)
-    if work.has_reference and not adapter:
-        weights += size.parameters * work.number_bytes / _parts(work, "weights")
     host = 0.0
     if work.offload or work.paged:
         host, optimiser = optimiser, 0.0
