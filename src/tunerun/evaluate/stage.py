@@ -98,8 +98,11 @@ def _load(step: EvalStep, folder: Path, *, random: bool) -> Any:
     device, dtype = step.placement.device, _DTYPES[step.placement.precision]
     if random:
         return load.random_model(folder, seed=step.seed, device=device, attention=SEGMENTS).to(dtype)
-    remote = step.model.trust_remote_code
-    return load.load_model(folder, dtype=dtype, device=device, attention=SEGMENTS, trust_remote_code=remote)
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "attention": SEGMENTS}
+    options["trust_remote_code"] = step.model.trust_remote_code
+    if step.quantisation is not None:
+        return load.load_dequantised(folder, quantisation=step.quantisation, **options)
+    return load.load_model(folder, **options)
 
 
 def _measure(

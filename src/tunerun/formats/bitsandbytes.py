@@ -41,10 +41,13 @@ def round_trip(weight: Float32, quantisation: Quantisation) -> Float32:
         quantisation: What it goes through.
     """
     if quantisation.bits == 8:
+        # bitsandbytes takes half precision for the weights of LLM.int8().
+        weight = weight.astype(np.float16).astype(np.float32)
         largest = np.abs(weight).max(axis=1, keepdims=True)
         # bitsandbytes divides by 127 as a product with this float32 number (LLM.int8(), equation 4).
         codes = np.rint(weight * (np.float32(1) / np.maximum(largest, _TINY) * np.float32(127)))
-        return codes * largest * np.float32(7.874015718698502e-3)
+        restored: Float32 = codes * largest * np.float32(7.874015718698502e-3)
+        return restored
     codes, scales = _quantise(weight.reshape(-1), _NF4, _BLOCK)
     if quantisation.double:
         offset = np.float32(scales.mean(dtype=np.float64))
@@ -64,7 +67,8 @@ def _quantise(values: Float32, levels: Float32, block: int) -> tuple[Codes, Floa
 
 
 def _dequantise(codes: Codes, levels: Float32, scales: Float32, block: int) -> Float32:
-    return levels[codes] * np.repeat(scales, block)[: len(codes)]
+    values: Float32 = levels[codes] * np.repeat(scales, block)[: len(codes)]
+    return values
 
 
 @cache

@@ -174,11 +174,11 @@ def _misfits(tensors: Mapping[str, MergedTensor], changes: Adapter) -> list[Prob
     return problems
 
 
-def _token_misfits(
-    name: str, rows: TokenRows, tensors: Mapping[str, MergedTensor], changes: Adapter
-) -> list[Problem]:
+def _token_misfits(name: str, rows: TokenRows, tensors: Mapping[str, MergedTensor], changes: Adapter) -> list[Problem]:
     if name not in tensors:
-        return [_problem(changes, name, "the base model has no tensor of its own for it", "Train the embedding's rows.")]
+        return [
+            _problem(changes, name, "the base model has no tensor of its own for it", "Train the embedding's rows.")
+        ]
     source = tensors[name].source
     if rows.values.shape[1:] != source.shape[1:]:
         what = f"its rows are {rows.values.shape[1]} wide; the base model's are {source.shape[1]}"

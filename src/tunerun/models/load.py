@@ -67,7 +67,9 @@ def load_model(
     return model.to(device) if quantisation is None else model
 
 
-def load_dequantised(folder: Path, *, quantisation: Quantisation, dtype: torch.dtype, device: str, **options: Any) -> Any:
+def load_dequantised(
+    folder: Path, *, quantisation: Quantisation, dtype: torch.dtype, device: str, **options: Any
+) -> Any:
     """Loads a model whose linear layers hold what is left of them after quantisation.
 
     Args:

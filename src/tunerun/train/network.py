@@ -145,7 +145,8 @@ def _grow(step: TrainStep, base: BaseModel, module: Any) -> int | None:
     if not step.model.resize_embeddings:
         return None
     vocabulary_ids = load_tokenizer(base.folder).backend.get_vocab(with_added_tokens=True).values()
-    before, wanted = module.get_input_embeddings().weight.shape[0], max(vocabulary_ids) + 1
+    before: int = module.get_input_embeddings().weight.shape[0]
+    wanted = max(vocabulary_ids) + 1
     if wanted <= before:
         return None
     vocabulary.grow(module, wanted)

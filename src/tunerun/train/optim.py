@@ -30,7 +30,7 @@ def make_optimiser(
     factors = {} if rate_factors is None else rate_factors
     groups: dict[tuple[bool, float], list[Parameter]] = {}
     for name, parameter in parameters.items():
-        factor = factors[name] if name in factors else 1.0
+        factor = factors.get(name, 1.0)
         groups.setdefault((parameter.ndim >= 2, factor), []).append(parameter)
     return torch.optim.AdamW(
         [
