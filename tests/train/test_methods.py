@@ -169,7 +169,8 @@ def test_an_adapter_of_another_kind_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["full", "dora", "saved", "qlora"])
 def test_tokens_that_the_weights_lack_are_learned_and_merged(tmp_path: Path, name: str, tied: bool) -> None:
     method = {**METHODS, "full": MethodConfig(kind="full")}[name]
-    out = make_run(tmp_path, base={"vocab_size": 310, "tie_word_embeddings": tied})
+    sizes = {"vocab_size": 310, "tie_word_embeddings": tied, "pad_token_id": 0, "eos_token_id": 1}
+    out = make_run(tmp_path, base=sizes)
     with pytest.raises(UserError, match=r"model.resize_embeddings=true"):
         run(train_step(method), out)
     model = ModelConfig(path="org/tiny", resize_embeddings=True)

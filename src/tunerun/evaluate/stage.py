@@ -18,7 +18,7 @@ from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.errors import Problem, UserError
 from tunerun.formats.tokens import TokenStore
-from tunerun.models import load
+from tunerun.models import load, vocabulary
 from tunerun.models.ask import encode_prompt
 from tunerun.models.attention import SEGMENTS, attention_of
 from tunerun.models.generate import answer_greedily, stop_token_ids
@@ -100,9 +100,14 @@ def _load(step: EvalStep, folder: Path, *, random: bool) -> Any:
         return load.random_model(folder, seed=step.seed, device=device, attention=SEGMENTS).to(dtype)
     options: dict[str, Any] = {"dtype": dtype, "device": device, "attention": SEGMENTS}
     options["trust_remote_code"] = step.model.trust_remote_code
-    if step.quantisation is not None:
-        return load.load_dequantised(folder, quantisation=step.quantisation, **options)
-    return load.load_model(folder, **options)
+    if step.quantisation is None:
+        network = load.load_model(folder, **options)
+    else:
+        network = load.load_dequantised(folder, quantisation=step.quantisation, **options)
+    if step.model.resize_embeddings:
+        # A complete model has the rows already; the base gets those that training gave it.
+        vocabulary.grow_to_tokenizer(network, folder)
+    return network
 
 
 def _measure(

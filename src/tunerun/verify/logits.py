@@ -83,7 +83,8 @@ def merge_gate(
     if quantisation is None:
         network = load.load_model(base, dtype=torch.float32, device=device)
     else:
-        network = load.load_dequantised(base, quantisation=quantisation, dtype=torch.float32, device=device)
+        # On the CPU, where bitsandbytes rounds as the merge does.
+        network = load.load_dequantised(base, quantisation=quantisation, dtype=torch.float32, device="cpu").to(device)
     adapted = load_adapter(network, adapter, trainable=False)
     wanted = logits_of(adapted, texts)
     with adapted.disable_adapter():
