@@ -20,7 +20,7 @@ from tunerun.errors import Problem, UserError
 from tunerun.evaluate.preference import Preference, compare, measure
 from tunerun.formats.pairs import PairStore, open_store
 from tunerun.formats.tokens import TokenStore
-from tunerun.models import load
+from tunerun.models import load, vocabulary
 from tunerun.models.ask import encode_prompt
 from tunerun.models.attention import SEGMENTS, attention_of
 from tunerun.models.generate import answer_greedily, stop_token_ids
@@ -105,8 +105,16 @@ def _load(step: EvalStep, folder: Path, *, random: bool) -> Any:
     device, dtype = step.placement.device, _DTYPES[step.placement.precision]
     if random:
         return load.random_model(folder, seed=step.seed, device=device, attention=SEGMENTS).to(dtype)
-    remote = step.model.trust_remote_code
-    return load.load_model(folder, dtype=dtype, device=device, attention=SEGMENTS, trust_remote_code=remote)
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "attention": SEGMENTS}
+    options["trust_remote_code"] = step.model.trust_remote_code
+    if step.quantisation is None:
+        network = load.load_model(folder, **options)
+    else:
+        network = load.load_dequantised(folder, quantisation=step.quantisation, **options)
+    if step.model.resize_embeddings:
+        # A complete model has the rows already; the base gets those that training gave it.
+        vocabulary.grow_to_tokenizer(network, folder)
+    return network
 
 
 def _measure(

@@ -78,7 +78,7 @@ def _logit_gates(
 ) -> Iterator[Gate]:
     device = step.placement.device
     if step.merged and step.adapter is not None:
-        yield logits.merge_gate(base, out / step.adapter, source, texts, device)
+        yield logits.merge_gate(base, out / step.adapter, source, texts, device, step.quantisation)
     if files:
         reference = logits.model_logits(source, texts, device)
         for kind, path in files:
