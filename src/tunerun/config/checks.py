@@ -43,17 +43,12 @@ def size_bytes(text: str) -> int:
 
 def _ranges(config: RunConfig) -> list[Problem]:
     method, train, data, evaluation = config.method, config.train, config.data, config.eval
-<<<<<<< HEAD
     objective = config.objective
-    rows: list[tuple[str, float | None, bool, str]] = [
-=======
     rows: list[tuple[str, Any, bool, str]] = [
->>>>>>> methods
         ("seed", config.seed, config.seed >= 0, ">= 0"),
         ("method.rank", method.rank, method.rank >= 1, ">= 1"),
         ("method.alpha", method.alpha, method.alpha > 0, "> 0"),
         ("method.dropout", method.dropout, 0 <= method.dropout < 1, "at least 0 and below 1"),
-<<<<<<< HEAD
         ("objective.beta", objective.beta, objective.beta > 0, "> 0"),
         ("objective.gamma", objective.gamma, objective.gamma >= 0, ">= 0"),
         ("objective.desirable_weight", objective.desirable_weight, objective.desirable_weight >= 0, ">= 0"),
@@ -61,7 +56,6 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("objective.temperature", objective.temperature, objective.temperature > 0, "> 0"),
         ("objective.cross_entropy_fraction", objective.cross_entropy_fraction,
          0 <= objective.cross_entropy_fraction <= 1, "from 0 to 1"),
-=======
         ("method.rank_pattern", dict(method.rank_pattern), all(rank >= 1 for rank in method.rank_pattern.values()),
          "ranks >= 1"),
         ("method.alpha_pattern", dict(method.alpha_pattern), all(value > 0 for value in method.alpha_pattern.values()),
@@ -69,7 +63,6 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("method.pissa_iterations", method.pissa_iterations, method.pissa_iterations >= 0, ">= 0"),
         ("method.learning_rate_ratio", method.learning_rate_ratio, method.learning_rate_ratio >= 1, ">= 1"),
         ("method.layers", method.layers, method.layers >= 0, ">= 0"),
->>>>>>> methods
         ("train.epochs", train.epochs, train.epochs > 0, "> 0"),
         ("train.max_steps", train.max_steps, _positive(train.max_steps), ">= 1"),
         ("train.global_batch_size", train.global_batch_size, train.global_batch_size >= 1, ">= 1"),

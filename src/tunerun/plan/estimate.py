@@ -165,13 +165,8 @@ def disk(size: Sizes, work: Work, *, checkpoints: int, merged: bool, gguf_types:
     written = 2 * trainable if work.method == "pissa" else size.parameters if work.method == "freeze" else trainable
     return Disk(
         download_bytes=2 * size.parameters,
-<<<<<<< HEAD
-        checkpoints_bytes=int((4 + work.state_bytes) * trainable) * checkpoints,
-        adapter_bytes=4 * trainable if work.method in ADAPTER_METHODS else 0,
-=======
-        checkpoints_bytes=(4 * written + 8 * trainable) * checkpoints,
+        checkpoints_bytes=int(4 * written + work.state_bytes * trainable) * checkpoints,
         adapter_bytes=4 * written if work.method in ADAPTER_METHODS else 0,
->>>>>>> methods
         merged_bytes=2 * size.parameters if merged else 0,
         gguf_bytes=sum(int(size.parameters * GGUF_BITS[kind] / 8) for kind in gguf_types),
     )

@@ -149,15 +149,9 @@ def memory(size: Sizes, work: Work, *, micro_batch_size: int, activation_checkpo
     """
     tokens = micro_batch_size * work.rows_per_sample * work.row_tokens
     adapter = work.method in ADAPTER_METHODS
-<<<<<<< HEAD
-    weights, gradients, optimiser = _adapter_states(size, work) if adapter else _full_states(size, work)
-=======
     weights, gradients, optimiser = (
         _full_states(size, work) if work.method == "full" else _partial_states(size, work, adapter=adapter)
     )
-    if work.has_reference and not adapter:
-        weights += size.parameters * work.number_bytes / _parts(work, "weights")
->>>>>>> methods
     host = 0.0
     if work.offload or work.paged:
         host, optimiser = optimiser, 0.0
