@@ -17,8 +17,10 @@ from tunerun.base_model import BaseModel, read_base
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.errors import Problem, UserError
+from tunerun.evaluate.preference import Preference, compare, measure
+from tunerun.formats.pairs import PairStore, open_store
 from tunerun.formats.tokens import TokenStore
-from tunerun.models import load
+from tunerun.models import load, vocabulary
 from tunerun.models.ask import encode_prompt
 from tunerun.models.attention import SEGMENTS, attention_of
 from tunerun.models.generate import answer_greedily, stop_token_ids
@@ -49,16 +51,21 @@ def run(step: EvalStep, out: Path) -> list[Artifact]:
     tokenizer = load_tokenizer(base.folder)
     prompts = _prompts(step, base, tokenizer)
     split, folder = ("eval", artifacts.EVAL_DATA) if (out / artifacts.EVAL_DATA).is_dir() else ("train", artifacts.DATA)
-    store = TokenStore.open(out / folder)
+    store = open_store(out / folder)
     if split == "train":
         print("eval: no rows were held out (data.eval_fraction, data.eval_path): the loss is that of training rows")
     models: dict[str, Any] = {}
-    rows = tokens = 0
+    tokens = 0
+    before: Preference | None = None
     for name, network in _networks(step, base, out):
-        measured, answers = _measure(step, network, store, prompts, tokenizer, base.folder)
+        measured, preference, answers = _measure(step, network, store, prompts, tokenizer, base.folder)
         loss, perplexity = _finite(measured.loss), _finite(measured.perplexity)
         models[name] = {"loss": loss, "perplexity": perplexity, "answers": answers}
-        rows, tokens = measured.rows, measured.trained_tokens
+        if preference is not None:
+            models[name]["preference"] = compare(preference, before)
+            before = preference
+        tokens = measured.trained_tokens
+    rows = len(store) if step.eval.max_rows is None else min(step.eval.max_rows, len(store))
     report = {"schema": 1, "split": split, "rows": rows, "tokens": tokens, "models": models}
     target = f"{artifacts.EVAL}/{REPORT}"
     artifacts.write_json(out / target, report)
@@ -98,26 +105,40 @@ def _load(step: EvalStep, folder: Path, *, random: bool) -> Any:
     device, dtype = step.placement.device, _DTYPES[step.placement.precision]
     if random:
         return load.random_model(folder, seed=step.seed, device=device, attention=SEGMENTS).to(dtype)
-    remote = step.model.trust_remote_code
-    return load.load_model(folder, dtype=dtype, device=device, attention=SEGMENTS, trust_remote_code=remote)
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "attention": SEGMENTS}
+    options["trust_remote_code"] = step.model.trust_remote_code
+    if step.quantisation is None:
+        network = load.load_model(folder, **options)
+    else:
+        network = load.load_dequantised(folder, quantisation=step.quantisation, **options)
+    if step.model.resize_embeddings:
+        # A complete model has the rows already; the base gets those that training gave it.
+        vocabulary.grow_to_tokenizer(network, folder)
+    return network
 
 
 def _measure(
-    step: EvalStep, network: Any, store: TokenStore, prompts: list[list[int]], tokenizer: Tokenizer, folder: Path
-) -> tuple[Score, list[dict[str, Any]]]:
+    step: EvalStep,
+    network: Any,
+    store: TokenStore | PairStore,
+    prompts: list[list[int]],
+    tokenizer: Tokenizer,
+    folder: Path,
+) -> tuple[Score, Preference | None, list[dict[str, Any]]]:
+    """Returns the loss (of better answers, where there are worse ones), how answers compare, and answers."""
     rows = len(store) if step.eval.max_rows is None else min(step.eval.max_rows, len(store))
-    with Progress("eval", total=rows + len(prompts), unit="rows") as progress, _precision(step.placement):
-        measured = score(
-            network,
-            store,
-            max_rows=rows,
-            batch_size=step.eval.batch_size,
-            device=step.placement.device,
-            advance=progress.advance,
-        )
+    sizes: dict[str, Any] = {"batch_size": step.eval.batch_size, "device": step.placement.device}
+    sides = 2 if isinstance(store, PairStore) else 1
+    preference: Preference | None = None
+    with Progress("eval", total=sides * rows + len(prompts), unit="rows") as progress, _precision(step.placement):
+        if isinstance(store, PairStore) or store.labels is not None:
+            preference = measure(network, store, rows, advance=progress.advance, **sizes)
+            measured = preference.better.score()
+        else:
+            measured = score(network, store, max_rows=rows, advance=progress.advance, **sizes)
         with attention_of(network, "sdpa"):
             answers = _answers(step, network, prompts, tokenizer, folder, progress)
-    return measured, answers
+    return measured, preference, answers
 
 
 def _answers(
@@ -147,8 +168,14 @@ def _finite(value: float) -> float | None:
 
 
 def _print_table(models: dict[str, Any], split: str, rows: int) -> None:
-    print(f"{'model':8}{'loss':>10}{'perplexity':>14}   on {rows} {split} rows")
+    compared = any("preference" in measured for measured in models.values())
+    columns = f"{'accuracy':>10}{'margin':>10}" if compared else ""
+    print(f"{'model':8}{'loss':>10}{'perplexity':>14}{columns}   on {rows} {split} rows")
     for name, measured in models.items():
         values = (measured["loss"], measured["perplexity"])
         loss, perplexity = ("not finite" if value is None else f"{value:,.4f}" for value in values)
-        print(f"{name:8}{loss:>10}{perplexity:>14}")
+        line = f"{name:8}{loss:>10}{perplexity:>14}"
+        if compared:
+            found = (measured["preference"][key] for key in ("accuracy", "margin"))
+            line += "".join(f"{'-' if value is None else f'{value:.4f}':>10}" for value in found)
+        print(line)
