@@ -43,18 +43,17 @@ def delimited(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
             detail = f"{len(fields)} columns where the header has {len(header)}."
             yield BadRow(name, line, "wrong-columns", detail)
             continue
-        yield Row(name, line, dict(zip(header, fields, strict=True)))
+        yield Row(name, line, dict(zip(header, fields, strict=False)))
 
 
 def _texts(file: BinaryIO, name: str) -> Iterator[str]:
     for number, line in lines(file, name):
+        if b"\x00" in line:
+            fail(name, number, "holds a NUL byte.")
         try:
-            text = line.decode("utf-8")
+            yield line.decode("utf-8")
         except UnicodeDecodeError as error:
             fail(name, number, decode_fault(error), "Save the file as UTF-8.")
-        if "\x00" in text:
-            fail(name, number, "holds a NUL byte.")
-        yield text
 
 
 def _records(texts: Iterator[str], delimiter: str, name: str, skipped: int) -> Iterator[tuple[int, list[str]]]:
