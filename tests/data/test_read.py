@@ -330,8 +330,8 @@ def test_types_of_parquet_become_json(tmp_path):
 
 
 def test_the_rows_before_a_fault_of_a_table_are_there(tmp_path):
-    (tmp_path / "a.csv").write_bytes(b"q,a\n1,2\n3\n\xff,4\n")
+    (tmp_path / "a.csv").write_bytes(b"q,a\n" + b"1,2\n" * 99 + b"3\n\xff,4\n")
     rows = read_rows(tmp_path / "a.csv")
-    assert [next(rows).line, next(rows).line] == [2, 3]
-    with pytest.raises(UserError, match="byte 0xff at position 1"):
+    assert [next(rows).line for _ in range(100)] == list(range(2, 102))
+    with pytest.raises(UserError, match=r"a\.csv:102: byte 0xff at position 1"):
         next(rows)
