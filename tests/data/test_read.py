@@ -327,3 +327,11 @@ def test_types_of_parquet_become_json(tmp_path):
         "large": "x", "coded": "007", "moment": "2024-01-31T10:00:00+00:00", "precise": "2024-01-31T10:00:00.000000001",
         "span": "0 days 00:00:01.000000001", "price": "1.50", "pairs": [["k", "v"]], "nested": [{"a": [{"c": "1"}]}],
     }  # fmt: skip
+
+
+def test_the_rows_before_a_fault_of_a_table_are_there(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"q,a\n" + b"1,2\n" * 99 + b"3\n\xff,4\n")
+    rows = read_rows(tmp_path / "a.csv")
+    assert [next(rows).line for _ in range(100)] == list(range(2, 102))
+    with pytest.raises(UserError, match=r"a\.csv:102: byte 0xff at position 1"):
+        next(rows)

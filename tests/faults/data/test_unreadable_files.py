@@ -42,6 +42,12 @@ def arrow(make=pyarrow.ipc.new_stream) -> bytes:
     return stream.getvalue()
 
 
+def twice() -> bytes:
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table([["x"], ["y"]], names=["q", "q"]), stream)
+    return stream.getvalue()
+
+
 def sheets(*rows, **more) -> bytes:
     """Makes a workbook of one sheet S, and of more when they are given by title."""
     book = openpyxl.Workbook()
@@ -272,6 +278,7 @@ FILES: list[tuple[str, str | bytes, int | str | None, str]] = [
     ("empty.arrow", b"", None, "cannot be read"),
     ("cut.arrow", arrow()[: len(arrow()) // 2], None, "cannot be read after row 0"),
     ("cut_file.arrow", arrow(pyarrow.ipc.new_file)[:-40], None, "cannot be read after row 0"),
+    ("twice.parquet", twice(), None, "two columns called 'q'"),
     ("text.arrow", GOOD, None, "cannot be read after row 0"),
     ("packed.parquet.gz", gzip.compress(parquet()), None, "is not a kind of file that is read"),
     # Workbooks.

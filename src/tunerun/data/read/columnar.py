@@ -45,10 +45,17 @@ def columnar(source: BinaryIO, kind: str, name: str) -> Iterator[Row]:
         for batch in _batches(source, kind):
             # A damaged file gives offsets beyond the data, which end the process when they are followed.
             batch.validate(full=True)
+            names = batch.schema.names
+            if len(set(names)) != len(names):
+                fail(name, None, f"has two columns called {max(names, key=names.count)!r}.")
+            foreign = [field.name for field in batch.schema if not _is_plain(field.type)]
             for value in batch.to_pylist():
                 line += 1
-                yield Row(name, line, {key: _json_value(item) for key, item in value.items()})
-    except (pyarrow.ArrowException, OSError) as error:
+                for key in foreign:
+                    value[key] = _json_value(value[key])
+                yield Row(name, line, value)
+    # LookupError and OverflowError: a time zone that is not known, a day beyond the calendar.
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:
         fail(name, None, f"cannot be read after row {line}: {error}.", "Is it cut off?")
     if not line:
         fail(name, None, "is empty.")
@@ -111,6 +118,14 @@ def _arrow_batches(source: BinaryIO) -> Iterator[Any]:
         yield from (file.get_batch(index) for index in range(file.num_record_batches))
     else:
         yield from pyarrow.ipc.open_stream(source)
+
+
+def _is_plain(kind: Any) -> bool:
+    """Says whether the values of a type are those of JSON as they are."""
+    import pyarrow.types as types
+
+    tests = (types.is_string, types.is_large_string, types.is_boolean, types.is_integer, types.is_floating)
+    return any(test(kind) for test in tests)
 
 
 def _json_value(value: Any) -> Any:

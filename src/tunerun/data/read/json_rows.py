@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ from tunerun.data.rows import BadRow, Row
 
 _CHUNK_BYTES = 1 << 16
 _BLANK = " \t\r\n"
+_BLANKS = re.compile(f"[{_BLANK}]*")
 
 # A cut-off number, word or escape makes an error at most this far before the end of what was read so far.
 _MARGIN = 16
@@ -54,7 +56,10 @@ def json_lines(file: BinaryIO, name: str) -> Iterator[Row | BadRow]:
             text = line.decode("utf-8").strip(_BLANK)
             if not text:
                 continue
-            value = _DECODER.decode(text)
+            # Not `decode`, which looks for white space twice and is a fifth slower.
+            value, end = _DECODER.raw_decode(text)
+            if end != len(text):
+                raise json.JSONDecodeError("Extra data", text, len(text) - len(text[end:].lstrip(_BLANK)))
         except UnicodeDecodeError as error:
             yield BadRow(name, number, "bad-encoding", decode_fault(error))
         except json.JSONDecodeError as error:
@@ -157,6 +162,11 @@ def json_value(file: BinaryIO, name: str) -> Iterator[Row]:
         fail(name, window.line, "there is more text after the first value.", "Write one row per line.")
 
 
+def _end_of_blanks(text: str, start: int) -> int:
+    found = _BLANKS.match(text, start)
+    return start if found is None else found.end()
+
+
 class _Window:
     """The part of a text file that is being parsed; reads on by itself, and knows its line."""
 
@@ -169,11 +179,10 @@ class _Window:
     def peek(self) -> str:
         """Skips white space and returns the next character, or nothing at the end."""
         while True:
-            while self._position < len(self._text):
-                character = self._text[self._position]
-                if character not in _BLANK:
-                    return character
-                self.take()
+            start, self._position = self._position, _end_of_blanks(self._text, self._position)
+            self.line += self._text.count("\n", start, self._position)
+            if self._position < len(self._text):
+                return self._text[self._position]
             if not self._more():
                 return ""
 

@@ -23,6 +23,9 @@ HEAD_BYTES = 1 << 16
 
 UTF8_MARK = b"\xef\xbb\xbf"
 
+OLD_MAC = "lines end by CR alone, as on old Macs."
+OLD_MAC_FIX = "Save it with LF or CRLF line ends."
+
 PACKED_SUFFIXES = (".gz", ".zst")
 """Endings of text files that are unpacked while they are read; the content decides, not the name."""
 
@@ -136,7 +139,7 @@ def lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
         if len(line) > MAX_LINE_BYTES:
             fail(name, number, f"the line is longer than {MAX_LINE_BYTES >> 20} MiB.", "Write one row per line.")
         if number == 1 and not line.endswith(b"\n") and b"\r" in line.rstrip():
-            fail(name, 1, "lines end by CR alone, as on old Macs.", "Save it with LF or CRLF line ends.")
+            fail(name, 1, OLD_MAC, OLD_MAC_FIX)
         yield number, line
 
 
