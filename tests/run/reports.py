@@ -19,17 +19,27 @@ def evaluation(*, tuned=True, split="eval"):
 
 
 def data():
+    copy = {"file": "/data/rows.jsonl", "line": 9, "of": {"file": "/data/rows.jsonl", "line": 3}}
     return {
-        "schema": 1,
+        "schema": 2,
         "rows_read": 480,
         "rows_kept": 474,
         "dropped": {"empty-answer": 6},
         "truncated": 3,
+        "truncated_answers": 1,
         "zero_label": 0,
+        "duplicates": {"exact": 0, "near": 1, "examples": [{**copy, "exact": False, "similarity": 0.91}]},
+        "overlap": None,
+        "unreadable": [],
         "examples": [{"file": "/data/rows.jsonl", "line": 17, "reason": "empty-answer", "detail": "empty"}],
+        "sources": [{"file": "/data/rows.jsonl", "format": "alpaca", "why": "keys", "rows": 480, "weight": 1.0}],
+        "rows": 310,
         "tokens": 31250,
         "trained_tokens": 18210,
         "packing_fill": 0.941,
+        "sides": None,
+        "labels": None,
+        "eval": None,
         "length_tokens": {"min": 1, "median": 40, "max": 90, "bounds": [0, 32, 64, 96], "counts": [88, 210, 96]},
     }
 

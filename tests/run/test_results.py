@@ -11,7 +11,9 @@ import reports
 import scenario
 
 from tunerun import artifacts, columns
-from tunerun.run import card, inspect, report, summary
+from tunerun.config.schema import TrainConfig
+from tunerun.run import card, inspect, report, results, summary
+from tunerun.train.batches import total_steps
 
 _VOID = {"meta", "br"}
 
@@ -183,3 +185,32 @@ def test_one_run_is_shown_with_stages_and_files(finished):
     assert "export/small-f16.gguf" in text
     assert "tuned loss 0.4471, perplexity 1.564" in text
     assert max(map(columns.width, text.splitlines())) <= 100
+
+
+def test_the_report_shows_where_rows_came_from_and_which_are_copies(finished):
+    text = page(finished)
+    for part in ("/data/rows.jsonl:9", "/data/rows.jsonl:3", "about 91%", "alpaca", "/data/rows.jsonl:17", "empty"):
+        assert part in text
+    assert "20 optimiser steps, 1 epoch of 310 packed rows, 16 in a step" in text
+
+
+def test_rows_that_could_not_be_used_are_shown_instead_of_those_that_could(finished):
+    failed = finished / "data.failed"
+    failed.mkdir()
+    found = {**reports.data(), "dropped": {"bad-json": 77}, "tokens": 0, "rows": 0, "length_tokens": None}
+    found["unreadable"] = [{"where": "b.csv", "what": "is empty."}]
+    (failed / "report.json").write_text(json.dumps({**found, "duplicates": None, "packing_fill": None}))
+    report.write(finished, ())
+    text = page(finished)
+    assert "bad-json" in text and "77" in text and "b.csv" in text
+    assert "18,210" not in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "epochs", "max_steps"), [(1000, 16, 3.0, None), (7, 16, 0.5, None), (9, 4, 1.0, 5)]
+)
+def test_the_steps_of_training_are_counted_as_training_counts_them(rows, size, epochs, max_steps):
+    train = TrainConfig(global_batch_size=size, epochs=epochs, max_steps=max_steps)
+    steps = total_steps(rows, global_batch_size=size, epochs=epochs, max_steps=max_steps)
+    text = results.training_volume({"rows": rows, "packing_fill": None}, train)
+    assert text.startswith(f"{steps} optimiser steps, ")

@@ -30,7 +30,7 @@ tunerun data [+recipe=NAME] [key=value] [--config-dir FOLDER]
 
     tunerun data +recipe=quickstart data.path=rows.jsonl
     tunerun data model.path=Qwen/Qwen2.5-0.5B-Instruct data.path=rows.csv data.on_bad_rows=drop
-    tunerun data +recipe=quickstart data.path=rows.jsonl data.eval_fraction=0.1 data.drop_duplicates=true
+    tunerun data +recipe=quickstart data.path=rows.jsonl data.eval_fraction=0.1
 
   Every key is in conf/README.md; those of the section `data` matter here.
 
@@ -90,4 +90,4 @@ def _summary(run_dir: Path, name: str, config: RunConfig) -> str:
     if found.data is not None:
         lines.append(f"training: {results.training_volume(found.data, config.train)}")
     report = run_dir / artifacts.REPORT
-    return "\n".join([*lines, f"report: {summary.short(report)}", ""])
+    return "\n".join([*lines, f"report: {summary.short(report)}"])

@@ -16,7 +16,8 @@ READING_OPTIONS = ("--format", "--sheet", "--columns")
 """How rows are read, for every verb that reads a file without a config."""
 
 READING_HELP = """\
-    --format FORMAT        how rows are read: {formats} (default: auto)
+    --format FORMAT        how rows are read (default: auto):
+                           {formats}
     --sheet NAME           sheet of a workbook
     --columns PART=COLUMN,PART=COLUMN
                            column of each part, by name or in a workbook by letter;
@@ -26,12 +27,12 @@ _HELP = """\
 tunerun data convert IN OUT [options]
   Writes the rows of IN, a file, a folder or a data set on a hub in any format that can be trained
   on, as OUT, one JSON object a line:
-    {{"messages": [...]}} with its "tools"; {{"text": ...}} for documents; "chosen" and "rejected" beside
-    the messages of pairs; "label" beside labelled ones
+    {{"messages": [...]}} with its "tools"; {{"text": ...}} for documents; "chosen" and "rejected"
+    beside the messages of pairs; "label" beside labelled ones
   data.path=OUT trains on the same rows as data.path=IN.
 
 {reading}
-    --on-bad-rows fail|drop  whether a malformed row is an error or left out (default: fail)
+    --on-bad-rows POLICY   fail: a malformed row is an error (default); drop: it is left out
     --force                overwrite OUT
 
     tunerun data convert drugs.xlsx rows.jsonl --sheet DrugQA --columns user=A,assistant=D"""
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(Problem(where=str(target), what="is not named .jsonl.", fix=f"Write {target.stem}.jsonl."))
     refuse_existing([target], force="--force" in options)
     found = convert(read.find_files([source], "IN"), target, reading(options), drop=policy == "drop")
-    print(f"{target}: {found.rows:,} rows ({'; '.join(found.formats)})")
+    print(f"{target}: {found.rows:,} rows from {'; '.join(found.formats)}")
     if found.dropped:
         print(f"{found.dropped:,} rows could not be used and are left out")
     return ExitCode.DONE

@@ -12,9 +12,9 @@ from tunerun.errors import ExitCode, UserError
 
 _HELP = """\
 tunerun data split FILE --eval SHARE [options]
-  Writes FILE-train.EXT and FILE-eval.EXT, each row with the bytes it has in FILE: JSON lines, a JSON
-  array, CSV, TSV (both with the header) or text, compressed by gzip or not. Equal rows stay together,
-  and rows that are appended to FILE later move no other.
+  Writes FILE-train.EXT and FILE-eval.EXT, each row with the bytes it has in FILE: JSON lines, a
+  JSON array, CSV, TSV (both with the header) or text, compressed by gzip or not. Equal rows stay
+  together, and with a share, rows that are appended to FILE later move no other.
 
     --eval SHARE           rows to evaluate on: a share below 1, such as 0.1, or a number of rows
     --seed N               of the choice (default: 0); data.eval_fraction=SHARE chooses the same rows

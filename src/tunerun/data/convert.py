@@ -62,7 +62,7 @@ def convert(files: Sequence[DataFile], target: Path, reading: Reading, *, drop: 
     with artifacts.publish(target) as staging, staging.open("w", encoding="utf-8", newline="\n") as out:
         for file in files:
             for form, line in _lines(file, reading, tally):
-                formats[f"{form.name}: {form.why}"] = None
+                formats[f"{form.name} ({form.why})"] = None
                 kinds.setdefault(form.kind, file.name)
                 out.write(line)
         _check(tally, kinds, drop=drop)

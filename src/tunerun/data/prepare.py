@@ -106,6 +106,9 @@ def _file_rows(
             tally.add_bad(BadRow(row.file, row.line, "bad-json", _TOO_DEEP))
     if not count:
         raise UserError(Problem(where=file.name, what="holds no rows."))
+    if form is not None:
+        # Rows at the end that could not be read count too.
+        tally.sources[file.source] = Source(form, file.revision, earlier + count, source.weight)
 
 
 def _format_of(row: Row, file: DataFile, given: Input, encoder: Encoder) -> Format:

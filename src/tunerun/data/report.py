@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ from tunerun.formats.pairs import CHOSEN, REJECTED, PairStore
 from tunerun.formats.tokens import Manifest, TokenStore
 
 SCHEMA = 2
+BAD_ROWS = "bad_rows.jsonl"
+"""File that lists every row that could not be used; there only where there are such rows."""
 MAX_EXAMPLES = 20
 _SHOWN_ROWS = 3
 _SHOWN_LINES = 12
@@ -74,12 +77,16 @@ class Tally:
     """What is wrong with files as a whole."""
     ledger: Ledger = field(default_factory=Ledger)
     """Of the rows that can be used."""
+    listing: TextIO | None = None
+    """Receives every row that cannot be used, as a line of JSON."""
     _shown: Counter[str] = field(default_factory=Counter)
 
     def add_bad(self, row: BadRow) -> None:
         """Counts a row that cannot be used."""
         self.bad[row.reason] += 1
         self._example(row)
+        if self.listing is not None:
+            self.listing.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
 
     def add_dropped(self, row: Place, reason: str, detail: str) -> None:
         """Counts a row that is left out on purpose."""
@@ -126,20 +133,20 @@ def problems(tally: Tally, *, rows: bool) -> list[Problem]:
     return [replace(problem, where=problem.where.removeprefix(here)) for problem in found]
 
 
-def verdict(tally: Tally, data: DataConfig, path: Path) -> Problem:
+def verdict(tally: Tally, data: DataConfig, folder: Path) -> Problem:
     """Says how many rows cannot be used.
 
     Args:
         tally: The counts.
         data: The settings.
-        path: Of the report of the failure.
+        folder: With the report of the failure.
     """
-    where = str(path).removeprefix(f"{Path.cwd()}/")
+    where = str(folder).removeprefix(f"{Path.cwd()}/")
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.bad.most_common())
-    what = f"{tally.bad.total():,} of {tally.rows_read:,} rows cannot be used ({reasons}). Report: {where}."
+    what = f"{tally.bad.total():,} of {tally.rows_read:,} rows cannot be used ({reasons}); {where}/{BAD_ROWS} lists them all."
     if data.on_bad_rows == "fail":
         return Problem(where="data.on_bad_rows", what=what, fix="Mend them, or set data.on_bad_rows=drop.")
-    what = f"{what} At most {data.max_dropped_fraction:.4g} of them may be dropped."
+    what = f"{what} At most {data.max_dropped_fraction:.4g} of all rows may be dropped."
     return Problem(where="data.max_dropped_fraction", what=what, fix="Mend them, or raise it.")
 
 
@@ -148,8 +155,8 @@ def _lines(rows: Sequence[BadRow], count: int) -> str:
     if not rows or len({row.file for row in rows}) > 1:
         return ""
     shown = [str(row.line) for row in rows[:_SHOWN_LINES]]
-    rest = ", ..." if count > len(shown) else ""
-    return f", {'line' if count == 1 else 'lines'} {', '.join(shown)}{rest}"
+    rest = f" and {count - len(shown):,} more" if count > len(shown) else ""
+    return f": {'line' if count == 1 else 'lines'} {', '.join(shown)}{rest}"
 
 
 def build(
@@ -186,9 +193,7 @@ def build(
         "duplicates": _copies(selection.duplicates) if selection is not None else None,
         "overlap": _copies(selection.overlap) if selection is not None and held_out is not None else None,
         "unreadable": [{"where": problem.where, "what": problem.what} for problem in tally.unreadable],
-        "examples": [
-            {"file": row.file, "line": row.line, "reason": row.reason, "detail": row.detail} for row in tally.examples
-        ],
+        "examples": [asdict(row) for row in tally.examples],
         "sources": [
             {
                 "file": name,
@@ -216,7 +221,7 @@ def _copies(copies: Copies) -> dict[str, Any]:
 
 def _copy(copy: Copy) -> dict[str, Any]:
     original = {"file": copy.of_file, "line": copy.of_line}
-    return {"file": copy.file, "line": copy.line, "of": original, "similarity": copy.similarity}
+    return {"file": copy.file, "line": copy.line, "of": original, "exact": copy.exact, "similarity": copy.similarity}
 
 
 def _fill(manifest: Manifest) -> float:
@@ -240,12 +245,13 @@ def _labels(store: TokenStore) -> dict[str, int]:
 
 def _length_table(lengths: npt.NDArray[Any]) -> dict[str, Any]:
     """Describes the lengths of samples: extremes, median, and counts between round bounds."""
-    longest = int(lengths.max())
-    step = _round_step(longest / _BARS)
-    bounds = list(range(0, longest + step, step))
-    counts, _ = np.histogram(lengths, bins=[*bounds[:-1], bounds[-1] + 1])
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    step = _round_step((longest - shortest) / _BARS)
+    first = shortest - shortest % step
+    bounds = list(range(first, max(longest, first + 1) + step, step))
+    counts, _ = np.histogram(lengths, bins=bounds)
     return {
-        "min": int(lengths.min()),
+        "min": shortest,
         "median": int(np.median(lengths)),
         "max": longest,
         "bounds": bounds,

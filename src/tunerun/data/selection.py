@@ -28,8 +28,9 @@ class Copy:
     line: int
     of_file: str
     of_line: int
+    exact: bool
     similarity: float
-    """1 for an exact copy, else the estimated share of common 5-token shingles."""
+    """Estimated share of common 5-token shingles; 1 for an exact copy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +155,7 @@ def _copies(ledger: Ledger, rows: _Rows, exact: Array, original: Array, near: Ar
         for row in found[:MAX_EXAMPLES]:
             similarity = 1.0 if alike is None else round(float(alike[row]), 3)
             here, there = ledger.place(rows.numbers[row]), ledger.place(rows.numbers[others[row]])
-            yield Copy(*here, *there, similarity)
+            yield Copy(*here, *there, alike is None, similarity)
 
     listed = (*examples(exact, original, None), *examples(near, rows.near, rows.similarity))
     return Copies(exact=len(exact), near=len(near), examples=listed)

@@ -23,13 +23,15 @@ from tunerun.data.convert import KINDS, Reading
 from tunerun.data.detect import Format, format_of
 from tunerun.data.keys import row_keys
 from tunerun.data.normalise import normalise
-from tunerun.data.read.source import UTF8_MARK, head_of, open_text_bytes
+from tunerun.data.read.source import UTF8_MARK
 from tunerun.data.report import Tally
 from tunerun.data.rows import BadRow, Row, RowFault, Text
 from tunerun.data.split import hold_out_count, hold_out_fraction, ranks
 from tunerun.errors import Problem, UserError
 
 _GZIP = ".gz"
+_GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_HEAD_BYTES = 1 << 16
 
 # Within a JSON text: a string, or what opens, closes or separates.
 _JSON_PART = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},]', re.DOTALL)
@@ -59,10 +61,11 @@ def targets(path: Path, folder: Path | None) -> tuple[Path, Path]:
     if kind not in (*read.JSON_SUFFIXES, *read.DELIMITED_SUFFIXES, *read.TEXT_SUFFIXES):
         fix = f"Write it as JSON lines first: tunerun data convert {path.name} {path.stem}.jsonl"
         raise UserError(Problem(where=str(path), what="cannot be split as it is.", fix=fix))
+    with path.open("rb") as file:
+        if file.read(len(_ZSTD_MAGIC)) == _ZSTD_MAGIC:
+            fix = "Unpack it, or compress it by gzip."
+            raise UserError(Problem(where=str(path), what="is compressed by zstd, which is not written.", fix=fix))
     ends = len(kind) + (len(_GZIP) if path.name.lower().endswith(_GZIP) else 0)
-    if path.name.lower()[-ends:] not in (kind, kind + _GZIP):
-        fix = "Unpack it, or compress it by gzip."
-        raise UserError(Problem(where=str(path), what="is compressed in a way that is not written.", fix=fix))
     stem, extension = path.name[:-ends], path.name[-ends:]
     where = path.parent if folder is None else folder
     return where / f"{stem}-train{extension}", where / f"{stem}-eval{extension}"
@@ -114,7 +117,7 @@ def _rows(path: Path, reading: Reading) -> tuple[list[int], list[int], str]:
             continue
         if found is None and known:
             found = _format(row, reading)
-            known, form = found is not None, "" if found is None else f"{found.name}: {found.why}"
+            known, form = found is not None, "" if found is None else f"{found.name} ({found.why})"
         lines.append(row.line)
         contents.append(_content(row, found))
     if tally.bad:
@@ -152,21 +155,22 @@ def _writer(target: Path, like: Path) -> Iterator[BinaryIO]:
 
 def _copy(path: Path, lines: list[int], held: npt.NDArray[np.bool_], out: tuple[BinaryIO, BinaryIO]) -> None:
     kind = read.kind_of(path)
-    if kind in read.JSON_SUFFIXES and head_of(path, str(path)).startswith(b"["):
-        _copy_array(path, held, out)
-        return
-    sides = dict(zip(lines, held.tolist(), strict=True))
-    with open_text_bytes(path, str(path)) as file:
-        head = UTF8_MARK if file.tell() == len(UTF8_MARK) else b""
+    with _mapped(path) as data:
+        mark = UTF8_MARK if data[: len(UTF8_MARK)] == UTF8_MARK else b""
         for target in out:
-            target.write(head)
-        _copy_lines(file, sides, out, header=kind in read.DELIMITED_SUFFIXES)
+            target.write(mark)
+        data.seek(len(mark))
+        if kind in read.JSON_SUFFIXES and data[len(mark) : _HEAD_BYTES].lstrip().startswith(b"["):
+            _copy_array(data, held, out)
+        else:
+            sides = dict(zip(lines, held.tolist(), strict=True))
+            _copy_lines(data, sides, out, header=kind in read.DELIMITED_SUFFIXES)
 
 
-def _copy_lines(file: BinaryIO, sides: dict[int, Any], out: tuple[BinaryIO, BinaryIO], *, header: bool) -> None:
+def _copy_lines(data: mmap.mmap, sides: dict[int, Any], out: tuple[BinaryIO, BinaryIO], *, header: bool) -> None:
     """Copies lines; those of a table go where the row goes that they are in, and its first ones to both sides."""
     to: tuple[BinaryIO, ...] = out if header else ()
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(iter(data.readline, b""), start=1):
         if number in sides:
             to = (out[sides[number]],)
         elif not header:
@@ -176,37 +180,29 @@ def _copy_lines(file: BinaryIO, sides: dict[int, Any], out: tuple[BinaryIO, Bina
             target.write(line if line.endswith(b"\n") else line + b"\n")
 
 
-def _copy_array(path: Path, held: npt.NDArray[np.bool_], out: tuple[BinaryIO, BinaryIO]) -> None:
-    with _mapped(path) as data:
-        spans = _elements(data)
-        first = next(spans)
-        lead = data[data.find(b"[") + 1 : first[0]]
-        written = [False, False]
-        for side, (start, end) in zip(held.tolist(), _chain(first, spans), strict=True):
-            out[side].write((b"," if written[side] else b"[") + lead)
-            out[side].write(data[start:end])
-            written[side] = True
-        for target in out:
-            target.write((b"\n" if b"\n" in lead else b"") + b"]\n")
-
-
-def _chain(first: tuple[int, int], rest: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    yield first
-    yield from rest
+def _copy_array(data: mmap.mmap, held: npt.NDArray[np.bool_], out: tuple[BinaryIO, BinaryIO]) -> None:
+    lead: bytes | None = None
+    written = [False, False]
+    for side, (start, end) in zip(held.tolist(), _elements(data), strict=True):
+        if lead is None:
+            lead = data[data.find(b"[") + 1 : start]
+        out[side].write((b"," if written[side] else b"[") + lead)
+        out[side].write(data[start:end])
+        written[side] = True
+    for target in out:
+        target.write(b"\n]\n" if lead and b"\n" in lead else b"]\n")
 
 
 @contextlib.contextmanager
 def _mapped(path: Path) -> Iterator[mmap.mmap]:
     """Maps the text of a file into memory; what is compressed is unpacked into a file without a name first."""
     with contextlib.ExitStack() as stack:
-        raw = stack.enter_context(path.open("rb"))
-        if path.name.lower().endswith(_GZIP):
-            plain = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(gzip.open(raw), plain)
-            plain.flush()
-            yield stack.enter_context(mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ))
-        else:
-            yield stack.enter_context(mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ))
+        file: Any = stack.enter_context(path.open("rb"))
+        if file.peek(2)[:2] == _GZIP_MAGIC:
+            packed, file = gzip.open(file), stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(packed, file)
+            file.flush()
+        yield stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _elements(data: mmap.mmap) -> Iterator[tuple[int, int]]:

@@ -54,7 +54,7 @@ def run(step: DataStep, out: Path) -> list[Artifact]:
     failed = out / artifacts.FAILED_DATA
     shutil.rmtree(failed, ignore_errors=True)
     with artifacts.publish(out / artifacts.DATA) as folder:
-        facts = prepare(step, encoder, tokenizer, folder, failed / REPORT)
+        facts = prepare(step, encoder, tokenizer, folder, failed)
     print(summary(facts))
     return [artifacts.describe(out, "data", artifacts.DATA)]
 
@@ -90,7 +90,7 @@ def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path
         encoder: Of the objective.
         tokenizer: Of the base model.
         folder: To fill.
-        failed: Where the report is written when the data are wrong.
+        failed: Folder for the report when the data are wrong.
 
     Returns:
         The content of report.json.
@@ -98,11 +98,16 @@ def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path
     Raises:
         UserError: The data are wrong; all faults found are listed.
     """
-    data, tally = step.data, report.Tally()
+    data, bad_rows = step.data, folder / report.BAD_ROWS
     scratch, facts = folder / _SCRATCH, _facts(step, encoder, tokenizer)
-    read_rows = _encode(step, encoder, tokenizer, scratch, tally)
+    folder.mkdir(parents=True)
+    with bad_rows.open("w", encoding="utf-8") as listing:
+        tally = report.Tally(listing=listing)
+        read_rows = _encode(step, encoder, tokenizer, scratch, tally)
+    if not tally.bad:
+        bad_rows.unlink()
     samples = TokenStore.open(scratch)
-    _check(tally, data, samples, failed)
+    _check(tally, data, samples, folder, failed)
     selection = select(tally.ledger, samples, read_rows.of_samples, len(read_rows.weights), data, step.seed)
     chosen = np.flatnonzero(~selection.evaluated & ~selection.left_out)
     repeats = times(tally.ledger.contents[read_rows.of_samples[chosen]], read_rows.weights_of(chosen), step.seed)
@@ -155,13 +160,17 @@ def _encode(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, scratch: Pat
     return _Rows(np.array(of_samples, np.int64), np.array(weights, np.float64))
 
 
-def _check(tally: report.Tally, data: DataConfig, samples: TokenStore, failed: Path) -> None:
+def _check(tally: report.Tally, data: DataConfig, samples: TokenStore, folder: Path, failed: Path) -> None:
     """Refuses data with too many bad rows, and leaves a report of them."""
     too_many = bool(tally.bad) and (data.on_bad_rows == "fail" or tally.bad_fraction > data.max_dropped_fraction)
     if not too_many and not tally.unreadable:
         return
     found = report.build(tally, train=None, held_out=None, lengths=samples.lengths(), selection=None)
-    artifacts.write_json(failed, found)
+    with artifacts.publish(failed) as staging:
+        staging.mkdir()
+        artifacts.write_json(staging / REPORT, found)
+        if tally.bad:
+            shutil.copyfile(folder / report.BAD_ROWS, staging / report.BAD_ROWS)
     last = [report.verdict(tally, data, failed)] if too_many else []
     raise UserError([*report.problems(tally, rows=too_many), *last])
 

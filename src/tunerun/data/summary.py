@@ -33,7 +33,7 @@ def summary(report: Mapping[str, Any]) -> str:
         lines.append(_line("dropped", ", ".join(f"{name} {count:,}" for name, count in report["dropped"].items())))
     if report["truncated"]:
         answers = report["truncated_answers"]
-        lines.append(_line("cut", f"{report['truncated']:,} samples were too long; {answers:,} lost part of an answer"))
+        lines.append(_line("cut", f"{report['truncated']:,} too long; {answers:,} of them lost part of an answer"))
     lines += _copies("copies", report["duplicates"], report["dropped"])
     if report["overlap"]:
         lines += _copies("overlap", report["overlap"], report["dropped"])
@@ -61,13 +61,15 @@ def _sources(report: Mapping[str, Any]) -> list[str]:
 def _copies(label: str, copies: Mapping[str, Any], dropped: Mapping[str, int]) -> list[str]:
     if not copies["exact"] and not copies["near"]:
         return []
-    what = {"copies": "rows are copies of earlier ones", "overlap": "training rows are among the rows to evaluate on"}
-    text = f"{copies['exact']:,} {what[label]}, {copies['near']:,} nearly"
-    gone = {"copies": "duplicate", "overlap": "in-eval"}[label] in dropped
+    where, reason = {"copies": ("", "duplicate"), "overlap": (" of rows evaluated on", "in-eval")}[label]
+    hint = "; data.drop_duplicates=true leaves out the exact ones" if copies["exact"] and reason not in dropped else ""
     first = copies["examples"][0]
-    here, there = f"{short(first['file'])}:{first['line']}", f"{short(first['of']['file'])}:{first['of']['line']}"
-    hint = "" if gone or not copies["exact"] else "; data.drop_duplicates=true leaves them out"
-    return [_line(label, text + hint), _line("", f"such as {here}, as {there}")]
+    of = first["of"]
+    there = f"line {of['line']}" if of["file"] == first["file"] else f"{short(of['file'])}:{of['line']}"
+    return [
+        _line(label, f"{copies['exact']:,} exact and {copies['near']:,} near copies{where}{hint}"),
+        _line("", f"such as {short(first['file'])}:{first['line']} of {there}"),
+    ]
 
 
 def _line(label: str, text: str) -> str:

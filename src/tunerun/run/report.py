@@ -18,7 +18,6 @@ from tunerun.run.results import Results
 _STYLE = Path(__file__).with_name("report.css")
 _VERDICTS = {"pass": "good", "fail": "bad", "not_proved": "open"}
 _STATUS = {"done": "good", "skipped": "good", "running": "open", "preempted": "open", "failed": "bad"}
-_MAX_EXAMPLES = 10
 _MAX_VALUE_CHARACTERS = 32
 
 
@@ -119,35 +118,87 @@ def _answers(found: Results) -> str:
 
 
 def _data(found: Results) -> str:
-    report = found.data
+    report = found.failed_data if found.failed_data is not None else found.data
     if report is None:
         return ""
-    dropped = sum(report["dropped"].values())
-    share = f"{report['trained_tokens'] / report['tokens']:.1%} of {report['tokens']:,}" if report["tokens"] else ""
-    tiles = [
-        _tile("Rows read", f"{report['rows_read']:,}", f"{report['rows_kept']:,} kept, {dropped:,} dropped"),
-        _tile("Tokens trained", f"{report['trained_tokens']:,}", share),
-        _tile("Cut to length", f"{report['truncated']:,}", "rows longer than data.max_length"),
-    ]
-    if report["packing_fill"] is not None:
-        tiles.append(_tile("Packing", f"{report['packing_fill']:.1%}", "of each packed row is filled"))
-    body = f'<div class="tiles">{"".join(tiles)}</div>'
-    if report["dropped"]:
-        body += _table(
-            ["Dropped because", "Rows"], [[(why, ""), (n, "number")] for why, n in report["dropped"].items()]
-        )
+    body = f'<div class="tiles">{"".join(_data_tiles(report))}</div>'
+    if found.failed_data is None and report["rows"]:
+        body += f'<p class="note">{escape(results.training_volume(report, found.config.train))}.</p>'
+    body += _sources(report) + _dropped(report)
     lengths = report["length_tokens"]
-    chart = charts.histogram(lengths["bounds"], lengths["counts"], title="Samples by length", unit="tokens")
-    body += f'<div class="panel"><h3>Samples by length</h3>{chart}</div>'
+    if lengths is not None:
+        chart = charts.histogram(lengths["bounds"], lengths["counts"], title="Samples by length", unit="tokens")
+        head = f"Samples by length: {lengths['min']:,} to {lengths['max']:,} tokens, median {lengths['median']:,}"
+        body += f'<div class="panel"><h3>{head}</h3>{chart}</div>'
+    body += _copies("Rows that are copies of earlier ones", report["duplicates"])
+    body += _copies("Training rows that are among the rows to evaluate on", report["overlap"])
+    return _section("Data", body)
+
+
+def _data_tiles(report: Mapping[str, Any]) -> Iterable[str]:
+    dropped = sum(report["dropped"].values())
+    yield _tile("Rows read", f"{report['rows_read']:,}", f"{report['rows_kept']:,} kept, {dropped:,} dropped")
+    if report["tokens"]:
+        share = f"{report['trained_tokens'] / report['tokens']:.1%} of {report['tokens']:,}"
+        yield _tile("Tokens trained", f"{report['trained_tokens']:,}", share)
+    if report["eval"] is not None:
+        yield _tile("Held out", f"{report['eval']['samples']:,}", "samples to evaluate on")
+    answers = report["truncated_answers"]
+    yield _tile("Cut to length", f"{report['truncated']:,}", f"samples; {answers:,} lost part of an answer")
+    if report["duplicates"] is not None:
+        copies = report["duplicates"]
+        yield _tile("Copies", f"{copies['exact']:,}", f"rows are there before, {copies['near']:,} nearly")
+    if report["overlap"] is not None:
+        overlap = report["overlap"]
+        yield _tile("Overlap", f"{overlap['exact']:,}", f"training rows evaluated on, {overlap['near']:,} nearly")
+    if report["packing_fill"] is not None:
+        yield _tile("Packing", f"{report['packing_fill']:.1%}", "of each packed row is filled")
+    if report["labels"] is not None:
+        yield _tile("Good answers", f"{report['labels']['good']:,}", f"{report['labels']['bad']:,} bad ones")
+    if report["sides"] is not None:
+        chosen, rejected = (report["sides"][side]["tokens"] for side in ("chosen", "rejected"))
+        yield _tile("Pairs", f"{report['rows']:,}", f"{chosen:,} tokens chosen, {rejected:,} rejected")
+
+
+def _sources(report: Mapping[str, Any]) -> str:
+    rows = [
+        [(item["file"], "path"), (item["rows"], "number"), (f"{item['weight']:g}", "number"), (item["format"], "")]
+        + [(item["why"], "")]
+        for item in report["sources"]
+    ]
+    return _table(["Source", "Rows", "Weight", "Format", "Found by"], rows) if rows else ""
+
+
+def _dropped(report: Mapping[str, Any]) -> str:
+    body = ""
+    if report["dropped"]:
+        counts = [[(why, ""), (n, "number")] for why, n in report["dropped"].items()]
+        body += _table(["Dropped because", "Rows"], counts)
+    faults = [[(item["where"], "path"), (item["what"], "")] for item in report["unreadable"]]
+    if faults:
+        body += _table(["Cannot be read", "Reason"], faults)
     if report["examples"]:
         examples = [
-            [(f"{item['file']}:{item['line']}", "path"), (item["reason"], "")]
-            for item in report["examples"][:_MAX_EXAMPLES]
+            [(f"{item['file']}:{item['line']}", "path"), (item["reason"], ""), (item["detail"], "")]
+            for item in report["examples"]
         ]
-        body += (
-            f"<details><summary>Rows that were dropped or cut</summary>{_table(['Row', 'Reason'], examples)}</details>"
-        )
-    return _section("Data", body)
+        table = _table(["Row", "Reason", "Detail"], examples)
+        body += f"<details><summary>Rows that were dropped or cut</summary>{table}</details>"
+    return body
+
+
+def _copies(title: str, copies: Mapping[str, Any] | None) -> str:
+    if copies is None or not copies["examples"]:
+        return ""
+    rows = [
+        [
+            (f"{item['file']}:{item['line']}", "path"),
+            (f"{item['of']['file']}:{item['of']['line']}", "path"),
+            ("exact" if item["exact"] else f"about {item['similarity']:.0%}", ""),
+        ]
+        for item in copies["examples"]
+    ]
+    return f"<details><summary>{title}</summary>{_table(['Row', 'Copy of', 'Alike'], rows)}</details>"
 
 
 def _gates(found: Results) -> str:

@@ -11,8 +11,12 @@ from typing import Any
 
 from tunerun import artifacts
 from tunerun.config.schema import RunConfig, TrainConfig
+from tunerun.errors import Problem, UserError
 from tunerun.run import record, rundir
 from tunerun.run.record import Record
+
+DATA_SCHEMA = 2
+"""Of data/report.json, which `data.report` writes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +66,8 @@ def read(run_dir: Path) -> Results:
         run_dir=run_dir,
         record=record.read(run_dir),
         config=rundir.load_config(run_dir),
-        data=_report(run_dir / artifacts.DATA),
-        failed_data=_report(run_dir / artifacts.FAILED_DATA),
+        data=_data_report(run_dir / artifacts.DATA),
+        failed_data=_data_report(run_dir / artifacts.FAILED_DATA),
         evaluation=_report(run_dir / artifacts.EVAL),
         verification=_report(run_dir / artifacts.VERIFY),
         metrics=_metrics(run_dir / artifacts.METRICS),
@@ -93,6 +97,19 @@ def _report(folder: Path) -> Mapping[str, Any] | None:
         return None
     found: Mapping[str, Any] = artifacts.read_json(path)
     return found
+
+
+def _data_report(folder: Path) -> Mapping[str, Any] | None:
+    """Reads the report of the data stage; schema 1 lacked what is empty here."""
+    found = _report(folder)
+    if found is None or found["schema"] == DATA_SCHEMA:
+        return found
+    if found["schema"] > DATA_SCHEMA:
+        what = f"schema {found['schema']} is not one that this version reads (1 to {DATA_SCHEMA})."
+        raise UserError(Problem(where=str(folder / "report.json"), what=what, fix="Update tunerun."))
+    added = dict.fromkeys(("duplicates", "overlap", "sides", "labels"))
+    sources = [{"weight": 1.0, **source} for source in found["sources"]]
+    return {**added, "unreadable": [], **found, "sources": sources, "schema": DATA_SCHEMA}
 
 
 def _metrics(path: Path) -> list[Mapping[str, Any]]:
