@@ -23,6 +23,7 @@ from tunerun.data.encode import Encoder, Example, LabelledSample, Pair, preferen
 from tunerun.data.inputs import Input
 from tunerun.data.normalise import normalise
 from tunerun.data.placeholders import fill
+from tunerun.data.read.index import INDEX
 from tunerun.data.report import Source, Tally
 from tunerun.data.rows import BadRow, Content, DataFile, Place, Row, RowFault
 from tunerun.errors import Problem, UserError
@@ -117,7 +118,7 @@ def _file_rows(
 def _format_of(row: Row, file: DataFile, given: Input, encoder: Encoder) -> Format:
     name = file.format or given.source.format
     assert name is not None, "config.data_sources fills it in"
-    key = read.INDEX if file.columns or file.format else given.key
+    key = INDEX if file.columns or file.format else given.key
     return format_of(row, name, file.columns or given.source.columns, encoder.kinds, key)
 
 
