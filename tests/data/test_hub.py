@@ -1,5 +1,7 @@
 import datetime
+import gzip
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -13,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.hub_server import COMMIT, Hub
 from tunerun.base_model import BaseModel, write_base
-from tunerun.data.read import find_files, read_rows
+from tunerun.data.read import find_files, read_file, read_rows
 from tunerun.errors import StageError, UserError
 from tunerun.models import hub
 
@@ -205,6 +207,119 @@ def test_a_path_that_is_neither_is_the_users_mistake():
         find_files(["my rows/a"])
     with pytest.raises(UserError, match="does not exist"):
         find_files(["./org/rows"])
+
+
+BIG = b"".join(b'{"question": "q%d", "answer": "%s"}\n' % (number, b"007" * 60) for number in range(5000))
+
+
+def streamed(path=REPO, rows=None):
+    found = (row for file in find_files([path], streaming=True) for row in read_file(file))
+    return list(itertools.islice(found, rows))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr("tunerun.data.read.remote._WAIT_SECONDS", 0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.jsonl", PAIRS),
+        ("train.jsonl", BIG),
+        ("train.json", b'[{"question": "2024-01-31"},\n{"answer": "007"}]'),
+        ("train.csv", b"question,answer\n007,NA\n1e5,\n"),
+        ("train.jsonl.gz", gzip.compress(BIG)),
+        ("train.csv.zst", pyarrow.Codec("zstd").compress(b"question,answer\n007,NA\n", asbytes=True)),
+        ("train.parquet", parquet([{"question": "007", "n": 1}] * 3000)),
+    ],
+)
+def test_rows_that_are_streamed_are_those_of_the_file(server, tmp_path, name, content):
+    server.files = {name: content}
+    rows = streamed()
+    assert not list(tmp_path.rglob(name)), "a copy was kept"
+    assert rows == rows_of()
+    assert rows[0].file.startswith(f"org/rows/{name}")
+
+
+def test_streaming_stops_when_enough_rows_are_there(server):
+    server.files = {f"data/train-0000{part}-of-00002.jsonl": BIG for part in range(2)}
+    assert len(streamed(rows=3)) == 3
+    assert fetched(server) == ["data/train-00000-of-00002.jsonl"]
+
+
+def test_a_configuration_a_split_and_a_revision_can_be_streamed(server):
+    server.files = dict(CONFIGS)
+    assert [row.line for row in streamed("org/rows:two:second")] == [1, 3]
+    (file,) = find_files(["org/rows@v1:one"], streaming=True)
+    assert (file.revision, file.streamed, file.name, file.source) == (
+        OTHER,
+        True,
+        "org/rows/one/x.jsonl",
+        "org/rows@v1:one",
+    )
+    with pytest.raises(UserError, match=r"several configurations: one, two\. Write org/rows:one\."):
+        streamed()
+
+
+@pytest.mark.parametrize("ignore_range", [False, True])
+def test_a_stream_that_breaks_is_taken_up_again(server, quick, ignore_range):
+    server.files = {"train.jsonl": BIG}
+    server.cut_after = [100_000, 300_000]
+    server.ignore_range = ignore_range
+    rows = streamed()
+    assert len(rows) == 5000
+    assert [row.line for row in rows] == list(range(1, 5001))
+    assert len(server.downloads()) == 3
+
+
+def test_a_stream_that_breaks_time_and_again_is_told(server, quick):
+    server.files = {"train.jsonl": BIG}
+    server.cut_after = [70_000] + [0] * 9
+    with pytest.raises(StageError, match="the connection broke 4 times"):
+        streamed()
+
+
+def test_a_fault_in_a_stream_has_its_line(server):
+    server.files = {"train.jsonl": BIG + b"{\n", "test.jsonl": PAIRS}
+    assert (streamed()[-1].file, streamed()[-1].line) == ("org/rows/train.jsonl", 5001)
+
+
+def test_streaming_offline_is_refused_though_a_copy_is_in_the_cache(server, monkeypatch):
+    find_files([REPO])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(StageError, match=r"HF_HUB_OFFLINE forbids that\. Unset it, or set data\.streaming=false"):
+        streamed()
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(404, "no data set org/rows"), (403, "is gated"), (503, "answers with HTTP 503")]
+)
+def test_a_refusal_to_stream_says_what_to_do(server, status, message):
+    server.status = status
+    with pytest.raises(StageError, match=message):
+        streamed()
+
+
+@pytest.mark.parametrize(("status", "message"), [(403, "HTTP 403. Set HF_TOKEN"), (500, "HTTP 500")])
+def test_a_refusal_of_a_file_is_told(server, status, message):
+    (file,) = find_files([REPO], streaming=True)
+    server.status = status
+    with pytest.raises(StageError, match=message):
+        list(read_file(file))
+
+
+def test_a_data_set_of_code_cannot_be_streamed(server):
+    server.files = {"README.md": b"# A data set", "rows.py": b"raise SystemExit"}
+    with pytest.raises(UserError, match="finds no files of rows in org/rows"):
+        streamed()
+
+
+def test_a_local_path_is_read_as_ever_when_streaming(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(PAIRS)
+    (file,) = find_files([str(tmp_path / "a.jsonl")], streaming=True)
+    assert not file.streamed
+    assert len(list(read_file(file))) == 2
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("only",)])

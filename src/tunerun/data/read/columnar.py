@@ -43,6 +43,8 @@ def columnar(source: BinaryIO, kind: str, name: str) -> Iterator[Row]:
     line = 0
     try:
         for batch in _batches(source, kind):
+            # A damaged file gives offsets beyond the data, which end the process when they are followed.
+            batch.validate(full=True)
             for value in batch.to_pylist():
                 line += 1
                 yield Row(name, line, {key: _json_value(item) for key, item in value.items()})
