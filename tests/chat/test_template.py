@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import random
-from datetime import datetime
 
 import pytest
 
@@ -11,18 +10,6 @@ from tunerun.chat.template import FROZEN_DATE, ChatTemplate, load_template, ship
 from tunerun.errors import UserError
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
-TEMPLATES = (
-    "HuggingFaceTB-SmolLM3-3B",
-    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
-    "Qwen-Qwen2.5-7B-Instruct",
-    "Qwen-Qwen3-0.6B",
-    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
-    "google-gemma-2-2b-it",
-    "meta-llama-Llama-3.2-3B-Instruct",
-    "microsoft-Phi-3.5-mini-instruct",
-    "mistralai-Mistral-Nemo-Instruct-2407",
-    "openbmb-MiniCPM5-1B",
-)
 
 
 def template(text: str, **changes) -> ChatTemplate:
@@ -69,33 +56,6 @@ def random_conversation(source: random.Random, *, with_tools: bool) -> list[dict
     return messages[: source.randint(1, len(messages))]
 
 
-@pytest.mark.shared
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_rendering_equals_transformers(shared_dir, name):
-    import jinja2
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    text = (shared_dir / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
-    ours = template(text, date=datetime.now())  # noqa: DTZ005 (as transformers)
-    source, same, refused = random.Random(name), 0, 0
-    for number in range(150):
-        messages = random_conversation(source, with_tools=number % 2 == 1)
-        tools = [TOOL] if number % 3 else None
-        prompt = source.random() < 0.5
-        try:
-            theirs = render_jinja_template(
-                [messages], tools=tools, chat_template=text, add_generation_prompt=prompt, **TOKENS
-            )[0][0]
-        except (jinja2.TemplateError, TypeError, AttributeError):
-            with pytest.raises(ChatFault):
-                ours.render(messages, tools, generation_prompt=prompt)
-            refused += 1
-            continue
-        assert ours.render(messages, tools, generation_prompt=prompt) == theirs
-        same += 1
-    assert same >= 15, (same, refused)
-
-
 def test_json_is_neither_escaped_nor_sorted():
     text = "{{ {'b': '<é>', 'a': messages[0].content} | tojson }} {{ [1] | tojson(indent=1) }}"
     assert render(text) == '{"b": "<é>", "a": "hi"} [\n 1\n]'
@@ -124,6 +84,14 @@ def test_special_tokens_are_variables():
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "not safely callable|unsafe|immutable"),
         ("{{ messages[0].content + none }}", "concatenate"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ messages[0].content[9][0] + 1 }}", "has no element 9"),
+        ("{{ 2.0 ** 9999 }}", "OverflowError"),
+        ("{{ 'abc' | list | random + {} }}", "TypeError"),
+        ("{{ '%d' % 'x' }}", "TypeError"),
+        ("{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "recursion"),
+        ("{{ 'x'.encode('no such') }}", "LookupError"),
+        ("{{ dict(a=1).a.b.c }}", "has no attribute 'b'"),
         ("{{ missing.field }}", "undefined"),
         ("{% for i in range(10000000) %}{% endfor %}", "Range too big"),
     ],

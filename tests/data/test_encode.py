@@ -13,9 +13,10 @@ from tunerun.chat.faults import ChatFault
 from tunerun.chat.mask import MarkedText, Renderer
 from tunerun.chat.template import ChatTemplate, load_template
 from tunerun.chat.tokenizer import load_tokenizer
+from tunerun.data.detect import format_of
 from tunerun.data.encode import pretrain, sft
 from tunerun.data.normalise import normalise
-from tunerun.data.rows import Text
+from tunerun.data.rows import Row, Text
 from tunerun.errors import UserError
 
 TEXTS = (
@@ -143,8 +144,8 @@ def test_positions_by_bytes_are_those_of_the_offsets_on_real_data(shared_dir, mo
     tokenizer = load_tokenizer(folder)
     encoder = sft.encoder(Renderer(load_template(folder, tokenizer.named), tokenizer))
     values = json.loads((shared_dir / "data" / name).read_text(encoding="utf-8"))
-    form = "sharegpt" if "conversations" in values[0] else "alpaca"
-    rows = [row for value in values for row in encoder.render(normalise(value, form, {}))]
+    form = format_of(Row(name, 1, values[0]), "auto", {}, encoder.kinds)
+    rows = [row for value in values for row in encoder.render(normalise(value, form))]
     by_offsets = sft._encode_by_offsets(rows, tokenizer)
     asked: list[int] = []
     monkeypatch.setattr(sft, "_encode_by_offsets", lambda rows, _: asked.append(len(rows)) or [])

@@ -10,11 +10,11 @@ import pytest
 from tunerun.artifacts import describe
 from tunerun.base_model import BaseModel, write_base
 from tunerun.chat.tokenizer import load_tokenizer
-from tunerun.config.schema import DataConfig, ObjectiveConfig
+from tunerun.config.schema import DataConfig, ObjectiveConfig, SourceConfig
 from tunerun.data import stage
 from tunerun.data.preview import preview
 from tunerun.errors import UserError
-from tunerun.formats.pairs import open_store
+from tunerun.formats.pairs import PairStore, open_store
 from tunerun.formats.tokens import TokenStore
 from tunerun.plan.steps import DataStep
 
@@ -242,9 +242,83 @@ def test_a_model_without_template_needs_one_named(run, tmp_path, chat_folder):
     ]
 
 
-def test_objectives_that_are_not_prepared_yet_are_refused(run, tmp_path):
-    with pytest.raises(UserError, match="objective=dpo"):
-        run(write(tmp_path / "a.jsonl", pairs(1)), kind="dpo")
+def preferences(count: int) -> list[dict]:
+    return [{"prompt": f"Who is {number}?", "chosen": f"good {number}", "rejected": "bad"} for number in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["dpo", "orpo", "simpo", "reward"])
+def test_pairs_are_two_stores_whose_rows_belong_together(run, tmp_path, kind):
+    store = run(write(tmp_path / "a.jsonl", preferences(40)), kind=kind, eval_fraction=0.2, max_length=64)
+    assert isinstance(store, PairStore)
+    assert (store.manifest.objective, store.manifest.layout) == (kind, "pairs")
+    held = PairStore.open(tmp_path / "data" / "eval")
+    assert len(store) + len(held) == 40 and len(held)
+    for side in (store, held):
+        chosen, rejected = run.texts(side.chosen), run.texts(side.rejected)
+        numbers = [text.split("Who is ")[1].split("?")[0] for text in chosen]
+        assert [text.split("Who is ")[1].split("?")[0] for text in rejected] == numbers
+        assert all(f"good {number}<|im_end|>" in text for number, text in zip(numbers, chosen, strict=True))
+        assert all("bad<|im_end|>" in text for text in rejected)
+    assert (run.report["rows"], run.report["rows_kept"]) == (len(store), 40)
+    assert "good" in (tmp_path / "data" / "preview.txt").read_text() and not (tmp_path / "data" / ".scratch").exists()
+
+
+def test_labels_stay_with_their_rows(run, tmp_path):
+    rows = [{"prompt": f"q{n}", "completion": "yes" if n % 3 else "no", "label": bool(n % 3)} for n in range(30)]
+    store = run(write(tmp_path / "a.jsonl", rows), kind="kto", eval_fraction=0.2)
+    held = run.eval
+    assert len(store) + len(held) == 30
+    for part in (store, held):
+        assert part.manifest.layout == "labelled"
+        assert [("yes<|im_end|>" in text) for text in run.texts(part)] == [bool(label) for label in part.labels]
+
+
+def test_objectives_say_what_rows_they_need(run, tmp_path):
+    path = write(tmp_path / "a.jsonl", pairs(1))
+    for kind, needed in (("dpo", "a better and a worse answer"), ("kto", "labelled good or bad"), ("pretrain", "text")):
+        with pytest.raises(UserError, match=needed):
+            run(path, kind=kind)
+    assert len(run(path, kind="distill")) == 1
+
+
+def test_each_source_has_its_settings(run, tmp_path):
+    write(tmp_path / "a.jsonl", pairs(9))
+    (tmp_path / "b.csv").write_text("F,A\nwhy,so\nhow,thus\n")
+    sources = {
+        "first": SourceConfig(path=(str(tmp_path / "a.jsonl"),), max_rows=3, system="one"),
+        "second": SourceConfig(path=(str(tmp_path / "b.csv"),), columns={"user": "F", "assistant": "A"}, weight=2.0),
+    }
+    texts = run.texts(run(sources=sources, system="two"))
+    assert len(texts) == 3 + 2 * 2
+    assert [text.count("system\none") for text in texts] == [1, 1, 1, 0, 0, 0, 0]
+    assert sum("user\nwhy" in text and "system\ntwo" in text for text in texts) == 2
+    assert [(source["rows"], source["weight"]) for source in run.report["sources"]] == [(3, 1.0), (2, 2.0)]
+
+
+def test_a_weight_takes_the_same_rows_when_more_come_and_leaves_evaluation_alone(run, tmp_path):
+    def texts(count: int, weight: float) -> list[str]:
+        path = write(tmp_path / "a.jsonl", pairs(count))
+        return run.texts(run(sources={"a": SourceConfig(path=(str(path),), weight=weight)}, eval_fraction=0.2))
+
+    whole, half = texts(200, 1.0), texts(200, 0.5)
+    held = run.texts(run.eval)
+    assert abs(len(half) - len(whole) / 2) < 25 and set(half) < set(whole)
+    assert len(held) == 200 - len(whole) and not set(held) & set(half)
+    assert texts(300, 0.5)[: len(half)] == half
+    more = texts(200, 1.7)
+    assert {text: more.count(text) for text in whole}.keys() == set(more)
+    assert set(map(more.count, whole)) == {1, 2}
+
+
+def test_wrong_paths_of_all_sources_are_named_at_once(run, tmp_path):
+    sources = {name: SourceConfig(path=(str(tmp_path / name),)) for name in ("one", "two")}
+    with pytest.raises(UserError) as caught:
+        run(sources=sources, eval_path=(str(tmp_path / "three"),))
+    assert [problem.where for problem in caught.value.problems] == [
+        "data.sources.one.path",
+        "data.sources.two.path",
+        "data.eval_path",
+    ]
 
 
 def test_the_preview_marks_trained_text(run, tmp_path):
@@ -277,11 +351,16 @@ def test_the_printed_summary_fits_a_narrow_terminal(run, tmp_path, capsys):
         ("gsm8k_train.csv", "sft", "columns", 200, {}),
         ("c4_demo.jsonl", "pretrain", "text", 300, {}),
         ("wiki_demo.txt", "pretrain", "text", 30, {}),
+        ("dpo_en_demo.json", "dpo", "sharegpt", 299, {}),
+        ("dpo_en_demo.json", "kto", "sharegpt", 299, {}),
+        ("dpo_en_demo.json", "sft", "sharegpt", 299, {"columns": {"assistant": "chosen"}}),
+        ("kto_en_demo.json", "kto", "messages", 300, {}),
     ],
 )
 def test_public_files_load_without_a_drop(shared_dir, tmp_path, name, kind, form, rows, settings):
     run = Run(tmp_path, shared_dir / "tokenizers" / "qwen2.5")
-    store = run(shared_dir / "data" / name, kind=kind, packing=True, **settings)
+    packing = kind in ("sft", "pretrain")
+    store = run(shared_dir / "data" / name, kind=kind, packing=packing, **settings)
     assert (run.report["rows_read"], run.report["rows_kept"], run.report["dropped"]) == (rows, rows, {})
     assert run.report["sources"][0]["format"] == form
     assert store.manifest.trained_tokens > 0.4 * store.manifest.tokens

@@ -7,40 +7,50 @@ keep offsets.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 
 
-class TokenBytes(dict[int, bytes]):
-    """What tokens stand for, by id; each is looked up when it is first met, for a vocabulary is large."""
+@dataclass(frozen=True, slots=True)
+class TokenBytes:
+    """What the tokens of a byte-level tokenizer stand for."""
 
-    def __init__(self, backend: Backend) -> None:
-        super().__init__()
-        self._backend, self._alphabet = backend, _alphabet()
-        self.sizes = np.zeros(backend.get_vocab_size(), np.int64)
-        """Lengths in bytes of the tokens met so far, by id."""
-        for number, token in backend.get_added_tokens_decoder().items():
-            self._put(number, token.content.encode())
+    data: npt.NDArray[Any]
+    """The bytes of all tokens, uint8."""
+    starts: npt.NDArray[Any]
+    """Where each token's bytes start in `data`, by id, int64."""
+    sizes: npt.NDArray[Any]
+    """How many bytes each token has, by id, int64."""
 
-    def __missing__(self, number: int) -> bytes:
-        spelled = self._backend.id_to_token(number)
-        assert spelled is not None, "the tokenizer made the token"
-        # One that spells no bytes is never made from text; whoever uses the table compares with the text.
-        piece = spelled.translate(self._alphabet).encode("latin-1", errors="replace")
-        self._put(number, piece)
-        return piece
-
-    def _put(self, number: int, piece: bytes) -> None:
-        if number >= len(self.sizes):
-            # Some vocabularies leave numbers out.
-            self.sizes = np.concatenate([self.sizes, np.zeros(number + 1, np.int64)])
-        self[number], self.sizes[number] = piece, len(piece)
+    def join(self, tokens: npt.NDArray[Any]) -> tuple[bytes, npt.NDArray[Any]]:
+        """Returns the bytes of tokens, one after the other, and where each token ends in them, shape [tokens]."""
+        sizes = self.sizes[tokens]
+        ends = np.cumsum(sizes)
+        places = np.repeat(self.starts[tokens] - (ends - sizes), sizes)
+        places += np.arange(len(places))
+        return self.data[places].tobytes(), ends
 
 
 def token_bytes(backend: Backend) -> TokenBytes | None:
     """Returns what the tokens stand for, or None when the tokenizer is not byte-level."""
-    return TokenBytes(backend) if isinstance(backend.decoder, decoders.ByteLevel) else None
+    if not isinstance(backend.decoder, decoders.ByteLevel):
+        return None
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    added = backend.get_added_tokens_decoder()
+    # A character for each byte. One that means no byte is never made from text; whoever uses this compares with it.
+    spelled = "".join(vocabulary).translate(_alphabet()).encode("latin-1", errors="replace")
+    written = [token.content.encode() for token in added.values()]
+    numbers = np.array([*vocabulary.values(), *added], np.int64)
+    sizes = np.array([*map(len, vocabulary), *map(len, written)], np.int64)
+    table = np.zeros((2, int(numbers.max()) + 1), np.int64)
+    # Ids of added tokens come last here, so that they win over an entry of the vocabulary.
+    table[0, numbers], table[1, numbers] = np.cumsum(sizes) - sizes, sizes
+    return TokenBytes(np.frombuffer(b"".join([spelled, *written]), np.uint8), table[0], table[1])
 
 
 def _alphabet() -> dict[int, int]:

@@ -6,6 +6,7 @@ it is tokenised.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ from tunerun.progress import Progress
 
 _BATCH_ROWS = 512
 _BATCH_CHARACTERS = 1 << 19
+# One is tokenised by all cores while another, in Python, becomes samples.
+_BATCHES_AT_ONCE = 2
 _TOO_DEEP = "the value is nested too deeply."
 
 
@@ -122,15 +125,14 @@ def _format_of(row: Row, file: DataFile, given: Input, encoder: Encoder) -> Form
 def _encoded_batches(
     rows: Iterator[tuple[Place, Content]], encoder: Encoder, tally: Tally
 ) -> Iterator[list[tuple[Place, Example]]]:
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting: Future[list[tuple[Place, Example]]] | None = None
+    with ThreadPoolExecutor(max_workers=_BATCHES_AT_ONCE) as pool:
+        waiting: deque[Future[list[tuple[Place, Example]]]] = deque()
         for batch in _batches(_rendered(rows, encoder, tally)):
-            running = pool.submit(_tokenised, batch, encoder)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = running
-        if waiting is not None:
-            yield waiting.result()
+            waiting.append(pool.submit(_tokenised, batch, encoder))
+            if len(waiting) > _BATCHES_AT_ONCE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _batches(rendered: Iterator[tuple[Place, Any]]) -> Iterator[list[tuple[Place, Any]]]:

@@ -1,4 +1,4 @@
-"""Files that cannot be read, or not wholly: the reader names file, line and reason of each, and never raises otherwise."""
+"""Files that cannot be read, or not wholly: the reader names place and reason of each, and never raises otherwise."""
 
 from __future__ import annotations
 
@@ -157,8 +157,8 @@ FILES: list[tuple[str, str | bytes, int | str | None, str]] = [
     ("late_nul.txt", "text\n" * 20_000 + "a\0b\n", 20_001, "NUL byte"),
     ("late_nul.tsv", "q\ta\n" * 20_000 + "a\0\tb\n", 20_001, "NUL byte"),
     ("gb18030.jsonl", GOOD.encode() + '{"q": "你好"}\n'.encode("gb18030"), 2, "byte 0xc4 at position 8 is not UTF-8"),
-    ("big5.csv", "q,a\nx,y\n".encode() + "你,好\n".encode("big5"), 3, "is not UTF-8"),
-    ("shift_jis.txt", "ok\n".encode() + "日本\n".encode("shift_jis"), 2, "is not UTF-8"),
+    ("big5.csv", b"q,a\nx,y\n" + "你,好\n".encode("big5"), 3, "is not UTF-8"),
+    ("shift_jis.txt", b"ok\n" + "日本\n".encode("shift_jis"), 2, "is not UTF-8"),
     ("latin1.tsv", b"q\ta\nx\ty\n\xfc\tz\n", 3, "byte 0xfc at position 1"),
     ("cp1252.json", b'[{"q": "x"},\n\n{"q": "\x93"}]', 3, "byte 0x93"),
     ("overlong.jsonl", GOOD.encode() * 2 + b'{"q": "\xc0\x80"}\n', 3, "byte 0xc0"),

@@ -58,11 +58,10 @@ def _marked_by_bytes(rows: Sequence[MarkedText], ids: Sequence[list[int]], table
     Returns:
         A sample for each row, or None where the bytes of its tokens are not those of its text.
     """
-    flat = list(chain.from_iterable(ids))
-    joined = b"".join([table[token] for token in flat])
-    tokens = np.array(flat, np.uint32)
-    edges = np.concatenate([[0], np.cumsum(table.sizes[tokens])])
-    bounds = np.cumsum([0, *map(len, ids)])
+    tokens = np.fromiter(chain.from_iterable(ids), np.uint32)
+    joined, token_ends = table.join(tokens)
+    edges = np.concatenate([[0], token_ends])
+    bounds = [0, *accumulate(map(len, ids))]
     same: list[bool] = []
     starts: list[int] = []
     ends: list[int] = []
@@ -74,13 +73,12 @@ def _marked_by_bytes(rows: Sequence[MarkedText], ids: Sequence[list[int]], table
             ends += [first + end for _, end in spans]
     # A token reaches into a span when it ends after the span's start and starts before the span's end.
     changes = np.zeros(len(edges), np.int8)
-    np.add.at(changes, np.searchsorted(edges[1:], starts, "right"), 1)
+    np.add.at(changes, np.searchsorted(token_ends, starts, "right"), 1)
     np.add.at(changes, np.searchsorted(edges[:-1], ends, "left"), -1)
     trained = (np.cumsum(changes[:-1]) > 0).view(np.uint8)
-    parts = pairwise(bounds.tolist())
     return [
         (tokens[first:last], trained[first:last]) if found else None
-        for (first, last), found in zip(parts, same, strict=True)
+        for (first, last), found in zip(pairwise(bounds), same, strict=True)
     ]
 
 

@@ -89,7 +89,8 @@ def _batches(source: BinaryIO, kind: str) -> Iterator[Any]:
 
     # A file object, not mapped into memory: a file that is cut off meanwhile would end the process.
     if kind == ".parquet":
-        with pyarrow.parquet.ParquetFile(source) as file:
+        # Buffering ahead would hold most of the file in memory.
+        with pyarrow.parquet.ParquetFile(source, pre_buffer=False) as file:
             yield from file.iter_batches(batch_size=_BATCH_ROWS)
         return
     for batch in _arrow_batches(source):
