@@ -187,9 +187,7 @@ def test_examples_and_problems_are_capped_for_each_reason(run, tmp_path):
     with pytest.raises(UserError) as caught:
         run(write(tmp_path / "a.jsonl", rows))
     assert [problem.where.rpartition(":")[2] for problem in caught.value.problems[:3]] == ["1", "2", "3"]
-    assert "27 more rows with empty-answer: lines 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 and 15 more" in str(
-        caught.value
-    )
+    assert "27 more rows with empty-answer: lines 4, 5, 6, " in str(caught.value)
     assert "32 of 32 rows cannot be used (30 empty-answer, 2 wrong-type)" in str(caught.value)
     failed = json.loads((tmp_path / "data.failed" / "report.json").read_text(encoding="utf-8"))
     assert Counter(row["reason"] for row in failed["examples"]) == {"empty-answer": 20, "wrong-type": 2}

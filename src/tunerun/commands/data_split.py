@@ -17,8 +17,8 @@ tunerun data split FILE --eval SHARE [options]
   together, and with a share, rows that are appended to FILE later move no other.
 
     --eval SHARE           rows to evaluate on: a share below 1, such as 0.1, or a number of rows
-    --seed N               of the choice (default: 0); data.eval_fraction=SHARE chooses the same rows
-                           from FILE in a run with seed=N
+    --seed N               of the choice (default: 0); in a run with seed=N data.eval_fraction=SHARE
+                           chooses the same rows from FILE
     --out FOLDER           write there instead of beside FILE
 {reading}
     --force                overwrite

@@ -33,7 +33,7 @@ _MIX, _NARROW, _BORROWED = np.uint32(0x7FEB352D), np.uint32(0x846CA68B), np.uint
 # What is in a fifth of the rows, such as a system prompt or the template's own words, says nothing about likeness.
 _COMMON_FRACTION = 0.2
 _COMMON_ROWS = 5
-_COMMON_SAMPLE_ROWS = 512
+_COMMON_SAMPLE_ROWS = 256
 _COMMON_BITS = 20
 
 
@@ -121,15 +121,15 @@ def _shingles(tokens: Array) -> Array:
 
 
 def _owners(starts: Array) -> Array:
-    """Returns which row each shingle is of, the number of rows for one that reaches into the next row.
+    """Returns the first bin of the row each shingle is of, of one row more for one that reaches into the next row.
 
     Shape [tokens - 4], int64.
     """
     rows = len(starts) - 1
-    owners = np.repeat(np.arange(rows), np.diff(starts))
+    owners = np.repeat(np.arange(rows) * _BINS, np.diff(starts))
     for back in range(1, _SHINGLE_TOKENS):
         ends = starts[1:] - starts[0] - back
-        owners[ends[ends >= 0]] = rows
+        owners[ends[ends >= 0]] = rows * _BINS
     return owners[: max(len(owners) - _SHINGLE_TOKENS + 1, 0)]
 
 
@@ -150,7 +150,6 @@ def _sketch(tokens: Array, starts: Array, common: Array) -> tuple[Array, Array]:
     rows = len(starts) - 1
     hashes = _shingles(np.asarray(tokens[starts[0] : starts[-1]]))
     cells = _owners(starts)
-    cells *= _BINS
     cells += hashes >> _BIN_SHIFT
     lowest = np.full((rows + 1) * _BINS, _EMPTY)
     hashes[common[hashes >> np.uint32(32 - _COMMON_BITS)]] = _EMPTY

@@ -143,7 +143,9 @@ def verdict(tally: Tally, data: DataConfig, folder: Path) -> Problem:
     """
     where = str(folder).removeprefix(f"{Path.cwd()}/")
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.bad.most_common())
-    what = f"{tally.bad.total():,} of {tally.rows_read:,} rows cannot be used ({reasons}); {where}/{BAD_ROWS} lists them all."
+    what = (
+        f"{tally.bad.total():,} of {tally.rows_read:,} rows cannot be used ({reasons}); all are in {where}/{BAD_ROWS}."
+    )
     if data.on_bad_rows == "fail":
         return Problem(where="data.on_bad_rows", what=what, fix="Mend them, or set data.on_bad_rows=drop.")
     what = f"{what} At most {data.max_dropped_fraction:.4g} of all rows may be dropped."

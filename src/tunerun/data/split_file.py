@@ -91,9 +91,13 @@ def split_file(path: Path, amount: float, seed: int, reading: Reading, folder: P
     if not held.any() or held.all():
         what = f"holds {len(held):,} rows, which cannot be split: equal rows stay together."
         raise UserError(Problem(where=str(path), what=what))
-    with artifacts.publish(train) as first, artifacts.publish(evaluated) as second:
-        with _writer(first, path) as train_file, _writer(second, path) as eval_file:
-            _copy(path, lines, held, (train_file, eval_file))
+    with (
+        artifacts.publish(train) as first,
+        artifacts.publish(evaluated) as second,
+        _writer(first, path) as train_file,
+        _writer(second, path) as eval_file,
+    ):
+        _copy(path, lines, held, (train_file, eval_file))
     count = int(held.sum())
     return Halves(
         train=train, train_rows=len(held) - count, evaluated=evaluated, eval_rows=count, form=form or "no known format"
@@ -199,7 +203,8 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
     with contextlib.ExitStack() as stack:
         file: Any = stack.enter_context(path.open("rb"))
         if file.peek(2)[:2] == _GZIP_MAGIC:
-            packed, file = gzip.open(file), stack.enter_context(tempfile.TemporaryFile())
+            packed = stack.enter_context(gzip.GzipFile(fileobj=file))
+            file = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(packed, file)
             file.flush()
         yield stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

