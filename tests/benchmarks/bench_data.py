@@ -126,7 +126,7 @@ def run_tunerun(folder: Path) -> Measured:
     step = DataStep(data=data, objective=ObjectiveConfig(kind="sft"), chat_template=None, seed=0)
     encoder = stage.build_encoder(step, folder / MODEL, tokenizer)
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        report, wall, cpu = timed(lambda: stage.prepare(step, encoder, tokenizer, Path(out) / "data"))
+        report, wall, cpu = timed(lambda: stage.prepare(step, encoder, tokenizer, Path(out) / "data", Path(out)))
     return measured(wall, cpu, report["tokens"], report["trained_tokens"], report["rows"])
 
 
@@ -201,7 +201,6 @@ SIDES: dict[str, Callable[[Path], Measured]] = {"tunerun": run_tunerun, "bare": 
 def in_child(side: str, folder: Path) -> Measured:
     """Runs a side in a fresh process."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "true"}
-    environment["PYTHONPATH"] = str(ROOT / "src")
     arguments = [sys.executable, str(Path(__file__).resolve()), "--side", side, "--folder", str(folder)]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -107,18 +107,14 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Any] | None, generation_prompt: bool) -> str:
         source = self.tool_text if tools is not None and self.tool_text is not None else self.text
-        template, names = _compiled(source, self.date)
-        seen = {
-            **names,
-            **self.variables,
-            "messages": messages,
-            "tools": tools,
-            "documents": None,
-            "add_generation_prompt": generation_prompt,
-        }
         try:
-            # What `Template.render` does, without copying the environment's names once more for each conversation.
-            return "".join(template.root_render_func(template.new_context(seen, shared=True)))
+            return _compiled(source, self.date).render(
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=generation_prompt,
+                **self.variables,
+            )
         except jinja2.TemplateError as error:
             raise ChatFault("template-refuses", f"the chat template refuses the conversation: {error}") from error
         except _TEMPLATE_ERRORS as error:
@@ -217,14 +213,15 @@ _DICT_ATTRIBUTES = frozenset(dir(dict))
 
 
 @cache
-def _compiled(source: str, date: datetime) -> tuple[jinja2.Template, dict[str, Any]]:
-    """Returns the template and the names that its environment gives it."""
+def _compiled(source: str, date: datetime) -> jinja2.Template:
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = date.strftime
     template = environment.from_string(source)
-    return template, dict(template.globals)
+    # Jinja goes through these names for each rendering, which takes long with the chain of dicts that it makes.
+    template.globals = dict(template.globals)
+    return template
 
 
 def _tojson(

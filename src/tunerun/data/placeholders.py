@@ -31,7 +31,11 @@ def fill(value: Any, variables: Mapping[str, str], *, strict: bool) -> Any:
     if isinstance(value, str):
         return _fill_text(value, variables, strict) if "{{" in value else value
     if isinstance(value, dict):
-        return {key: fill(item, variables, strict=strict) for key, item in value.items()}
+        # Most values are texts without a brace; a call for each takes longer than looking.
+        return {
+            key: item if isinstance(item, str) and "{{" not in item else fill(item, variables, strict=strict)
+            for key, item in value.items()
+        }
     if isinstance(value, list):
         return [fill(item, variables, strict=strict) for item in value]
     return value

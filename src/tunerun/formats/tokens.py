@@ -44,8 +44,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 Array = npt.NDArray[Any]
 
-# Arrays are joined and written once they hold so many values together.
-_WAITING_VALUES = 1 << 18
+# Rows are joined and written once they hold so many tokens together.
+_WAITING_TOKENS = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,9 +147,11 @@ class TokenWriter:
         self._folder = folder
         names = [name for name in _DTYPES if labelled or name != LABELS]
         self._files: dict[str, BinaryIO] = {name: (folder / name).open("wb") for name in names}
-        self._waiting: dict[str, list[Array]] = {name: [] for name in self._files}
-        self._waiting_values = dict.fromkeys(self._files, 0)
-        self._put(OFFSETS, np.zeros(1, np.int64))
+        self._write(OFFSETS, np.zeros(1))
+        self._waiting: list[tuple[Array, Array]] = []
+        self._written = 0
+        self._offsets: list[int] = []
+        self._labels: list[bool] = []
         self.rows = self.samples = self.tokens = self.trained_tokens = 0
 
     def add(self, *samples: tuple[Array, Array], label: bool | None = None) -> None:
@@ -160,17 +162,17 @@ class TokenWriter:
             label: Whether its answer is desirable; of a labelled store only.
         """
         assert (label is not None) == (LABELS in self._files), "every row of a labelled store has a label"
-        for tokens, trained in samples:
-            self._put(TOKENS, tokens)
-            self._put(TRAINED, trained)
-            self._put(SEGMENTS, np.full(len(tokens), self.samples, np.int32))
-            self.samples += 1
-            self.tokens += len(tokens)
-            self.trained_tokens += int(np.count_nonzero(trained))
-        self._put(OFFSETS, np.array([self.tokens]))
-        if label is not None:
-            self._put(LABELS, np.array([label], np.uint8))
+        for sample in samples:
+            self.tokens += len(sample[0])
+        self.samples += len(samples)
         self.rows += 1
+        self._waiting += samples
+        self._offsets.append(self.tokens)
+        if label is not None:
+            self._labels.append(label)
+        # Rows are short: hundreds of them make one write.
+        if self.tokens - self._written >= _WAITING_TOKENS:
+            self._flush()
 
     def finish(
         self, *, objective: str, tokenizer_sha256: str, template_sha256: str | None, max_length: int, packed: bool
@@ -201,23 +203,28 @@ class TokenWriter:
         self._close()
 
     def _close(self) -> None:
-        for name, file in self._files.items():
-            self._flush(name)
+        self._flush()
+        for file in self._files.values():
             file.close()
 
-    def _put(self, name: str, values: Array) -> None:
-        # Rows are short: hundreds of them make one write.
-        self._waiting[name].append(values)
-        self._waiting_values[name] += len(values)
-        if self._waiting_values[name] >= _WAITING_VALUES:
-            self._flush(name)
+    def _flush(self) -> None:
+        if not self._offsets:
+            return
+        sizes = [len(tokens) for tokens, _ in self._waiting]
+        trained = np.concatenate([trained for _, trained in self._waiting])
+        self._write(TOKENS, np.concatenate([tokens for tokens, _ in self._waiting]))
+        self._write(TRAINED, trained)
+        self._write(SEGMENTS, np.repeat(np.arange(self.samples - len(sizes), self.samples), sizes))
+        self._write(OFFSETS, np.array(self._offsets))
+        if self._labels:
+            self._write(LABELS, np.array(self._labels))
+        self.trained_tokens += int(np.count_nonzero(trained))
+        self._written = self.tokens
+        for waiting in (self._waiting, self._offsets, self._labels):
+            waiting.clear()
 
-    def _flush(self, name: str) -> None:
-        if self._waiting[name]:
-            joined = np.concatenate(self._waiting[name])
-            self._files[name].write(joined.astype(_DTYPES[name], copy=False).data)
-            self._waiting[name].clear()
-            self._waiting_values[name] = 0
+    def _write(self, name: str, values: Array) -> None:
+        self._files[name].write(values.astype(_DTYPES[name], copy=False).tobytes())
 
 
 def _map(path: Path, dtype: np.dtype[Any], size: int) -> Array:
