@@ -390,6 +390,7 @@ def test_the_report_holds_the_commit(server, tmp_path, chat_folder):
         "format": "columns",
         "why": "columns question, answer",
         "rows": 2,
+        "weight": 1.0,
         "revision": COMMIT,
     }
     again, _ = worker(tmp_path, chat_folder, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")

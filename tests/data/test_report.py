@@ -130,7 +130,7 @@ def test_training_rows_that_are_evaluated_on_are_counted_and_left_out(run, tmp_p
     assert (len(store), run.report["overlap"]["exact"], run.report["duplicates"]["exact"]) == (20, 1, 0)
     example = run.report["overlap"]["examples"][0]
     assert (example["file"], example["line"], example["of"]) == (str(train), 4, {"file": str(held), "line": 1})
-    assert "1 exact and 0 near copies of rows evaluated on" in summary(run.report)
+    assert "1 exact and 0 near copies of eval rows; data.drop_duplicates=true" in summary(run.report)
     store = run(train, eval_path=(str(held),), drop_duplicates=True)
     assert (len(store), len(run.eval), run.report["dropped"]) == (19, 2, {"in-eval": 1})
 

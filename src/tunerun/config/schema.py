@@ -124,7 +124,7 @@ class DataConfig:
     sheet: str | None = None
     """Sheet of a workbook (.xlsx); null takes the only one that has rows."""
     vars: Mapping[str, str] = field(default_factory=dict)
-    """Values for `{{name}}`-style placeholders in the rows. One without a value is an error where it stands like a word;
+    """Values for `{{name}}`-style placeholders in the rows. One without a value is an error where it stands as a word;
     in code, LaTeX and markup, and in plain text to pre-train on, it is left alone."""
     system: str | None = None
     """System prompt for rows that have none."""

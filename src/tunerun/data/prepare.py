@@ -89,30 +89,33 @@ def _file_rows(
 ) -> Iterator[tuple[Place, Content]]:
     form: Format | None = None
     source, count = given.source, 0
-    earlier = tally.sources[file.source].rows if file.source in tally.sources else 0
+    sheet = file.sheet or source.sheet
+    name = file.source if sheet is None else f"{file.source} ({sheet})"
+    earlier = tally.sources[name].rows if name in tally.sources else 0
     strict = encoder.kinds != ("text",)
-    for row in islice(read.read_file(file, source.sheet), source.max_rows):
-        tally.rows_read += 1
-        count += 1
-        if isinstance(row, BadRow):
-            tally.add_bad(row)
-            continue
-        if form is None:
-            form = _format_of(row, file, given, encoder)
-        tally.sources[file.source] = Source(form, file.revision, earlier + count, source.weight)
-        try:
-            value = fill(row.value, settings.vars, strict=strict)
-            made = normalise(value, form, source.system, override=settings.system_override)
-            yield Place(row.file, row.line, tally.ledger.add(row.file, row.line, file.source, made)), made
-        except RowFault as fault:
-            tally.add_bad(BadRow(row.file, row.line, fault.reason, fault.detail))
-        except RecursionError:
-            tally.add_bad(BadRow(row.file, row.line, "bad-json", _TOO_DEEP))
+    try:
+        for row in islice(read.read_file(file, source.sheet), source.max_rows):
+            tally.rows_read += 1
+            count += 1
+            if isinstance(row, BadRow):
+                tally.add_bad(row)
+                continue
+            if form is None:
+                form = _format_of(row, file, given, encoder)
+            try:
+                value = fill(row.value, settings.vars, strict=strict)
+                made = normalise(value, form, source.system, override=settings.system_override)
+                yield Place(row.file, row.line, tally.ledger.add(row.file, row.line, name, made)), made
+            except RowFault as fault:
+                tally.add_bad(BadRow(row.file, row.line, fault.reason, fault.detail))
+            except RecursionError:
+                tally.add_bad(BadRow(row.file, row.line, "bad-json", _TOO_DEEP))
+    finally:
+        # A file that breaks off has been read so far.
+        if form is not None:
+            tally.sources[name] = Source(form, file.revision, earlier + count, source.weight)
     if not count:
         raise UserError(Problem(where=file.name, what="holds no rows."))
-    if form is not None:
-        # Rows at the end that could not be read count too.
-        tally.sources[file.source] = Source(form, file.revision, earlier + count, source.weight)
 
 
 def _format_of(row: Row, file: DataFile, given: Input, encoder: Encoder) -> Format:

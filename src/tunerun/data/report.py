@@ -41,7 +41,7 @@ FIXES = {
     "no-end-of-turn": "Name a template whose turns end in a token of this model by model.chat_template.",
     "template-drops-tools": "Name a template with tools by model.chat_template.",
     "too-long": "Raise data.max_length, or set data.too_long=truncate_prompt.",
-    "unfilled-placeholder": "Fill it by data.vars.NAME=TEXT.",
+    "unfilled-placeholder": "Fill it by data.vars.NAME=TEXT, or keep it by \"data.vars.NAME='{{NAME}}'\".",
 }
 
 

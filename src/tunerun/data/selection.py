@@ -146,7 +146,8 @@ def _overlap(ledger: Ledger, rows: _Rows, contents: Array, leaked: Array) -> Cop
     original = np.full(len(contents), -1)
     exact = np.flatnonzero(leaked)
     original[exact] = order[np.searchsorted(contents[order], contents[exact])]
-    near = np.flatnonzero((rows.near >= 0) & (rows.evaluated != rows.evaluated[rows.near]) & ~leaked)
+    apart = rows.evaluated != rows.evaluated[rows.near]
+    near = np.flatnonzero((rows.near >= 0) & apart & (contents != contents[rows.near]))
     return _copies(ledger, rows, exact, original, near)
 
 

@@ -61,7 +61,7 @@ def _sources(report: Mapping[str, Any]) -> list[str]:
 def _copies(label: str, copies: Mapping[str, Any], dropped: Mapping[str, int]) -> list[str]:
     if not copies["exact"] and not copies["near"]:
         return []
-    where, reason = {"copies": ("", "duplicate"), "overlap": (" of rows evaluated on", "in-eval")}[label]
+    where, reason = {"copies": ("", "duplicate"), "overlap": (" of eval rows", "in-eval")}[label]
     hint = "; data.drop_duplicates=true leaves out the exact ones" if copies["exact"] and reason not in dropped else ""
     first = copies["examples"][0]
     of = first["of"]

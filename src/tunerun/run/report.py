@@ -122,6 +122,7 @@ def _data(found: Results) -> str:
         chart = charts.histogram(lengths["bounds"], lengths["counts"], title="Samples by length", unit="tokens")
         head = f"Samples by length: {lengths['min']:,} to {lengths['max']:,} tokens, median {lengths['median']:,}"
         body += f'<div class="panel"><h3>{head}</h3>{chart}</div>'
+    body += _examples(report)
     body += _copies("Rows that are copies of earlier ones", report["duplicates"])
     body += _copies("Training rows that are among the rows to evaluate on", report["overlap"])
     return _section("Data", body)
@@ -139,10 +140,10 @@ def _data_tiles(report: Mapping[str, Any]) -> Iterable[str]:
     yield _tile("Cut to length", f"{report['truncated']:,}", f"samples; {answers:,} lost part of an answer")
     if report["duplicates"] is not None:
         copies = report["duplicates"]
-        yield _tile("Copies", f"{copies['exact']:,}", f"rows are there before, {copies['near']:,} nearly")
+        yield _tile("Copies", f"{copies['exact']:,}", f"exact copies of earlier rows, {copies['near']:,} near")
     if report["overlap"] is not None:
         overlap = report["overlap"]
-        yield _tile("Overlap", f"{overlap['exact']:,}", f"training rows evaluated on, {overlap['near']:,} nearly")
+        yield _tile("Overlap", f"{overlap['exact']:,}", f"training rows are eval rows, {overlap['near']:,} nearly")
     if report["packing_fill"] is not None:
         yield _tile("Packing", f"{report['packing_fill']:.1%}", "of each packed row is filled")
     if report["labels"] is not None:
@@ -174,14 +175,18 @@ def _dropped(report: Mapping[str, Any]) -> str:
     faults = [[(item["where"], "path"), (item["what"], "")] for item in report["unreadable"]]
     if faults:
         body += _table(["Cannot be read", "Reason"], faults)
-    if report["examples"]:
-        examples = [
-            [(f"{item['file']}:{item['line']}", "path"), (item["reason"], ""), (item["detail"], "")]
-            for item in report["examples"]
-        ]
-        table = _table(["Row", "Reason", "Detail"], examples)
-        body += f"<details><summary>Rows that were dropped or cut</summary>{table}</details>"
     return body
+
+
+def _examples(report: Mapping[str, Any]) -> str:
+    rows = [
+        [(f"{item['file']}:{item['line']}", "path"), (item["reason"], ""), (item["detail"], "")]
+        for item in report["examples"]
+    ]
+    if not rows:
+        return ""
+    table = _table(["Row", "Reason", "Detail"], rows)
+    return f"<details><summary>Rows that were dropped or cut</summary>{table}</details>"
 
 
 def _copies(title: str, copies: Mapping[str, Any] | None) -> str:
