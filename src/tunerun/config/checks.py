@@ -79,6 +79,7 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("cluster.nodes", config.cluster.nodes, config.cluster.nodes >= 1, ">= 1"),
         ("eval.max_new_tokens", evaluation.max_new_tokens, evaluation.max_new_tokens >= 1, ">= 1"),
         ("eval.batch_size", evaluation.batch_size, evaluation.batch_size >= 1, ">= 1"),
+        ("eval.generate_rows", evaluation.generate_rows, evaluation.generate_rows >= 0, ">= 0"),
         ("eval.max_rows", evaluation.max_rows, _positive(evaluation.max_rows), ">= 1"),
         ("export.gguf.context", config.export.gguf.context, _positive(config.export.gguf.context), ">= 1"),
         ("serve.port", config.serve.port, 0 <= config.serve.port <= 65535, "from 0 to 65535"),
@@ -229,6 +230,13 @@ def _method(config: RunConfig) -> list[Problem]:
     return problems
 
 
+def _generation(config: RunConfig) -> list[Problem]:
+    if not config.eval.generate_rows or config.objective.kind in ("sft", "distill"):
+        return []
+    what = f"rows of objective {config.objective.kind} have no single answer to compare with."
+    return [Problem(where="eval.generate_rows", what=what, fix="Set eval.generate_rows=0.")]
+
+
 def _shards(config: RunConfig) -> list[Problem]:
     try:
         size = size_bytes(config.export.max_shard_size)
@@ -268,6 +276,7 @@ RULES: tuple[Rule, ...] = (
     _processes,
     _micro_batch,
     _method,
+    _generation,
     _shards,
     _names,
     _serve,

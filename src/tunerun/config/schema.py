@@ -277,6 +277,8 @@ class EvalConfig:
     """Rows computed at a time."""
     max_rows: int | None = 200
     """Rows the loss is measured on; null takes all."""
+    generate_rows: int = 0
+    """Held-out rows whose last answer is generated and compared with the row's own by BLEU-4 and ROUGE."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
