@@ -24,14 +24,32 @@ class BaseModel:
 
 def read_base(run_dir: Path) -> BaseModel:
     """Reads model.json of a run."""
-    data = artifacts.read_json(run_dir / artifacts.MODEL)
+    return _read(run_dir / artifacts.MODEL)
+
+
+def read_teacher(run_dir: Path) -> BaseModel:
+    """Reads teacher.json of a run, which objective=distill has."""
+    return _read(run_dir / artifacts.TEACHER)
+
+
+def _read(path: Path) -> BaseModel:
+    data = artifacts.read_json(path)
     return BaseModel(folder=Path(data["folder"]), path=data["path"], revision=data["revision"], sha256=data["sha256"])
 
 
 def write_base(run_dir: Path, base: BaseModel) -> None:
     """Writes model.json of a run."""
+    _write(run_dir / artifacts.MODEL, base)
+
+
+def write_teacher(run_dir: Path, teacher: BaseModel) -> None:
+    """Writes teacher.json of a run."""
+    _write(run_dir / artifacts.TEACHER, teacher)
+
+
+def _write(path: Path, base: BaseModel) -> None:
     artifacts.write_json(
-        run_dir / artifacts.MODEL,
+        path,
         {
             "schema": 1,
             "folder": str(base.folder),

@@ -18,7 +18,7 @@ from tunerun.errors import ExitCode, TunerunError, UserError
 # Verb: where its function is, its arguments, and what it does.
 VERBS: dict[str, tuple[str, str, str]] = {
     "plan": ("plan", "[+recipe=NAME] [key=value] [--json]", "print what a run would do, and stop"),
-    "data": ("data", "[+recipe=NAME] [key=value]", "prepare the data only, and print the report"),
+    "data": ("data", "[+recipe=NAME] [key=value] | convert | split", "prepare the data only, and print the report"),
     "runs": ("runs", "[FOLDER]", "list runs, newest first"),
     "show": ("show", "RUN", "what a run did and made"),
     "resume": ("resume", "RUN [key=value] [--allow KEY]", "go on with a stopped run"),
@@ -29,6 +29,9 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "pull": ("pull", "MODEL [--hub hf|modelscope] [--revision REV]", "download a model"),
     "doctor": ("doctor", "", "check this machine: cores, GPUs, extras"),
 }
+
+# Verbs with so much to say that they print their help themselves.
+_OWN_HELP = ("chat", "data")
 
 _SWEEP_FLAGS = ("-m", "--multirun")
 _HYDRA_FLAGS = ("-c", "--cfg", "-i", "--info", "--hydra-help", "-sc", "--shell-completion")
@@ -93,8 +96,7 @@ def dispatch(argv: Sequence[str]) -> int:
     first = argv[0]
     if first and "=" not in first and first[0] not in "+-~":
         command = _verb(first)
-        # `chat` has enough options to list them itself.
-        if first != "chat" and {"--help", "-h"} & set(argv[1:]):
+        if first not in _OWN_HELP and {"--help", "-h"} & set(argv[1:]):
             print(_verb_help(first))
             return ExitCode.DONE
         return _command(command)(argv[1:])

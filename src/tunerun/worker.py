@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from tunerun import artifacts, child
 from tunerun.artifacts import Artifact
+from tunerun.cli import render_error
 from tunerun.config import typed
 from tunerun.errors import ExitCode, TunerunError
 from tunerun.plan import steps
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
     except child.Stopped as signal_name:
         return _finish(run_dir, stage, ExitCode.PREEMPTED, f"stopped by {signal_name}", [])
     except TunerunError as error:
-        print(error, file=sys.stderr)
+        print(render_error(error), file=sys.stderr)
         return _finish(run_dir, stage, error.exit_code, str(error), [])
     except OSError as error:
         # A full disk or a missing right: the message is all a user can use.

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import json
 import random
+from contextlib import suppress
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tunerun.chat.faults import ChatFault
 from tunerun.chat.mask import MarkedText, Renderer
 from tunerun.chat.template import ChatTemplate, load_template
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.data.encode import pretrain, sft
+from tunerun.data.normalise import normalise
 from tunerun.data.rows import Text
 from tunerun.errors import UserError
 
@@ -60,6 +66,90 @@ def test_the_tokens_of_trained_characters_are_trained(tokenizer):
         (row,) = renderer.rows(messages, None)
         ((_, trained),) = sft.encode([row], tokenizer)
         assert trained.tolist() == expected_flags(tokenizer, row)
+
+
+PIECES = st.sampled_from(
+    [
+        "Wort ",
+        "  ",
+        "\n\n",
+        "世界",
+        "🙂",
+        "👩‍👩‍👧",
+        "e\u0301",
+        "\u0958",
+        "\u1100\u1161",
+        "<|im_end|>",
+        "<|im_start|>assistant\n",
+        "<|endoftext|>",
+        "<tool_call>",
+        "\x00",
+        "ﷺ",
+        "'s",
+        "１２",
+    ]
+)
+CHATS = st.lists(st.lists(PIECES | st.text(max_size=6), min_size=1, max_size=6).map("".join), min_size=2, max_size=6)
+
+
+def made_both_ways(tokenizer, conversations: list[list[str]], train_on: str = "assistant"):
+    """Rows of conversations, encoded by the bytes of their tokens and by the tokenizer's offsets."""
+    renderer = Renderer(load_template(None, {}, "chatml"), tokenizer, train_on)
+    rows = []
+    for texts in conversations:
+        roles = ("user", "assistant") * len(texts)
+        messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+        with suppress(ChatFault):
+            rows += renderer.rows(messages[: len(messages) // 2 * 2], None)
+    return sft.encode(rows, tokenizer), sft._encode_by_offsets(rows, tokenizer)
+
+
+def same(left, right) -> bool:
+    return len(left) == len(right) and all(
+        one[0].tolist() == two[0].tolist() and one[1].tolist() == two[1].tolist()
+        for one, two in zip(left, right, strict=True)
+    )
+
+
+@given(st.lists(CHATS, max_size=5), st.sampled_from(["assistant", "last", "all"]))
+def test_positions_by_bytes_are_those_of_the_offsets(chat_folder, conversations, train_on):
+    assert same(*made_both_ways(load_tokenizer(chat_folder), conversations, train_on))
+
+
+@given(
+    st.lists(
+        st.text(alphabet="ab \n世🙂e\u0301", max_size=20).flatmap(
+            lambda text: st.tuples(
+                st.just(text), st.lists(st.integers(0, len(text)), max_size=6, unique=True).map(sorted)
+            )
+        ),
+        max_size=5,
+    )
+)
+def test_spans_that_cut_through_tokens_train_the_tokens_they_touch(chat_folder, cases):
+    tokenizer = load_tokenizer(chat_folder)
+    rows = [
+        MarkedText(text, tuple(zip(cuts[: len(cuts) // 2 * 2 : 2], cuts[1::2], strict=True))) for text, cuts in cases
+    ]
+    found = sft.encode(rows, tokenizer)
+    assert same(found, sft._encode_by_offsets(rows, tokenizer))
+    assert [flags.tolist() for _, flags in found] == [expected_flags(tokenizer, row) for row in rows]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["alpaca_en_demo.json", "alpaca_zh_demo.json", "glaive_toolcall_en_demo.json"])
+def test_positions_by_bytes_are_those_of_the_offsets_on_real_data(shared_dir, monkeypatch, name):
+    folder = shared_dir / "tokenizers" / "qwen2.5"
+    tokenizer = load_tokenizer(folder)
+    encoder = sft.encoder(Renderer(load_template(folder, tokenizer.named), tokenizer))
+    values = json.loads((shared_dir / "data" / name).read_text(encoding="utf-8"))
+    form = "sharegpt" if "conversations" in values[0] else "alpaca"
+    rows = [row for value in values for row in encoder.render(normalise(value, form, {}))]
+    by_offsets = sft._encode_by_offsets(rows, tokenizer)
+    asked: list[int] = []
+    monkeypatch.setattr(sft, "_encode_by_offsets", lambda rows, _: asked.append(len(rows)) or [])
+    assert same(sft.encode(rows, tokenizer), by_offsets)
+    assert asked == [0], "no row of these needed the offsets"
 
 
 def test_a_token_that_reaches_over_the_edge_of_an_answer_is_trained(tokenizer):

@@ -4,15 +4,16 @@ import json
 
 import pytest
 
-from tunerun.data.detect import detect, format_of
-from tunerun.data.normalise import fill, normalise
-from tunerun.data.rows import Row, RowFault, Text
+from tunerun.data.detect import format_of
+from tunerun.data.normalise import normalise
+from tunerun.data.placeholders import fill
+from tunerun.data.rows import Row, RowFault, RowKind, Text
 from tunerun.errors import UserError
 
 
-def read(value: object, **columns: str):
-    form = format_of(Row("f", 1, value), "auto", columns)
-    return normalise(value, form.name, form.columns)
+def read(value: object, wanted: RowKind = "conversations", **columns: str):
+    form = format_of(Row("f", 1, value), "auto", columns, (wanted,))
+    return normalise(value, form)
 
 
 def talk(made) -> list[tuple[str, str]]:

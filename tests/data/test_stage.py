@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -184,8 +185,14 @@ def test_examples_and_problems_are_capped_for_each_reason(run, tmp_path):
     rows = [{"question": "q", "answer": ""}] * 30 + [{"question": 1, "answer": "a"}] * 2
     with pytest.raises(UserError) as caught:
         run(write(tmp_path / "a.jsonl", rows))
-    assert len(caught.value.problems) == 20 + 1 + 2 + 1
-    assert "10 more rows: empty-answer." in str(caught.value)
+    assert [problem.where.rpartition(":")[2] for problem in caught.value.problems[:3]] == ["1", "2", "3"]
+    assert "27 more rows with empty-answer, lines 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, ..." in str(caught.value)
+    assert "32 of 32 rows cannot be used (30 empty-answer, 2 wrong-type)" in str(caught.value)
+    failed = json.loads((tmp_path / "data.failed" / "report.json").read_text(encoding="utf-8"))
+    assert Counter(row["reason"] for row in failed["examples"]) == {"empty-answer": 20, "wrong-type": 2}
+    assert failed["dropped"] == {"empty-answer": 30, "wrong-type": 2}
+    run(write(tmp_path / "a.jsonl", pairs(2)))
+    assert not (tmp_path / "data.failed").exists()
 
 
 def test_long_rows_are_counted_and_listed(run, tmp_path):

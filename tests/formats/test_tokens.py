@@ -32,7 +32,7 @@ def test_what_was_written_is_read(folder):
 
 
 def test_the_arrays_are_flat_little_endian_files_of_the_documented_types(folder):
-    """Golden bytes of schema 1: other versions must go on reading them."""
+    """Golden bytes of schema 2: other versions must go on reading them."""
     assert (folder / "tokens.u32").read_bytes() == bytes.fromhex(
         "05000000 06000000 07000000 01000000 02000000 03000000"
     )
@@ -40,12 +40,20 @@ def test_the_arrays_are_flat_little_endian_files_of_the_documented_types(folder)
     assert np.fromfile(folder / "segments.i32", "<i4").tolist() == [0, 0, 0, 1, 2, 2]
     assert np.fromfile(folder / "offsets.i64", "<i8").tolist() == [0, 3, 6]
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest == {"schema": 1, **FACTS, "rows": 2, "samples": 3, "tokens": 6, "trained_tokens": 3}
+    assert manifest == {
+        "schema": 2,
+        "layout": "rows",
+        **FACTS,
+        "rows": 2,
+        "samples": 3,
+        "tokens": 6,
+        "trained_tokens": 3,
+    }
 
 
 def test_the_arrays_are_mapped_read_only(folder):
     store = TokenStore.open(folder)
-    assert isinstance(store.tokens, np.memmap)
+    assert isinstance(store.tokens.base, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         store.tokens[0] = 1
 
@@ -71,9 +79,30 @@ def test_a_missing_or_short_file_is_refused(folder, tmp_path, name):
 
 def test_a_newer_schema_is_refused(folder):
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(StageError, match="schema 2"):
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
+    with pytest.raises(StageError, match="schema 3"):
         TokenStore.open(folder)
+
+
+def test_a_store_of_schema_1_is_read_as_plain_rows(folder):
+    old = {"schema": 1, **FACTS, "rows": 2, "samples": 3, "tokens": 6, "trained_tokens": 3}
+    (folder / "manifest.json").write_text(json.dumps(old))
+    store = TokenStore.open(folder)
+    assert (store.manifest.layout, len(store), store.labels) == ("rows", 2, None)
+
+
+def test_labels_are_kept_for_each_row(tmp_path):
+    with TokenWriter(tmp_path, labelled=True) as writer:
+        for (sample, *_), label in zip(ROWS, (True, False), strict=True):
+            writer.add((np.array(sample[0]), np.array(sample[1])), label=label)
+        writer.finish(**FACTS)
+    store = TokenStore.open(tmp_path)
+    assert store.manifest.layout == "labelled"
+    assert (tmp_path / "labels.u8").read_bytes() == bytes([1, 0])
+    assert store.labels.tolist() == [1, 0]
+    (tmp_path / "labels.u8").write_bytes(b"")
+    with pytest.raises(StageError, match=r"labels\.u8"):
+        TokenStore.open(tmp_path)
 
 
 def test_a_store_is_incomplete_until_it_is_finished(tmp_path):

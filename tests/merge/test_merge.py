@@ -30,7 +30,13 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "high-rank": {"r": 192, "lora_alpha": 16, "target_modules": ["gate_proj", "o_proj"]},
     "saved-modules": {"r": 4, "target_modules": ["v_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
     "saved-head": {"r": 4, "target_modules": ["v_proj"], "modules_to_save": ["lm_head"]},
+    "dora": {"r": 16, "lora_alpha": 32, "target_modules": ALL, "use_dora": True},
+    "dora-rslora": {"r": 3, "use_dora": True, "use_rslora": True, "target_modules": ["o_proj", "down_proj"]},
+    "trained-biases": {"r": 4, "target_modules": ["q_proj", "o_proj"], "bias": "all"},
+    "adapted-biases": {"r": 4, "target_modules": ["q_proj", "v_proj"], "lora_bias": True},
+    "trained-tokens": {"r": 4, "target_modules": ["v_proj"], "trainable_token_indices": [3, 130, 7]},
 }
+TIED = {"r": 4, "target_modules": ["v_proj"], "ensure_weight_tying": True}
 PROMPT = torch.arange(40)[None]
 
 # peft warns of tied models, which is what some of these tests are about.
@@ -56,7 +62,9 @@ def build_base(folder: Path, *, dtype: torch.dtype = torch.bfloat16, tied: bool 
 def build_adapter(folder: Path, model: Any, *, embeddings: bool | str = "auto", **config: Any) -> None:
     tuned = get_peft_model(model, LoraConfig(**config))
     for name, parameter in tuned.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:
+        if "magnitude" in name:
+            parameter.data *= torch.rand_like(parameter) + 0.5
+        elif "lora_" in name or "modules_to_save" in name or "tokens_delta" in name or name.endswith(".bias"):
             torch.nn.init.normal_(parameter.data, std=0.05)
     tuned.save_pretrained(folder, save_embedding_layers=embeddings)
 
@@ -115,14 +123,24 @@ def test_changed_embeddings_answer_like_the_adapter(targets: list[str], tied: bo
     assert torch.allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("saved", [["embed_tokens"], ["lm_head"]], ids=str)
+def test_tied_matrices_that_were_trained_as_one_stay_one(saved: list[str], tmp_path: Path) -> None:
+    build_adapter(tmp_path / "adapter", build_base(tmp_path / "base"), modules_to_save=saved, **TIED)
+    reference(tmp_path / "base", tmp_path / "adapter", tmp_path / "reference", torch.bfloat16)
+    merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out", max_shard_size_bytes=1 << 30)
+    assert same(tmp_path / "out", tmp_path / "reference")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-def test_gpt2_stores_its_layers_the_other_way_round(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_gpt2_stores_its_layers_the_other_way_round(dtype: torch.dtype, dora: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=131, n_positions=64, n_embd=64, n_layer=2, n_head=4)
     model = GPT2LMHeadModel(config).to(dtype)
     model.save_pretrained(tmp_path / "base")
     targets = ["c_attn", "c_proj", "c_fc"]
-    build_adapter(tmp_path / "adapter", model, r=8, target_modules=targets, fan_in_fan_out=True)
+    build_adapter(tmp_path / "adapter", model, r=8, target_modules=targets, fan_in_fan_out=True, use_dora=dora)
     reference(tmp_path / "base", tmp_path / "adapter", tmp_path / "reference", dtype)
     merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out", max_shard_size_bytes=1 << 30)
     assert same(tmp_path / "out", tmp_path / "reference")
@@ -172,15 +190,11 @@ def edit(file: Path, **fields: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("use_dora", True),
         ("peft_type", "IA3"),
-        ("bias", "all"),
-        ("lora_bias", True),
         ("target_parameters", ["experts.down_proj"]),
         ("layer_replication", [[0, 2]]),
         ("init_lora_weights", "pissa"),
         ("fan_in_fan_out", True),
-        ("trainable_token_indices", [1]),
         ("some_field_of_next_year", 7),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_qwen2
+from tunerun.config.schema import MethodConfig
 from tunerun.errors import UserError
 from tunerun.models import adapters, load
 
@@ -22,8 +23,7 @@ def _load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def _lora(model: Any, **options: Any) -> Any:
-    values = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": ("all-linear",), "modules_to_save": ()}
-    return adapters.add_lora(model, **{**values, **options}, seed=3)
+    return adapters.add_adapter(model, MethodConfig(rank=4, alpha=8.0, **options), seed=3)
 
 
 def test_all_linear_adapts_every_linear_layer_but_the_head(folder: Path) -> None:

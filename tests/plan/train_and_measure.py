@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from tunerun.config.schema import MethodConfig
 from tunerun.models import adapters, load
 from tunerun.models.attention import SEGMENTS
 from tunerun.models.batch import MicroBatch
@@ -54,9 +55,7 @@ def main(config: dict[str, Any], row_tokens: int, rows: int, method: str, recomp
         (Path(folder) / "config.json").write_text(json.dumps(config))
         network = load.random_model(Path(folder), seed=0, device="cpu", attention=SEGMENTS)
     if method == "lora":
-        options = {"rank": 16, "alpha": 32.0, "dropout": 0.0, "seed": 0}
-        modules: dict[str, Any] = {"target_modules": ("all-linear",), "modules_to_save": ()}
-        network = adapters.add_lora(network, **options, **modules).get_base_model()
+        network = adapters.add_adapter(network, MethodConfig(rank=16, alpha=32.0), seed=0).get_base_model()
     network.train()
     if recompute:
         network.gradient_checkpointing_enable({"use_reentrant": False})
@@ -70,6 +69,7 @@ def main(config: dict[str, Any], row_tokens: int, rows: int, method: str, recomp
         segment_lengths=(row_tokens,) * rows,
         predicting=torch.arange(tokens),
         targets=ids[0, 1:],
+        target_segments=torch.arange(rows).repeat_interleave(row_tokens),
         samples=tuple(range(rows)),
     )
     loaded_bytes = peak_bytes()

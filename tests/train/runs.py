@@ -14,6 +14,7 @@ from tunerun.base_model import BaseModel, write_base
 from tunerun.config.schema import EvalConfig, MethodConfig, ModelConfig, ObjectiveConfig, TrackConfig, TrainConfig
 from tunerun.plan.steps import Placement, TrainStep
 from tunerun.train import loop
+from tunerun.train.job import Job
 
 FULL = MethodConfig(kind="full")
 LORA = MethodConfig(rank=4, alpha=8.0, dropout=0.1)
@@ -70,7 +71,7 @@ def before_step(index: int, action: Callable[[], None]) -> Iterator[None]:
     """Does something right before an optimiser step, numbered from 0, within the block."""
     original = loop.optimiser_step
 
-    def step(job: loop.Job, number: int) -> loop.StepResult:
+    def step(job: Job, number: int) -> loop.StepResult:
         if number == index:
             action()
         return original(job, number)

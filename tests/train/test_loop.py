@@ -11,8 +11,8 @@ from tunerun import artifacts
 from tunerun.base_model import read_base
 from tunerun.config.schema import MethodConfig
 from tunerun.errors import StageError
-from tunerun.train import health, loop, stage
-from tunerun.train.loop import Job
+from tunerun.train import gradients, health, loop, stage
+from tunerun.train.job import Job
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def _job(out: Path, method: MethodConfig, micro_batch_size: int, **train: object
 def _gradients(job: Job, index: int = 0) -> torch.Tensor:
     job.network.train()
     torch.manual_seed(0)
-    loop.accumulate_gradients(job, loop.micro_batches_of_step(job, index), index)
+    gradients.accumulate(job, gradients.global_batch(job, index), index)
     return torch.cat([parameter.grad.flatten() for parameter in job.parameters.values()])
 
 

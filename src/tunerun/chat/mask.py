@@ -33,6 +33,9 @@ class MarkedText:
     trained: tuple[Span, ...]
     """Character spans (start, end), in order, not overlapping."""
 
+    def __len__(self) -> int:
+        return len(self.text)
+
 
 @dataclass(frozen=True, slots=True)
 class Renderer:

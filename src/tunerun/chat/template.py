@@ -36,6 +36,9 @@ FROZEN_DATE = datetime(2024, 7, 26)  # noqa: DTZ001 (a calendar day, the same ev
 Message = Mapping[str, Any]
 Span = tuple[int, int]
 
+# Python errors out of a template's own expressions, such as adding null to a text or dividing by nothing.
+_TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+
 # Private-use characters around what a `{% generation %}` block rendered; removed before anyone sees the text.
 _OPEN, _CLOSE = "\U0010fdd0", "\U0010fdd1"
 
@@ -104,19 +107,23 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Any] | None, generation_prompt: bool) -> str:
         source = self.tool_text if tools is not None and self.tool_text is not None else self.text
+        template, names = _compiled(source, self.date)
+        seen = {
+            **names,
+            **self.variables,
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": generation_prompt,
+        }
         try:
-            return _compiled(source, self.date).render(
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=generation_prompt,
-                **self.variables,
-            )
+            # What `Template.render` does, without copying the environment's names once more for each conversation.
+            return "".join(template.root_render_func(template.new_context(seen, shared=True)))
         except jinja2.TemplateError as error:
             raise ChatFault("template-refuses", f"the chat template refuses the conversation: {error}") from error
-        except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            # Python errors out of the template's own expressions, such as adding null to a text.
-            raise ChatFault("template-refuses", f"the chat template fails on the conversation: {error}") from error
+        except _TEMPLATE_ERRORS as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ChatFault("template-refuses", f"the chat template fails on the conversation: {what}") from error
 
 
 def load_template(
@@ -196,15 +203,28 @@ class _Generation(Extension):
         return f"{_OPEN}{caller()}{_CLOSE}"
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, which finds the fields of messages sooner."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Returns `obj.attribute`: of a dict its item, as Jinja does once it has found no such attribute."""
+        if type(obj) is dict and attribute not in _DICT_ATTRIBUTES:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+
+_DICT_ATTRIBUTES = frozenset(dir(dict))
+
+
 @cache
-def _compiled(source: str, date: datetime) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+def _compiled(source: str, date: datetime) -> tuple[jinja2.Template, dict[str, Any]]:
+    """Returns the template and the names that its environment gives it."""
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = date.strftime
-    return environment.from_string(source)
+    template = environment.from_string(source)
+    return template, dict(template.globals)
 
 
 def _tojson(

@@ -85,7 +85,8 @@ def _absolute(config: RunConfig) -> RunConfig:
         eval_path=_all_local(config.data.eval_path),
         sources={name: replace(source, path=_all_local(source.path)) for name, source in config.data.sources.items()},
     )
-    return replace(config, model=model, data=data)
+    objective = replace(config.objective, teacher=_local(config.objective.teacher))
+    return replace(config, model=model, data=data, objective=objective)
 
 
 def _all_local(paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ import re
 import typing
 from collections.abc import Callable
 
-from tunerun.config.data_sources import data_paths, holds_out
-from tunerun.config.schema import RunConfig, Stage
+from tunerun.config.data_sources import data_paths, data_sources, holds_out
+from tunerun.config.schema import DATA_PARTS, RunConfig, Stage
 from tunerun.errors import Problem
 from tunerun.network import is_loopback
 
@@ -42,12 +42,19 @@ def size_bytes(text: str) -> int:
 
 def _ranges(config: RunConfig) -> list[Problem]:
     method, train, data, evaluation = config.method, config.train, config.data, config.eval
-    smoothing = config.objective.label_smoothing
+    objective = config.objective
     rows: list[tuple[str, float | None, bool, str]] = [
         ("seed", config.seed, config.seed >= 0, ">= 0"),
         ("method.rank", method.rank, method.rank >= 1, ">= 1"),
         ("method.alpha", method.alpha, method.alpha > 0, "> 0"),
         ("method.dropout", method.dropout, 0 <= method.dropout < 1, "at least 0 and below 1"),
+        ("objective.beta", objective.beta, objective.beta > 0, "> 0"),
+        ("objective.gamma", objective.gamma, objective.gamma >= 0, ">= 0"),
+        ("objective.desirable_weight", objective.desirable_weight, objective.desirable_weight >= 0, ">= 0"),
+        ("objective.undesirable_weight", objective.undesirable_weight, objective.undesirable_weight >= 0, ">= 0"),
+        ("objective.temperature", objective.temperature, objective.temperature > 0, "> 0"),
+        ("objective.cross_entropy_fraction", objective.cross_entropy_fraction,
+         0 <= objective.cross_entropy_fraction <= 1, "from 0 to 1"),
         ("train.epochs", train.epochs, train.epochs > 0, "> 0"),
         ("train.max_steps", train.max_steps, _positive(train.max_steps), ">= 1"),
         ("train.global_batch_size", train.global_batch_size, train.global_batch_size >= 1, ">= 1"),
@@ -59,7 +66,9 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("train.decay_fraction", train.decay_fraction, 0 < train.decay_fraction <= 1, "above 0 and at most 1"),
         ("train.neftune_alpha", train.neftune_alpha, train.neftune_alpha is None or train.neftune_alpha > 0, "> 0"),
         ("train.ema_decay", train.ema_decay, train.ema_decay is None or 0 < train.ema_decay < 1, "between 0 and 1"),
-        ("objective.label_smoothing", smoothing, 0 <= smoothing < 1, "at least 0 and below 1"),
+        ("objective.label_smoothing", objective.label_smoothing,
+         0 <= objective.label_smoothing < (0.5 if objective.kind == "dpo" else 1),
+         "at least 0 and below 1 (dpo: below 0.5)"),
         ("train.warmup_fraction", train.warmup_fraction, 0 <= train.warmup_fraction <= 1, "from 0 to 1"),
         ("train.weight_decay", train.weight_decay, train.weight_decay >= 0, ">= 0"),
         ("train.adam_beta1", train.adam_beta1, 0 <= train.adam_beta1 < 1, "at least 0 and below 1"),
@@ -135,6 +144,19 @@ def _needs(config: RunConfig) -> list[Problem]:
     return problems
 
 
+def _objective(config: RunConfig) -> list[Problem]:
+    objective = config.objective
+    problems = []
+    if objective.kind == "distill" and objective.teacher is None and "train" in config.stages:
+        fix = "Set objective.teacher to the folder or hub id of a larger model with the same tokenizer."
+        problems.append(Problem(where="objective.teacher", what="no teacher is chosen.", fix=fix))
+    if objective.kind == "dpo" and objective.label_smoothing and objective.loss != "sigmoid":
+        what = f"the loss {objective.loss} has no label smoothing."
+        fix = "Set objective.label_smoothing=0 or objective.loss=sigmoid."
+        problems.append(Problem(where="objective.label_smoothing", what=what, fix=fix))
+    return problems
+
+
 def _packing(config: RunConfig) -> list[Problem]:
     if not config.data.packing or config.objective.kind in PACKABLE:
         return []
@@ -174,12 +196,31 @@ def _data(config: RunConfig) -> list[Problem]:
     if config.train.eval_steps is not None and not holds_out(data):
         fix = "Set data.eval_fraction, data.eval_rows or data.eval_path, or leave it null."
         problems.append(Problem(where="train.eval_steps", what="no rows are held out to measure.", fix=fix))
-    parts = ("system", "user", "assistant", "text")
-    for part in config.data.columns:
-        if part not in parts:
-            what = "columns maps a part of a row to the name of its column."
-            problems.append(Problem(where=f"data.columns.{part}", what=what, fix=f"Parts: {', '.join(parts)}."))
+    named = {"data": data.columns} | {f"data.sources.{name}": source.columns for name, source in data.sources.items()}
+    for where, columns in named.items():
+        for part in columns:
+            if part not in DATA_PARTS:
+                what = "columns maps a part of a row to the name of its column."
+                fix = f"Parts: {', '.join(DATA_PARTS)}."
+                problems.append(Problem(where=f"{where}.columns.{part}", what=what, fix=fix))
+    if data.system_override and all(source.system is None for source in data_sources(data)):
+        what = "there is no system prompt to replace the rows' own."
+        problems.append(Problem(where="data.system_override", what=what, fix="Set data.system to a text."))
     return problems
+
+
+def _answers(config: RunConfig) -> list[Problem]:
+    """What does not go with objectives that compare or judge whole answers."""
+    data, kind = config.data, config.objective.kind
+    if kind in PACKABLE:
+        return []
+    what = f"objective {kind} learns from one answer to a prompt as a whole."
+    rows = [
+        ("data.train_on", data.train_on != "assistant", "Set data.train_on=assistant."),
+        ("data.multi_turn", data.multi_turn != "whole", "Set data.multi_turn=whole."),
+        ("data.too_long", data.too_long == "split", "Set data.too_long=truncate_prompt or drop."),
+    ]
+    return [Problem(where=key, what=what, fix=fix) for key, wrong, fix in rows if wrong]
 
 
 def _processes(config: RunConfig) -> list[Problem]:
@@ -270,9 +311,11 @@ RULES: tuple[Rule, ...] = (
     _ranges,
     _stages,
     _needs,
+    _objective,
     _packing,
     _length,
     _data,
+    _answers,
     _processes,
     _micro_batch,
     _method,

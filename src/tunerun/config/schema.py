@@ -21,6 +21,8 @@ GgufType = Literal[
 
 DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "xtuner", "columns", "text"]
 
+# What `data.columns` can name.
+DATA_PARTS = ("system", "user", "assistant", "text", "chosen", "rejected", "label")
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion", "adafactor", "muon"]
 
 ADAPTER_METHODS = ("lora", "dora", "rslora", "pissa", "lora_plus", "qlora")
@@ -78,6 +80,8 @@ class ModelConfig:
     """Name of a shipped chat template (`chatml`) or a Jinja file, used instead of the model's own."""
     init: Literal["pretrained", "random"] = "pretrained"
     """`random` starts from seeded random weights in the shape of the folder's config.json."""
+    resize_embeddings: bool = False
+    """Add rows to the embedding for tokens that the tokenizer has and the weights do not; an adapter trains them."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""
     shape: ShapeConfig = ShapeConfig()
@@ -116,15 +120,16 @@ class DataConfig:
     """How rows are read; `auto` looks at the first rows."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Column of each part (system, user, assistant, text, chosen, rejected, label) by its name, in a workbook also by
-    its letter: `{user: question, assistant: D}`."""
+    its letter: `{user: question, assistant: D}`; parts that are not named are found."""
     sheet: str | None = None
     """Sheet of a workbook (.xlsx); null takes the only one that has rows."""
     vars: Mapping[str, str] = field(default_factory=dict)
-    """Values for `{{name}}`-style placeholders in the rows."""
+    """Values for `{{name}}`-style placeholders in the rows. One without a value is an error where it stands like a word;
+    in code, LaTeX and markup, and in plain text to pre-train on, it is left alone."""
     system: str | None = None
     """System prompt for rows that have none."""
     system_override: bool = False
-    """Whether `system` replaces the rows' own system prompts too."""
+    """Whether `system` replaces the rows' own system prompts too; an empty one removes them."""
     streaming: bool = False
     """Read a hub's data set row by row as it comes, keeping no copy; `max_rows` says how much of it."""
     eval_path: tuple[str, ...] = ()
@@ -162,8 +167,27 @@ class ObjectiveConfig:
 
     kind: ObjectiveKind = "sft"
     """The loss and the data it needs."""
-    label_smoothing: float = used_by("sft", "pretrain", default=0.0)
-    """Share of each target's probability that is spread evenly over the vocabulary, at least 0 and below 1."""
+    loss: Literal["sigmoid", "hinge", "ipo"] = used_by("dpo", default="sigmoid")
+    """How a pair's margin becomes a loss."""
+    beta: float = used_by("dpo", "orpo", "simpo", "kto", default=0.1)
+    """How hard the answers are pulled apart (dpo, kto: how near the model stays to where it began), > 0."""
+    label_smoothing: float = used_by("sft", "pretrain", "dpo", default=0.0)
+    """Share of each target's probability that is spread evenly over the vocabulary, below 1; of dpo, share of the pairs
+    taken to be labelled the wrong way round, below 0.5."""
+    gamma: float = used_by("simpo", default=1.0)
+    """How much better than the rejected answer the chosen one should be, >= 0."""
+    desirable_weight: float = used_by("kto", default=1.0)
+    """Weight of desirable answers; both classes should weigh about the same in all."""
+    undesirable_weight: float = used_by("kto", default=1.0)
+    """Weight of undesirable answers."""
+    teacher: str | None = used_by("distill", default=None)
+    """Model to imitate, with the same tokenizer: local folder, hub id or shipped model."""
+    divergence: Literal["forward_kl", "reverse_kl"] = used_by("distill", default="forward_kl")
+    """`forward_kl` covers all that the teacher would say, `reverse_kl` keeps to what it most likely says."""
+    temperature: float = used_by("distill", default=1.0)
+    """Both distributions are softened by it before they are compared, > 0."""
+    cross_entropy_fraction: float = used_by("distill", default=0.5)
+    """Share of the loss that is the data's own tokens instead of the teacher's distribution, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,6 +206,22 @@ class MethodConfig:
     """Names of the adapted modules, or `all-linear` for every linear layer but the head."""
     modules_to_save: tuple[str, ...] = used_by(*ADAPTER_METHODS, default=())
     """Modules trained in full and kept in the adapter, such as `embed_tokens`."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict, metadata={"kinds": ADAPTER_METHODS, "by": "kind"})
+    """Other ranks by the end of module names, a regular expression: `{down_proj: 32}`."""
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict, metadata={"kinds": ADAPTER_METHODS, "by": "kind"})
+    """Other alphas by the end of module names, a regular expression."""
+    pissa_iterations: int = used_by("pissa", default=16)
+    """Subspace iterations of the fast SVD that finds the principal components; 0 computes all of them exactly."""
+    learning_rate_ratio: float = used_by("lora_plus", default=16.0)
+    """Learning rate of the B matrices over that of the A matrices, >= 1."""
+    bits: Literal[4, 8] = used_by("qlora", default=4)
+    """Base weights are held as NF4 (4) or as int8 with one scale for each row (8)."""
+    double_quant: bool = used_by("qlora", default=True)
+    """With 4 bits, whether the scales are quantised too, which saves 0.37 bits for each weight."""
+    layers: int = used_by("freeze", default=2)
+    """Number of last decoder layers that are trained."""
+    patterns: tuple[str, ...] = used_by("freeze", default=())
+    """Further weights that are trained, by shell patterns of their names: `*norm*`, `lm_head.*`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -297,6 +337,8 @@ class ExportConfig:
 
     max_shard_size: str = "5GB"
     """Largest safetensors file of a merged model, such as `2GB` or `500MB`."""
+    merge_base: Literal["full_precision", "dequantised"] = "full_precision"
+    """What a qlora adapter is merged into: the original weights, or these rounded as they were in training."""
     gguf: GgufConfig = GgufConfig()
     """GGUF files."""
 

@@ -32,7 +32,7 @@ _SCHEMA = 1
 _ENTRY = "entry.json"
 # What decides the bytes of an entry, besides files, tokenizer and settings.
 _WEIGHTS_INDEX = ".index.json"
-_CODE = ("data", "chat", "formats/tokens.py")
+_CODE = ("data", "chat", "formats/tokens.py", "formats/pairs.py")
 
 
 def key_of(step: DataStep, files: Sequence[DataFile], model: Path) -> str:

@@ -12,6 +12,8 @@ from tunerun.data.encode import Sample
 from tunerun.data.rows import RowFault
 
 Policy = Literal["truncate_prompt", "truncate", "drop", "split", "fail"]
+Cut = Literal["", "prompt", "answer"]
+"""What was shortened; an answer only where no prompt is left to cut."""
 
 # Of each prompt text this many tokens stay, so that role names and the ends of a turn survive.
 _KEPT_TOKENS = 16
@@ -23,8 +25,7 @@ class Fitted:
 
     samples: tuple[Sample, ...]
     """None where the policy drops it, several when it splits it."""
-    cut: Literal["", "prompt", "answer"]
-    """What was shortened; an answer only where no prompt is left to cut."""
+    cut: Cut
 
 
 def fit(sample: Sample, max_length: int, policy: Policy, added: npt.NDArray[Any]) -> Fitted:

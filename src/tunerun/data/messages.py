@@ -142,7 +142,7 @@ def _content(value: Any, what: str) -> str:
         return text_of(value, f"the content of {what}")
     parts = [object_of(part, f"a part of {what}") for part in value]
     for part in parts:
-        if part.keys() != {"type", "text"} or part["type"] != "text":
+        if "type" not in part or part["type"] != "text" or "text" not in part:
             raise RowFault("not-text", f"{what} has a part that is not text; only text is trained.")
     return "".join(text_of(part["text"], f"a part of {what}") for part in parts)
 

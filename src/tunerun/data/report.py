@@ -1,30 +1,39 @@
-"""What happened to the rows: counted while they are read, written to report.json and printed."""
+"""What happened to the rows: counted while they are read, and written to report.json."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tunerun.config.schema import DataConfig
 from tunerun.data.detect import Format
-from tunerun.data.rows import BadRow, Row
+from tunerun.data.keys import Ledger
+from tunerun.data.rows import BadRow, Place
+from tunerun.data.selection import Copies, Copy, Selection
 from tunerun.errors import Problem
-from tunerun.formats.tokens import Manifest
+from tunerun.formats.pairs import CHOSEN, REJECTED, PairStore
+from tunerun.formats.tokens import Manifest, TokenStore
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_EXAMPLES = 20
-_BAR_WIDTH = 40
+_SHOWN_ROWS = 3
+_SHOWN_LINES = 12
 _BARS = 8
+_SIZES = ("rows", "samples", "tokens", "trained_tokens")
 
 # What to do about a reason; the detail of each row says what is wrong.
 FIXES = {
     "answer-cut": "Raise data.max_length, or drop such rows by data.too_long=drop.",
     "bad-encoding": "Save the file as UTF-8.",
     "empty-answer": "Write the answer or remove the row.",
+    "empty-prompt": "Write the prompt or remove the row.",
+    "same-answers": "Remove the row: there is nothing to prefer.",
     "history-differs": "Set data.multi_turn=split.",
     "no-end-of-turn": "Name a template whose turns end in a token of this model by model.chat_template.",
     "template-drops-tools": "Name a template with tools by model.chat_template.",
@@ -41,6 +50,8 @@ class Source:
     revision: str | None
     """Commit of a data set on its hub."""
     rows: int
+    weight: float = 1.0
+    """Times each row is in an epoch."""
 
 
 @dataclass(slots=True)
@@ -61,6 +72,8 @@ class Tally:
     """Up to `MAX_EXAMPLES` for each reason."""
     unreadable: list[Problem] = field(default_factory=list)
     """What is wrong with files as a whole."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """Of the rows that can be used."""
     _shown: Counter[str] = field(default_factory=Counter)
 
     def add_bad(self, row: BadRow) -> None:
@@ -68,12 +81,12 @@ class Tally:
         self.bad[row.reason] += 1
         self._example(row)
 
-    def add_dropped(self, row: Row, reason: str, detail: str) -> None:
+    def add_dropped(self, row: Place, reason: str, detail: str) -> None:
         """Counts a row that is left out on purpose."""
         self.dropped[reason] += 1
         self._example(BadRow(row.file, row.line, reason, detail))
 
-    def add_cut(self, row: Row, part: str, detail: str) -> None:
+    def add_cut(self, row: Place, part: str, detail: str) -> None:
         """Counts a sample that was shortened in `prompt` or `answer`."""
         self.cut[part] += 1
         self._example(BadRow(row.file, row.line, f"{part}-cut", detail))
@@ -89,38 +102,90 @@ class Tally:
         return self.bad.total() / self.rows_read if self.rows_read else 0.0
 
 
-def problems(tally: Tally) -> list[Problem]:
-    """Turns the bad rows into problems: the first of each reason, then how many more there are."""
-    found: list[Problem] = []
-    for reason, count in tally.bad.most_common():
+def problems(tally: Tally, *, rows: bool) -> list[Problem]:
+    """Turns what is wrong into problems: files that cannot be read, and for each reason the first rows and more lines.
+
+    Paths are those that one would type from here.
+
+    Args:
+        tally: The counts.
+        rows: Whether bad rows are a problem, beside files.
+    """
+    found = list(tally.unreadable)
+    for reason, count in tally.bad.most_common() if rows else ():
         fix = FIXES.get(reason, "")
-        rows = [row for row in tally.examples if row.reason == reason]
-        found += [Problem(where=f"{row.file}:{row.line}", what=row.detail, fix=fix) for row in rows]
-        if count > len(rows):
-            found.append(Problem(where=rows[-1].file, what=f"{count - len(rows)} more rows: {reason}.", fix=fix))
-    share = f"{tally.bad.total()} of {tally.rows_read} rows cannot be used."
-    found.append(Problem(where="data.on_bad_rows", what=share, fix="Mend them, or set data.on_bad_rows=drop."))
-    return found
+        bad = [row for row in tally.examples if row.reason == reason]
+        shown, more = bad[:_SHOWN_ROWS], bad[_SHOWN_ROWS:]
+        found += [Problem(where=f"{row.file}:{row.line}", what=row.detail) for row in shown]
+        if count > len(shown):
+            what = f"{count - len(shown):,} more rows with {reason}{_lines(more, count - len(shown))}."
+            found.append(Problem(where=shown[-1].file, what=what, fix=fix))
+        else:
+            found[-1] = Problem(where=found[-1].where, what=found[-1].what, fix=fix)
+    here = f"{Path.cwd()}/"
+    return [replace(problem, where=problem.where.removeprefix(here)) for problem in found]
 
 
-def build(tally: Tally, train: Manifest, held_out: Manifest | None, lengths: npt.NDArray[Any]) -> dict[str, Any]:
+def verdict(tally: Tally, data: DataConfig, path: Path) -> Problem:
+    """Says how many rows cannot be used.
+
+    Args:
+        tally: The counts.
+        data: The settings.
+        path: Of the report of the failure.
+    """
+    where = str(path).removeprefix(f"{Path.cwd()}/")
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.bad.most_common())
+    what = f"{tally.bad.total():,} of {tally.rows_read:,} rows cannot be used ({reasons}). Report: {where}."
+    if data.on_bad_rows == "fail":
+        return Problem(where="data.on_bad_rows", what=what, fix="Mend them, or set data.on_bad_rows=drop.")
+    what = f"{what} At most {data.max_dropped_fraction:.4g} of them may be dropped."
+    return Problem(where="data.max_dropped_fraction", what=what, fix="Mend them, or raise it.")
+
+
+def _lines(rows: Sequence[BadRow], count: int) -> str:
+    """Lists where more rows are, as far as there is room."""
+    if not rows or len({row.file for row in rows}) > 1:
+        return ""
+    shown = [str(row.line) for row in rows[:_SHOWN_LINES]]
+    rest = ", ..." if count > len(shown) else ""
+    return f", {'line' if count == 1 else 'lines'} {', '.join(shown)}{rest}"
+
+
+def build(
+    tally: Tally,
+    *,
+    train: TokenStore | PairStore | None,
+    held_out: TokenStore | PairStore | None,
+    lengths: npt.NDArray[Any],
+    selection: Selection | None,
+) -> dict[str, Any]:
     """Builds report.json.
 
     Args:
         tally: The counts.
-        train: Of the train set.
-        held_out: Of the eval set, or None.
+        train: The train set; None when the rows cannot be used.
+        held_out: The eval set, or None.
         lengths: Tokens of each sample, train and eval, shape [samples].
+        selection: What became of the samples; None when the rows cannot be used.
     """
-    dropped = tally.bad + tally.dropped
+    left_out = Counter(selection.dropped if selection is not None else {})
+    dropped = tally.bad + tally.dropped + left_out
+    sizes = _sizes(train) if train is not None else dict.fromkeys(_SIZES, 0)
     return {
         "schema": SCHEMA,
         "rows_read": tally.rows_read,
-        "rows_kept": tally.rows_kept,
+        "rows_kept": tally.rows_kept - left_out.total(),
         "dropped": dict(dropped.most_common()),
         "truncated": tally.cut.total(),
         "truncated_answers": tally.cut["answer"],
         "zero_label": tally.dropped["nothing-trained"],
+        "empty_answers": tally.bad["empty-answer"],
+        "role_order_faults": tally.bad["role-order"],
+        "encoding_faults": tally.bad["bad-encoding"],
+        "duplicates": _copies(selection.duplicates) if selection is not None else None,
+        "overlap": _copies(selection.overlap) if selection is not None and held_out is not None else None,
+        "unreadable": [{"where": problem.where, "what": problem.what} for problem in tally.unreadable],
         "examples": [
             {"file": row.file, "line": row.line, "reason": row.reason, "detail": row.detail} for row in tally.examples
         ],
@@ -130,56 +195,47 @@ def build(tally: Tally, train: Manifest, held_out: Manifest | None, lengths: npt
                 "format": source.form.name,
                 "why": source.form.why,
                 "rows": source.rows,
+                "weight": source.weight,
                 "revision": source.revision,
             }
             for name, source in tally.sources.items()
         ],
-        "rows": train.rows,
-        "samples": train.samples,
-        "tokens": train.tokens,
-        "trained_tokens": train.trained_tokens,
-        "packing_fill": round(train.tokens / (train.rows * train.max_length), 4) if train.packed else None,
+        **sizes,
+        "trained_share": round(sizes["trained_tokens"] / sizes["tokens"], 4) if sizes["tokens"] else None,
+        "packing_fill": _fill(train.manifest) if train is not None and train.manifest.packed else None,
+        "sides": _sides(train) if isinstance(train, PairStore) else None,
+        "labels": _labels(train) if isinstance(train, TokenStore) and train.labels is not None else None,
         "eval": None if held_out is None else _sizes(held_out),
-        "length_tokens": _length_table(lengths),
+        "length_tokens": _length_table(lengths) if len(lengths) else None,
     }
 
 
-def summary(report: dict[str, Any]) -> str:
-    """Formats report.json for a terminal, at most 100 columns wide."""
-    lines = [f"data: {report['rows_read']:,} rows read, {report['rows_kept']:,} kept"]
-    for source in report["sources"]:
-        where = source["file"] if len(source["file"]) <= 30 else "..." + source["file"][-27:]
-        lines.append(_line("format", f"{source['format']}: {source['rows']:,} rows of {where} ({source['why']})"))
-    lines.append(_line("train", _counts(report)))
-    if report["eval"]:
-        lines.append(_line("eval", _counts(report["eval"])))
-    if report["packing_fill"] is not None:
-        lines.append(_line("packing", f"{report['rows']:,} rows, {report['packing_fill']:.1%} full"))
-    if report["dropped"]:
-        lines.append(_line("dropped", ", ".join(f"{name} {count:,}" for name, count in report["dropped"].items())))
-    if report["truncated"]:
-        answers = report["truncated_answers"]
-        lines.append(_line("cut", f"{report['truncated']:,} samples were too long; {answers:,} lost part of an answer"))
-    lines += _histogram(report["length_tokens"])
-    return "\n".join(line[:100] for line in lines)
+def _copies(copies: Copies) -> dict[str, Any]:
+    return {"exact": copies.exact, "near": copies.near, "examples": [_copy(copy) for copy in copies.examples]}
 
 
-def _sizes(manifest: Manifest) -> dict[str, int]:
-    return {
-        "rows": manifest.rows,
-        "samples": manifest.samples,
-        "tokens": manifest.tokens,
-        "trained_tokens": manifest.trained_tokens,
-    }
+def _copy(copy: Copy) -> dict[str, Any]:
+    original = {"file": copy.of_file, "line": copy.of_line}
+    return {"file": copy.file, "line": copy.line, "of": original, "similarity": copy.similarity}
 
 
-def _line(label: str, text: str) -> str:
-    return f"  {label:<8} {text}"
+def _fill(manifest: Manifest) -> float:
+    return round(manifest.tokens / (manifest.rows * manifest.max_length), 4)
 
 
-def _counts(sizes: dict[str, Any]) -> str:
-    tokens, trained = sizes["tokens"], sizes["trained_tokens"]
-    return f"{sizes['samples']:,} samples, {tokens:,} tokens, {trained:,} of them trained ({trained / tokens:.1%})"
+def _sizes(store: TokenStore | PairStore) -> dict[str, int]:
+    facts = asdict(store.manifest)
+    return {name: facts[name] for name in _SIZES}
+
+
+def _sides(store: PairStore) -> dict[str, dict[str, int]]:
+    return {CHOSEN: _sizes(store.chosen), REJECTED: _sizes(store.rejected)}
+
+
+def _labels(store: TokenStore) -> dict[str, int]:
+    assert store.labels is not None, "the store is labelled"
+    good = int(np.count_nonzero(store.labels))
+    return {"good": good, "bad": len(store) - good}
 
 
 def _length_table(lengths: npt.NDArray[Any]) -> dict[str, Any]:
@@ -202,16 +258,3 @@ def _round_step(wanted: float) -> int:
     while step < wanted:
         step *= 2
     return step
-
-
-def _histogram(table: dict[str, Any]) -> list[str]:
-    head = f"min {table['min']:,}, median {table['median']:,}, max {table['max']:,} tokens"
-    labels = [f"{low:,}-{high:,}" for low, high in pairwise(table["bounds"])]
-    width = max(len(label) for label in labels)
-    most = max(table["counts"])
-    lines = [_line("length", head)]
-    for label, count in zip(labels, table["counts"], strict=True):
-        # A bar is shown for every count, however small beside the others.
-        bar = "#" * max(round(_BAR_WIDTH * count / most), int(count > 0))
-        lines.append(f"           {label:>{width}} {bar:<{_BAR_WIDTH}} {count:,}")
-    return lines

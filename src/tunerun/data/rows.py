@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+RowKind = Literal["text", "conversations", "pairs", "labels"]
+"""What rows are good for: documents, conversations to imitate, a better and a worse answer to one prompt, or answers
+labelled good or bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,14 @@ class DataFile:
     """What the report counts it under: the name, or for a data set of a hub what `data.path` says."""
     revision: str | None = None
     """Commit of the data set on its hub."""
+    streamed: bool = False
+    """Whether it is read from its hub as it comes; `path` is then its place there, and no file."""
+    sheet: str | None = None
+    """Sheet of a workbook, as `dataset.json` says; that of the source when None."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Column of each part, as `dataset.json` says; those of the source when empty."""
+    format: str | None = None
+    """How rows are read, as `dataset.json` says; that of the source when None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +41,31 @@ class Row:
     line: int
     """Where it starts, counted from 1."""
     value: Any
-    """A JSON value; for CSV a dict of texts; for plain text the line."""
+    """A JSON value; for CSV and workbooks a dict of texts; for plain text the line."""
+    letters: Mapping[str, str] | None = None
+    """Of a workbook: the name of each column by its letter."""
+
+
+def column_key(row: Row, column: str) -> str | None:
+    """Returns the key in a row that a column's name means, or in a workbook its letter; None when there is none.
+
+    Args:
+        row: Any of the file.
+        column: As the user wrote it; a name goes before a letter.
+    """
+    if isinstance(row.value, dict) and column in row.value:
+        return column
+    return None if row.letters is None else row.letters.get(column.upper())
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a usable row is, when its content was taken out."""
+
+    file: str
+    line: int
+    number: int
+    """Of the row in the ledger of usable rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +106,22 @@ class Text:
     """A row of plain text."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A prompt with a better and a worse answer; both conversations begin with it."""
+
+    chosen: Conversation
+    rejected: Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A conversation whose last answer is good or bad."""
+
+    conversation: Conversation
+    desirable: bool
+
+
+Content = Text | Conversation | Preference | Labelled

@@ -1,36 +1,109 @@
-"""Holds out rows for evaluation by their content."""
+"""Holds out rows for evaluation by a hash of their content, source by source.
+
+A row's rank is a number that depends on its content and the seed alone. A share holds out the ranks below a bound, so
+rows that are appended move no other row. A count holds out the lowest ranks of each source: an appended row that ranks
+among them takes the place of the highest, and all others stay.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-
-def share(value: Any, seed: int) -> float:
-    """Maps a row to a number in [0, 1) that depends on its content and the seed alone.
-
-    Rows appended to a file leave the others where they were, and equal rows stay on the same side.
-    """
-    text = json.dumps(value, sort_keys=True)
-    digest = hashlib.blake2b(f"{seed}\0{text}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2.0**64
+Array = npt.NDArray[Any]
 
 
-def held_out(shares: npt.NDArray[np.float64], fraction: float) -> npt.NDArray[np.bool_]:
-    """Chooses the rows to evaluate on: those whose share is below the fraction, and at least the lowest one.
+def ranks(contents: Array, seed: int) -> Array:
+    """Maps hashes of rows to numbers that look random and depend on the seed, shape [rows], uint64.
 
     Args:
-        shares: Of each row, from `share`; shape [rows].
-        fraction: Of the rows; 0 holds out none.
+        contents: Of each row, from `keys.content_key`; shape [rows], uint64. Equal rows get equal ranks.
+        seed: Of the run.
+    """
+    return _mixed(contents ^ _mixed(np.array([seed], np.int64).view(np.uint64)))
+
+
+def hold_out_fraction(ranked: Array, sources: Array, fraction: float) -> Array:
+    """Chooses about a share of every source.
+
+    A source that should give a row and has none below the bound gives its lowest; one that would be emptied keeps its
+    highest. Of all sources together at least one row is held out when there are two that differ.
+
+    Args:
+        ranked: From `ranks`; shape [rows].
+        sources: Number of each row's source; shape [rows].
+        fraction: Of the rows, above 0 and below 1.
 
     Returns:
-        A flag for each row, shape [rows].
+        Whether each row is held out, shape [rows]; equal rows are on the same side.
     """
-    if fraction <= 0 or not len(shares):
-        return np.zeros(len(shares), np.bool_)
-    lowest: npt.NDArray[np.bool_] = shares == shares.min()
-    return lowest | (shares < fraction)
+    held: Array = ranked < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
+    for source in np.unique(sources):
+        inside = ranked[sources == source]
+        if len(inside) * fraction >= 1 and not held[sources == source].any():
+            held |= ranked == inside.min()
+    if len(ranked) and not held.any():
+        largest = ranked[sources == np.bincount(sources).argmax()]
+        held |= ranked == largest.min()
+    return _without_emptied(held, ranked, sources)
+
+
+def hold_out_count(ranked: Array, sources: Array, count: int) -> Array:
+    """Chooses a number of rows, spread over the sources in proportion to their rows.
+
+    Copies of a row are taken together, so the number can be missed by them, and no source is emptied.
+
+    Args:
+        ranked: From `ranks`; shape [rows].
+        sources: Number of each row's source; shape [rows].
+        count: Rows to hold out.
+
+    Returns:
+        Whether each row is held out, shape [rows]; equal rows are on the same side.
+    """
+    held = np.zeros(len(ranked), np.bool_)
+    for source, quota in enumerate(_quotas(np.bincount(sources), count) if len(ranked) else ()):
+        inside = sources == source
+        values, inverse, copies = np.unique(ranked[inside], return_inverse=True, return_counts=True)
+        # A row that another source has too may be held out already.
+        already = np.bincount(inverse, weights=held[inside]) > 0
+        missing, chosen = quota - int(np.count_nonzero(held[inside])), np.zeros(len(values), np.bool_)
+        for index in np.flatnonzero(~already):
+            if missing <= 0:
+                break
+            if copies[index] <= missing:
+                chosen[index] = True
+                missing -= int(copies[index])
+        held |= np.isin(ranked, values[chosen])
+    return _without_emptied(held, ranked, sources)
+
+
+def _quotas(sizes: Array, count: int) -> list[int]:
+    """Shares a number of rows out in proportion, by largest remainder; a source of one row gives none."""
+    givers = np.where(sizes > 1, sizes, 0)
+    count = min(count, int(np.maximum(sizes - 1, 0).sum()))
+    exact = givers * (count / max(int(givers.sum()), 1))
+    quotas = np.minimum(np.floor(exact).astype(np.int64), np.maximum(sizes - 1, 0))
+    for source in np.argsort(np.floor(exact) - exact, kind="stable"):
+        if quotas.sum() < count and quotas[source] < sizes[source] - 1:
+            quotas[source] += 1
+    return [int(quota) for quota in quotas]
+
+
+def _without_emptied(held: Array, ranked: Array, sources: Array) -> Array:
+    for source in np.unique(sources):
+        inside = sources == source
+        if held[inside].all():
+            held &= ranked != ranked[inside].max()
+    return held
+
+
+def _mixed(values: Array) -> Array:
+    """Mixes the bits of numbers, as the finaliser of SplitMix64 does (Steele, Lea and Flood, 2014)."""
+    made: Array = values + np.uint64(0x9E3779B97F4A7C15)
+    made = (made ^ (made >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    made = (made ^ (made >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    made ^= made >> np.uint64(31)
+    return made

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from array import array
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,17 @@ from tunerun.chat.mask import Renderer
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.config.schema import DataConfig
-from tunerun.data import read, report
-from tunerun.data.encode import Encoder, pretrain, sft
-from tunerun.data.pack import pack
-from tunerun.data.prepare import Encoded, encode_files
+from tunerun.data import report
+from tunerun.data.assemble import assemble, repeat, times
+from tunerun.data.encode import Encoder, kto, label_of, preference, pretrain, samples_of, sft
+from tunerun.data.inputs import find_inputs
+from tunerun.data.prepare import encode_files
 from tunerun.data.preview import preview
-from tunerun.data.split import held_out, share
+from tunerun.data.selection import Selection, select
+from tunerun.data.summary import summary
 from tunerun.errors import Problem, UserError
-from tunerun.formats.tokens import Manifest, TokenStore, TokenWriter
+from tunerun.formats.pairs import open_store
+from tunerun.formats.tokens import TokenStore, TokenWriter
 from tunerun.plan.steps import DataStep
 
 REPORT = "report.json"
@@ -37,6 +40,8 @@ _SCRATCH = ".scratch"
 def run(step: DataStep, out: Path) -> list[Artifact]:
     """Prepares the data of a run.
 
+    When rows cannot be used, the report of all rows is data.failed/report.json, and data/ stays as it was.
+
     Args:
         step: What to do.
         out: Run directory, which has model.json.
@@ -46,9 +51,11 @@ def run(step: DataStep, out: Path) -> list[Artifact]:
     """
     tokenizer = load_tokenizer(read_base(out).folder)
     encoder = build_encoder(step, read_base(out).folder, tokenizer)
+    failed = out / artifacts.FAILED_DATA
+    shutil.rmtree(failed, ignore_errors=True)
     with artifacts.publish(out / artifacts.DATA) as folder:
-        facts = prepare(step, encoder, tokenizer, folder)
-    print(report.summary(facts))
+        facts = prepare(step, encoder, tokenizer, folder, failed / REPORT)
+    print(summary(facts))
     return [artifacts.describe(out, "data", artifacts.DATA)]
 
 
@@ -65,18 +72,25 @@ def build_encoder(step: DataStep, folder: Path, tokenizer: Tokenizer) -> Encoder
     """
     if step.objective.kind == "pretrain":
         return pretrain.encoder(tokenizer, step.data.max_length)
-    if step.objective.kind != "sft":
-        what = f"data for objective={step.objective.kind} cannot be prepared yet."
-        raise UserError(Problem(where="objective.kind", what=what, fix="Use sft or pretrain."))
     template = load_template(folder, tokenizer.named, step.chat_template)
     if template is None:
         fix = "Name one by model.chat_template, such as chatml."
         raise UserError(Problem(where="model.chat_template", what="the model has no chat template.", fix=fix))
-    return sft.encoder(Renderer(template, tokenizer, step.data.train_on, step.data.multi_turn))
+    if step.objective.kind in ("sft", "distill"):
+        return sft.encoder(Renderer(template, tokenizer, step.data.train_on, step.data.multi_turn))
+    renderer = Renderer(template, tokenizer)
+    return kto.encoder(renderer) if step.objective.kind == "kto" else preference.encoder(renderer)
 
 
-def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path, failed: Path) -> dict[str, Any]:
     """Fills a folder with the train set, the eval set, the report and the preview.
+
+    Args:
+        step: What to do.
+        encoder: Of the objective.
+        tokenizer: Of the base model.
+        folder: To fill.
+        failed: Where the report is written when the data are wrong.
 
     Returns:
         The content of report.json.
@@ -85,50 +99,77 @@ def prepare(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, folder: Path
         UserError: The data are wrong; all faults found are listed.
     """
     data, tally = step.data, report.Tally()
-    scratch = folder / _SCRATCH
-    cache_dir = None if step.cache_dir is None else Path(step.cache_dir)
-    train_files = read.find_files(data.path, cache_dir=cache_dir)
-    eval_files = read.find_files(data.eval_path, "data.eval_path", cache_dir)
-    added = np.array(sorted(tokenizer.backend.get_added_tokens_decoder()), np.int64)
-    seed = step.seed if data.eval_fraction and not eval_files else None
-    with TokenWriter(scratch) as writer:
-        shares = _write(writer, encode_files(train_files, data, encoder, added, tally), seed)
-        train_samples = writer.samples
-        if eval_files:
-            # `max_rows` is for a quick try of training; what is measured stays the same.
-            whole = replace(data, max_rows=None)
-            _write(writer, encode_files(eval_files, whole, encoder, added, tally), None)
-        _check(tally, data)
-        facts = _facts(step, encoder, tokenizer)
-        writer.finish(packed=False, **facts)
+    scratch, facts = folder / _SCRATCH, _facts(step, encoder, tokenizer)
+    read_rows = _encode(step, encoder, tokenizer, scratch, tally)
     samples = TokenStore.open(scratch)
-    evaluated = _choose_eval(samples, train_samples, np.array(shares), data)
-    train = _assemble(samples, np.flatnonzero(~evaluated), folder, data, facts)
-    chosen = np.flatnonzero(evaluated)
-    held = _assemble(samples, chosen, folder / _EVAL, data, facts) if len(chosen) else None
-    lengths = samples.lengths()
+    _check(tally, data, samples, failed)
+    selection = select(tally.ledger, samples, read_rows.of_samples, len(read_rows.weights), data, step.seed)
+    chosen = np.flatnonzero(~selection.evaluated & ~selection.left_out)
+    repeats = times(tally.ledger.contents[read_rows.of_samples[chosen]], read_rows.weights_of(chosen), step.seed)
+    chosen = repeat(chosen, repeats, paired=encoder.paired)
+    if not len(chosen):
+        raise UserError(_nothing_left(len(samples), selection))
+    capacity = data.max_length if data.packing else None
+    assemble(samples, chosen, folder, paired=encoder.paired, capacity=capacity, facts=facts)
+    chosen, held = np.flatnonzero(selection.evaluated), None
+    if len(chosen):
+        assemble(samples, chosen, folder / _EVAL, paired=encoder.paired, capacity=capacity, facts=facts)
+        held = open_store(folder / _EVAL)
+    lengths = samples.lengths()[~selection.left_out]
     shutil.rmtree(scratch)
-    found = report.build(tally, train, held, lengths)
+    train = open_store(folder)
+    found = report.build(tally, train=train, held_out=held, lengths=lengths, selection=selection)
     artifacts.write_json(folder / REPORT, found)
-    artifacts.write_text(folder / PREVIEW, preview(TokenStore.open(folder), tokenizer))
+    artifacts.write_text(folder / PREVIEW, preview(train, tokenizer))
     return found
 
 
-def _write(writer: TokenWriter, samples: Iterator[Encoded], seed: int | None) -> list[float]:
-    """Writes samples, each a row of its own, and returns their rows' shares when a seed is given."""
-    shares: list[float] = []
-    for encoded in samples:
-        writer.add(encoded.sample)
-        if seed is not None:
-            shares.append(share(encoded.row.value, seed))
-    return shares
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows that were read, by their number in the ledger; those of `data.eval_path` come last."""
+
+    of_samples: npt.NDArray[np.int64]
+    """Number of each sample's row, shape [samples]."""
+    weights: npt.NDArray[np.float64]
+    """Of each row that may be trained on, shape [training rows]."""
+
+    def weights_of(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Returns the weights of some samples' rows."""
+        return self.weights[self.of_samples[samples]]
 
 
-def _check(tally: report.Tally, data: DataConfig) -> None:
-    too_many = data.on_bad_rows == "fail" or tally.bad_fraction > data.max_dropped_fraction
-    rows = report.problems(tally) if tally.bad and too_many else []
-    if rows or tally.unreadable:
-        raise UserError([*tally.unreadable, *rows])
+def _encode(step: DataStep, encoder: Encoder, tokenizer: Tokenizer, scratch: Path, tally: report.Tally) -> _Rows:
+    """Writes all samples into a store, one to a row; a pair's two follow each other."""
+    inputs = find_inputs(step)
+    added = np.array(sorted(tokenizer.backend.get_added_tokens_decoder()), np.int64)
+    of_samples, weights = array("q"), array("d")
+    with TokenWriter(scratch, labelled=encoder.labelled) as writer:
+        for given in inputs:
+            for encoded in encode_files(given, step.data, encoder, added, tally):
+                for sample in samples_of(encoded.example):
+                    writer.add(sample, label=label_of(encoded.example))
+                    of_samples.append(encoded.row.number)
+            if not given.evaluated:
+                weights.extend([given.source.weight] * (len(tally.ledger) - len(weights)))
+        writer.finish(packed=False, **_facts(step, encoder, tokenizer))
+    return _Rows(np.array(of_samples, np.int64), np.array(weights, np.float64))
+
+
+def _check(tally: report.Tally, data: DataConfig, samples: TokenStore, failed: Path) -> None:
+    """Refuses data with too many bad rows, and leaves a report of them."""
+    too_many = bool(tally.bad) and (data.on_bad_rows == "fail" or tally.bad_fraction > data.max_dropped_fraction)
+    if not too_many and not tally.unreadable:
+        return
+    found = report.build(tally, train=None, held_out=None, lengths=samples.lengths(), selection=None)
+    artifacts.write_json(failed, found)
+    last = [report.verdict(tally, data, failed)] if too_many else []
+    raise UserError([*report.problems(tally, rows=too_many), *last])
+
+
+def _nothing_left(samples: int, selection: Selection) -> Problem:
+    left_out, evaluated = int(selection.left_out.sum()), int(selection.evaluated.sum())
+    what = f"nothing is left to train on: {samples} samples, {evaluated} for evaluation, {left_out} left out as copies."
+    return Problem(where="data.path", what=what, fix="See the dropped rows, or give more data.")
 
 
 def _facts(step: DataStep, encoder: Encoder, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -138,35 +179,3 @@ def _facts(step: DataStep, encoder: Encoder, tokenizer: Tokenizer) -> dict[str, 
         "template_sha256": encoder.template_sha256,
         "max_length": step.data.max_length,
     }
-
-
-def _choose_eval(
-    samples: TokenStore, train_samples: int, shares: npt.NDArray[np.float64], data: DataConfig
-) -> npt.NDArray[np.bool_]:
-    """Returns which samples are evaluated on, shape [samples].
-
-    Raises:
-        UserError: Nothing would be left to train on.
-    """
-    evaluated = np.zeros(len(samples), np.bool_)
-    if data.eval_path:
-        evaluated[train_samples:] = True
-    elif data.eval_fraction:
-        evaluated = held_out(shares, data.eval_fraction)
-    if evaluated.all():
-        what = f"nothing is left to train on: {len(samples)} samples, {int(evaluated.sum())} of them for evaluation."
-        raise UserError(Problem(where="data.path", what=what, fix="See the dropped rows, or give more data."))
-    return evaluated
-
-
-def _assemble(
-    samples: TokenStore, chosen: npt.NDArray[np.int64], folder: Path, data: DataConfig, facts: dict[str, Any]
-) -> Manifest:
-    """Writes a store of the chosen samples, packed or one to a row."""
-    rows: Iterable[npt.NDArray[Any]] = np.arange(len(chosen))[:, None]
-    if data.packing:
-        rows = pack(samples.lengths()[chosen], data.max_length)
-    with TokenWriter(folder) as writer:
-        for row in rows:
-            writer.add(*(samples.row(int(chosen[index]))[:2] for index in row))
-        return writer.finish(packed=data.packing, **facts)

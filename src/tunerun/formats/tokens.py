@@ -1,12 +1,16 @@
 """The token store: tokenised rows as flat little-endian arrays that are mapped into memory, never loaded.
 
-Layout of the folder, schema 1:
+Layout of the folder, schema 2:
 
     tokens.u32     token ids of all rows, one after the other
     trained.u8     for each token 1 where it is a target of the loss, else 0
     segments.i32   for each token the number of its sample; positions restart where it changes
     offsets.i64    where each row starts in the arrays above; one more than there are rows
+    labels.u8      for each row 1 where its answer is desirable, else 0; only where the manifest's layout is `labelled`
     manifest.json  what the rows are; written last, so a folder without it is incomplete
+
+Preference data (layout `pairs`) are two stores, `chosen/` and `rejected/`, beside a manifest of both: `formats.pairs`.
+Schema 1 had the layout `rows` only, and did not name it.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,26 +26,36 @@ import numpy.typing as npt
 from tunerun import artifacts
 from tunerun.errors import StageError
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 TOKENS, TRAINED, SEGMENTS, OFFSETS = "tokens.u32", "trained.u8", "segments.i32", "offsets.i64"
+LABELS = "labels.u8"
+
+Layout = Literal["rows", "labelled", "pairs"]
+"""Rows to imitate, rows with a label each, or pairs of a chosen and a rejected row."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     TOKENS: np.dtype("<u4"),
     TRAINED: np.dtype("u1"),
     SEGMENTS: np.dtype("<i4"),
     OFFSETS: np.dtype("<i8"),
+    LABELS: np.dtype("u1"),
 }
 
 Array = npt.NDArray[Any]
+
+# Arrays are joined and written once they hold so many values together.
+_WAITING_VALUES = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """What a token store holds."""
 
+    layout: Layout = "rows"
+    """What a row is; of `pairs` the counts below are of both sides together, but rows and samples are pairs."""
     objective: str
-    """`sft` or `pretrain`."""
+    """One of the objective kinds, such as `sft`."""
     tokenizer_sha256: str
     """Of tokenizer.json."""
     template_sha256: str | None
@@ -57,6 +71,27 @@ class Manifest:
     """Number of tokens that are targets of the loss."""
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """Reads what a store holds, of any layout.
+
+    Raises:
+        StageError: The folder is not a complete store of a known schema.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise StageError(f"{folder}: no complete token store ({MANIFEST} is missing). Run the data stage again.")
+    data = artifacts.read_json(path)
+    schema = data.pop("schema")
+    if not 1 <= schema <= SCHEMA:
+        raise StageError(f"{path}: schema {schema} is not one that this version reads (1 to {SCHEMA}).")
+    return Manifest(**data)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes what a store holds, which makes it complete."""
+    artifacts.write_json(folder / MANIFEST, {"schema": SCHEMA, **asdict(manifest)})
+
+
 @dataclass(frozen=True, slots=True)
 class TokenStore:
     """A token store, mapped read-only."""
@@ -70,19 +105,25 @@ class TokenStore:
     """Shape [tokens], int32."""
     offsets: Array
     """Shape [rows + 1], int64."""
+    labels: Array | None = None
+    """Shape [rows], uint8, of the layout `labelled`; else None."""
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
         """Maps a store into memory.
 
         Raises:
-            StageError: The folder is not a complete store of a known schema.
+            StageError: The folder is not a complete store of a known schema, or holds pairs.
         """
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
+        if manifest.layout == "pairs":
+            raise StageError(f"{folder}: holds pairs of rows for objective={manifest.objective}, not single rows.")
         sizes = {TOKENS: manifest.tokens, TRAINED: manifest.tokens, SEGMENTS: manifest.tokens}
         sizes[OFFSETS] = manifest.rows + 1
         arrays = {name: _map(folder / name, _DTYPES[name], size) for name, size in sizes.items()}
-        return cls(manifest, arrays[TOKENS], arrays[TRAINED], arrays[SEGMENTS], arrays[OFFSETS])
+        labelled = manifest.layout == "labelled"
+        labels = _map(folder / LABELS, _DTYPES[LABELS], manifest.rows) if labelled else None
+        return cls(manifest, arrays[TOKENS], arrays[TRAINED], arrays[SEGMENTS], arrays[OFFSETS], labels)
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -100,24 +141,35 @@ class TokenStore:
 class TokenWriter:
     """Writes a token store row by row; use as a context manager, and `finish` at the end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, labelled: bool = False) -> None:
         """Creates the folder and its files; the caller publishes the folder when all is well."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._files: dict[str, BinaryIO] = {name: (folder / name).open("wb") for name in _DTYPES}
-        self._put(OFFSETS, np.zeros(1))
+        names = [name for name in _DTYPES if labelled or name != LABELS]
+        self._files: dict[str, BinaryIO] = {name: (folder / name).open("wb") for name in names}
+        self._waiting: dict[str, list[Array]] = {name: [] for name in self._files}
+        self._waiting_values = dict.fromkeys(self._files, 0)
+        self._put(OFFSETS, np.zeros(1, np.int64))
         self.rows = self.samples = self.tokens = self.trained_tokens = 0
 
-    def add(self, *samples: tuple[Array, Array]) -> None:
-        """Appends one row made of samples, each the tokens and the trained flags, shape [tokens of the sample]."""
+    def add(self, *samples: tuple[Array, Array], label: bool | None = None) -> None:
+        """Appends one row.
+
+        Args:
+            samples: That it is made of, each the tokens and the trained flags, shape [tokens of the sample].
+            label: Whether its answer is desirable; of a labelled store only.
+        """
+        assert (label is not None) == (LABELS in self._files), "every row of a labelled store has a label"
         for tokens, trained in samples:
             self._put(TOKENS, tokens)
             self._put(TRAINED, trained)
-            self._put(SEGMENTS, np.full(len(tokens), self.samples))
+            self._put(SEGMENTS, np.full(len(tokens), self.samples, np.int32))
             self.samples += 1
             self.tokens += len(tokens)
             self.trained_tokens += int(np.count_nonzero(trained))
         self._put(OFFSETS, np.array([self.tokens]))
+        if label is not None:
+            self._put(LABELS, np.array([label], np.uint8))
         self.rows += 1
 
     def finish(
@@ -126,6 +178,7 @@ class TokenWriter:
         """Closes the arrays and writes the manifest."""
         self._close()
         manifest = Manifest(
+            layout="labelled" if LABELS in self._files else "rows",
             objective=objective,
             tokenizer_sha256=tokenizer_sha256,
             template_sha256=template_sha256,
@@ -136,7 +189,7 @@ class TokenWriter:
             tokens=self.tokens,
             trained_tokens=self.trained_tokens,
         )
-        artifacts.write_json(self._folder / MANIFEST, {"schema": SCHEMA, **asdict(manifest)})
+        write_manifest(self._folder, manifest)
         return manifest
 
     def __enter__(self) -> Self:
@@ -148,22 +201,23 @@ class TokenWriter:
         self._close()
 
     def _close(self) -> None:
-        for file in self._files.values():
+        for name, file in self._files.items():
+            self._flush(name)
             file.close()
 
     def _put(self, name: str, values: Array) -> None:
-        self._files[name].write(values.astype(_DTYPES[name], copy=False).tobytes())
+        # Rows are short: hundreds of them make one write.
+        self._waiting[name].append(values)
+        self._waiting_values[name] += len(values)
+        if self._waiting_values[name] >= _WAITING_VALUES:
+            self._flush(name)
 
-
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise StageError(f"{folder}: no complete token store ({MANIFEST} is missing). Run the data stage again.")
-    data = artifacts.read_json(path)
-    schema = data.pop("schema")
-    if schema != SCHEMA:
-        raise StageError(f"{path}: schema {schema} is not the one this version reads ({SCHEMA}).")
-    return Manifest(**data)
+    def _flush(self, name: str) -> None:
+        if self._waiting[name]:
+            joined = np.concatenate(self._waiting[name])
+            self._files[name].write(joined.astype(_DTYPES[name], copy=False).data)
+            self._waiting[name].clear()
+            self._waiting_values[name] = 0
 
 
 def _map(path: Path, dtype: np.dtype[Any], size: int) -> Array:
@@ -171,4 +225,5 @@ def _map(path: Path, dtype: np.dtype[Any], size: int) -> Array:
         raise StageError(f"{path}: its size is not what the manifest says. Run the data stage again.")
     if size == 0:
         return np.zeros(0, dtype)
-    return np.memmap(path, dtype, "r", shape=(size,))
+    # A plain view: slices of `memmap` itself cost several times as much.
+    return np.asarray(np.memmap(path, dtype, "r", shape=(size,)))

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunerun.formats.floats import Array, Float32, from_float32, round_into, to_float32, widen_into
-from tunerun.formats.lora import Update
+from tunerun.formats.lora import Shift, Update
 from tunerun.formats.safetensors import read_tensor
 
 _FLOAT32_ROUNDING = 2.0**-24
@@ -78,7 +78,7 @@ class Delta:
         """
         left = self._left[first : first + len(stored)]
         if dtype == "F32":
-            return _add(_ordered_product(left, self._right), self._scaling, stored)
+            return _add(ordered_product(left, self._right), self._scaling, stored)
         work = self._buffers(stored)
         widen_into(stored, dtype, work.base)
         _product(left, self._right, work.merged)
@@ -107,6 +107,20 @@ class Delta:
         np.add(work.margin, np.float32(spread * (1 + 8 * _FLOAT32_ROUNDING)), out=work.margin)
 
 
+class BiasDelta:
+    """An update of a bias."""
+
+    def __init__(self, shift: Shift) -> None:
+        """Reads the values as float32 and scales them."""
+        values = to_float32(read_tensor(shift.values), shift.values.dtype).reshape(-1)
+        self._values = values * np.float32(shift.scaling)
+
+    def merge(self, stored: Array, dtype: str, first: int) -> Array:
+        """Adds the update to values `[first, first + len(stored))` of the bias, shape (values, 1)."""
+        added = self._values[first : first + len(stored), None]
+        return from_float32(to_float32(stored, dtype) + added, dtype)
+
+
 def _add(product: Float32, scaling: np.float32, base: Float32) -> Float32:
     # Scaled before it is added, in float32, as peft does: another order gives other bits.
     product *= scaling
@@ -129,7 +143,7 @@ def _product(left: Float32, right: Float32, out: Float32) -> None:
         np.matmul(left[rows], right, out=out[rows])
 
 
-def _ordered_product(left: Float32, right: Float32) -> Float32:
+def ordered_product(left: Float32, right: Float32) -> Float32:
     """Returns `left @ right` with the terms added in order, one rounding to float32 each.
 
     Float64 holds the product of two float32 exactly, so each step is a fused multiply-add but for a double

@@ -1,4 +1,4 @@
-"""A LoRA merge streamed over safetensors, to the bits that peft's `merge_and_unload` gives.
+"""A merge of an adapter streamed over safetensors, to the bits that peft's `merge_and_unload` gives.
 
 Tensors that the adapter does not touch are copied by the kernel. The others are widened to float32 a few
 rows at a time, the update is added, and the sum is rounded back to the base's type.
@@ -11,11 +11,15 @@ from pathlib import Path
 
 from tunerun.artifacts import publish
 from tunerun.errors import StageError
+from tunerun.formats.bitsandbytes import round_trip
 from tunerun.formats.floats import Array, from_float32, is_finite, to_float32
+from tunerun.formats.lora import Shift
 from tunerun.formats.safetensors import ModelWriter, read_rows
-from tunerun.merge.delta import Delta
+from tunerun.merge.delta import BiasDelta, Delta
+from tunerun.merge.dora import DoraDelta
 from tunerun.merge.plan import MergedTensor, MergePlan, plan_merge
 from tunerun.models.folder import carry_files, set_chat_template
+from tunerun.plan.steps import Quantisation
 from tunerun.progress import Progress
 
 # Values worked on at once: small enough to stay in the cache through every pass.
@@ -23,13 +27,19 @@ _BLOCK_VALUES = 1 << 18
 
 
 def merge_adapter(
-    base: Path, adapter: Path, out: Path, *, max_shard_size_bytes: int, chat_template: str | None = None
+    base: Path,
+    adapter: Path,
+    out: Path,
+    *,
+    max_shard_size_bytes: int,
+    chat_template: str | None = None,
+    quantisation: Quantisation | None = None,
 ) -> None:
     """Writes a base model with an adapter merged in, published atomically.
 
-    The bits are those of peft for LoRA on linear layers up to rank 192. Above that the float32 sums may
-    differ in their last bit. For LoRA on embeddings peft rounds the update before adding it; here only the
-    sum is rounded.
+    The bits are those of peft for LoRA on linear layers up to rank 192, and for DoRA where `dora` says. Above
+    that rank the float32 sums may differ in their last bit. For LoRA on embeddings peft rounds the update before
+    adding it; here only the sum is rounded.
 
     Args:
         base: Folder with config.json and safetensors weights in a float type.
@@ -37,13 +47,14 @@ def merge_adapter(
         out: The merged model's folder; replaced when it exists.
         max_shard_size_bytes: Of data in one weight file; a larger tensor gets a file to itself.
         chat_template: Jinja source that replaces the model's own.
+        quantisation: What the base's linear layers went through in training and go through again first.
 
     Raises:
         UserError: The base or the adapter is missing, broken, or cannot be merged; names the field or tensor.
         StageError: A merged weight is infinite or not a number.
         OSError: The file system refused a read or a write (a full disk, say).
     """
-    plan = plan_merge(base, adapter)
+    plan = plan_merge(base, adapter, quantisation)
     with publish(out) as staging:
         staging.mkdir()
         carry_files(base, staging, adapter=adapter)
@@ -55,14 +66,14 @@ def merge_adapter(
 
 
 def _write_weights(plan: MergePlan, out: Path, max_shard_size_bytes: int) -> None:
-    slots = [(name, tensor.dtype, tensor.source.shape) for name, tensor in plan.tensors.items()]
+    slots = [(name, tensor.dtype, tensor.shape) for name, tensor in plan.tensors.items()]
     total = sum(tensor.source.bytes for tensor in plan.tensors.values())
     with (
         ModelWriter(out, slots, max_shard_size_bytes=max_shard_size_bytes) as writer,
         Progress("merge", total=total, unit="bytes") as progress,
     ):
         for name, tensor in plan.tensors.items():
-            if tensor.update is None and tensor.source.dtype == tensor.dtype:
+            if tensor.untouched:
                 writer.copy(tensor.source, name)
             else:
                 _write_changed(writer, name, tensor)
@@ -70,17 +81,38 @@ def _write_weights(plan: MergePlan, out: Path, max_shard_size_bytes: int) -> Non
 
 
 def _write_changed(writer: ModelWriter, name: str, tensor: MergedTensor) -> None:
-    source = tensor.source
-    delta = Delta(tensor.update) if tensor.update else None
-    step = max(1, _BLOCK_VALUES // source.row_values)
+    source, change = tensor.source, _change(tensor)
+    # Scales that are quantised in turn, and the lengths of a transposed weight's rows, need all of it.
+    whole = tensor.quantisation is not None or (isinstance(change, DoraDelta) and change.transposed)
+    step = source.rows if whole else max(1, _BLOCK_VALUES // source.row_values)
     for first in range(0, source.rows, step):
         values = _convert(read_rows(source, first, min(step, source.rows - first)), source.dtype, tensor.dtype)
-        if delta:
-            values = delta.merge(values, tensor.dtype, first)
-        if not is_finite(values, tensor.dtype):
-            fix = "The adapter or the base is broken."
-            raise StageError(f"{name}: a merged weight is infinite or not a number. {fix}")
-        writer.write_rows(name, first, values)
+        if tensor.quantisation is not None:
+            values = from_float32(round_trip(to_float32(values, tensor.dtype), tensor.quantisation), tensor.dtype)
+        if change is not None:
+            values = change.merge(values, tensor.dtype, first)
+        _write(writer, name, first, values, tensor.dtype)
+    if tensor.token_rows is not None:
+        trained = tensor.token_rows.values
+        values = _convert(read_rows(trained, 0, trained.rows), trained.dtype, tensor.dtype)
+        for index, row in zip(tensor.token_rows.indices, values, strict=True):
+            _write(writer, name, index, row[None], tensor.dtype)
+
+
+def _write(writer: ModelWriter, name: str, first: int, values: Array, dtype: str) -> None:
+    if not is_finite(values, dtype):
+        fix = "The adapter or the base is broken."
+        raise StageError(f"{name}: a merged weight is infinite or not a number. {fix}")
+    writer.write_rows(name, first, values)
+
+
+def _change(tensor: MergedTensor) -> Delta | DoraDelta | BiasDelta | None:
+    update = tensor.update
+    if isinstance(update, Shift):
+        return BiasDelta(update)
+    if update is None:
+        return None
+    return Delta(update) if update.lengths is None else DoraDelta(update, update.lengths)
 
 
 def _convert(values: Array, source: str, target: str) -> Array:

@@ -10,8 +10,9 @@ from typing import Any
 
 from tunerun.errors import Problem, UserError
 from tunerun.formats.floats import STORAGE
-from tunerun.formats.lora import EMBEDDINGS, HEAD, Adapter, Update, read_adapter
+from tunerun.formats.lora import EMBEDDINGS, HEAD, Adapter, Shift, TokenRows, Update, read_adapter
 from tunerun.formats.safetensors import TensorInfo, read_table
+from tunerun.plan.steps import Quantisation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,8 +22,25 @@ class MergedTensor:
     dtype: str
     source: TensorInfo
     """Where its values come from; in another type when the adapter brings them."""
-    update: Update | None = None
+    update: Update | Shift | None = None
     """What is added to them."""
+    token_rows: TokenRows | None = None
+    """Rows that get other values; those beyond the source's are new."""
+    quantisation: Quantisation | None = None
+    """What they go through before anything is added."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the merged tensor."""
+        if self.token_rows is None:
+            return self.source.shape
+        return max(self.source.rows, 1 + max(self.token_rows.indices)), *self.source.shape[1:]
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it is the source's bytes as they are."""
+        changes = (self.update, self.token_rows, self.quantisation)
+        return self.source.dtype == self.dtype and all(change is None for change in changes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,15 +51,23 @@ class MergePlan:
     tensors: Mapping[str, MergedTensor]
 
 
-def plan_merge(base: Path, adapter: Path) -> MergePlan:
+def plan_merge(base: Path, adapter: Path, quantisation: Quantisation | None = None) -> MergePlan:
     """Reads the headers of base and adapter and decides what the merged model holds.
+
+    Args:
+        base: The base model's folder.
+        adapter: The adapter's folder.
+        quantisation: What the linear layers but the head go through first; None leaves them as they are.
 
     Raises:
         UserError: One of them is missing or broken, or they do not fit; names each field or tensor at fault.
     """
     config = _read_config(base)
     changes = read_adapter(adapter, model_type=config["model_type"])
-    tensors = {name: MergedTensor(dtype=info.dtype, source=info) for name, info in read_table(base).items()}
+    tensors = {
+        name: MergedTensor(dtype=info.dtype, source=info, quantisation=quantisation if _is_linear(name, info) else None)
+        for name, info in read_table(base).items()
+    }
     problems = _missing(tensors, changes)
     if problems:
         raise UserError(problems)
@@ -49,16 +75,27 @@ def plan_merge(base: Path, adapter: Path) -> MergePlan:
         # The copy of a tied head is the embedding once more.
         if name in tensors:
             tensors[name] = replace(tensors[name], source=info)
-    config = _resize_vocabulary(config, tensors, changes)
     config = _untie(config, tensors, changes)
     problems = _misfits(tensors, changes)
     if problems:
         raise UserError(problems)
     for name, info in changes.replacements.items():
-        tensors[name] = replace(tensors[name], source=info)
+        if name in tensors:
+            tensors[name] = replace(tensors[name], source=info, quantisation=None)
     for name, update in changes.updates.items():
         tensors[name] = replace(tensors[name], update=update)
+    for name, rows in changes.token_rows.items():
+        tensors[name] = replace(tensors[name], token_rows=rows)
+    config = _resize_vocabulary(config, tensors)
+    problems = _uneven(tensors, changes)
+    if problems:
+        raise UserError(problems)
     return MergePlan(config=config, tensors=tensors)
+
+
+def _is_linear(name: str, info: TensorInfo) -> bool:
+    """Says whether bitsandbytes quantises a tensor: the weights of all linear layers but the head."""
+    return len(info.shape) == 2 and ".layers." in name and name.endswith(".weight")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -79,7 +116,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _missing(tensors: Mapping[str, MergedTensor], changes: Adapter) -> list[Problem]:
-    wanted = {**changes.updates, **changes.replacements, **changes.base_copies}
+    wanted = {**changes.updates, **changes.replacements, **changes.base_copies, **changes.token_rows}
     # The head of a tied model is not stored: it is the embedding.
     known = {*tensors, HEAD} if _embedding(tensors) else set(tensors)
     return [
@@ -89,25 +126,26 @@ def _missing(tensors: Mapping[str, MergedTensor], changes: Adapter) -> list[Prob
     ]
 
 
-def _resize_vocabulary(config: dict[str, Any], tensors: Mapping[str, MergedTensor], changes: Adapter) -> dict[str, Any]:
+def _resize_vocabulary(config: dict[str, Any], tensors: Mapping[str, MergedTensor]) -> dict[str, Any]:
     """Follows an embedding that training has resized."""
     embedding = _embedding(tensors)
-    if embedding is None or embedding not in changes.base_copies or "vocab_size" not in config:
+    if embedding is None or "vocab_size" not in config:
         return config
-    return config | {"vocab_size": tensors[embedding].source.rows}
+    return config | {"vocab_size": tensors[embedding].shape[0]}
 
 
 def _untie(config: dict[str, Any], tensors: dict[str, MergedTensor], changes: Adapter) -> dict[str, Any]:
     """Gives the output head its own tensor when the adapter changes it or the embedding it is tied to.
 
-    An adapter changes one of the two and not the other; merged into a shared tensor it would change both.
+    An adapter changes one of the two and not the other, unless it keeps them tied; merged into a shared tensor it
+    would change both.
     """
     embedding = _embedding(tensors)
     if embedding is None or not config.get("tie_word_embeddings", False):
         return config
     # A stored head of a tied model is ignored by every loader: the embedding is what counts.
     tensors.pop(HEAD, None)
-    if not {*changes.updates, *changes.replacements} & {HEAD, embedding}:
+    if changes.tied or not {*changes.updates, *changes.replacements} & {HEAD, embedding}:
         return config
     tensors[HEAD] = tensors[embedding]
     return config | {"tie_word_embeddings": False}
@@ -115,20 +153,48 @@ def _untie(config: dict[str, Any], tensors: dict[str, MergedTensor], changes: Ad
 
 def _misfits(tensors: Mapping[str, MergedTensor], changes: Adapter) -> list[Problem]:
     shapes: dict[str, tuple[int, ...]] = {name: update.shape for name, update in changes.updates.items()}
-    shapes |= {name: info.shape for name, info in changes.replacements.items()}
+    shapes |= {name: info.shape for name, info in changes.replacements.items() if name in tensors}
     problems = []
     for name, shape in shapes.items():
+        if name not in tensors:
+            problems.append(_problem(changes, name, "the base model ties it, and the adapter adds to one of two", ""))
+            continue
         target = tensors[name]
-        if target.source.shape != shape:
+        # An embedding that was trained whole may have been resized.
+        resizable = name in changes.replacements and name.endswith((*EMBEDDINGS, HEAD))
+        if target.source.shape[resizable:] != shape[resizable:]:
             what = f"it fits a weight of shape {list(shape)}; the base model's has {list(target.source.shape)}"
             problems.append(_problem(changes, name, what, "Is it the right base model?"))
-        if target.dtype not in STORAGE:
-            what = f"the base model's tensor has the type {target.dtype}, into which nothing can be merged"
+    for name, rows in changes.token_rows.items():
+        problems += _token_misfits(name, rows, tensors, changes)
+    for name in (*shapes, *changes.token_rows):
+        if name in tensors and tensors[name].dtype not in STORAGE:
+            what = f"the base model's tensor has the type {tensors[name].dtype}, into which nothing can be merged"
             problems.append(_problem(changes, name, what, "Merge into the 16 or 32 bit original instead."))
-    embedding = _embedding(tensors)
-    if embedding and HEAD in tensors and tensors[HEAD].source.shape != tensors[embedding].source.shape:
-        problems.append(_problem(changes, HEAD, f"its shape is not that of {embedding}", ""))
     return problems
+
+
+def _token_misfits(name: str, rows: TokenRows, tensors: Mapping[str, MergedTensor], changes: Adapter) -> list[Problem]:
+    if name not in tensors:
+        return [
+            _problem(changes, name, "the base model has no tensor of its own for it", "Train the embedding's rows.")
+        ]
+    source = tensors[name].source
+    if rows.values.shape[1:] != source.shape[1:]:
+        what = f"its rows are {rows.values.shape[1]} wide; the base model's are {source.shape[1]}"
+        return [_problem(changes, name, what, "Is it the right base model?")]
+    gap = set(range(source.rows, 1 + max(rows.indices))) - set(rows.indices)
+    if gap:
+        what = f"row {min(gap)} is neither in the base model nor in the adapter"
+        return [_problem(changes, name, what, "Is it the right base model?")]
+    return []
+
+
+def _uneven(tensors: Mapping[str, MergedTensor], changes: Adapter) -> list[Problem]:
+    embedding = _embedding(tensors)
+    if embedding is None or HEAD not in tensors or tensors[HEAD].shape == tensors[embedding].shape:
+        return []
+    return [_problem(changes, HEAD, f"its shape is not that of {embedding}", "")]
 
 
 def _embedding(tensors: Mapping[str, MergedTensor]) -> str | None:

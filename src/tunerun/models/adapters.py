@@ -1,20 +1,31 @@
-"""LoRA adapters through peft, so that they load anywhere; weights in float32, the base frozen.
+"""Adapters through peft, so that they load anywhere; their weights are float32 and the base is frozen.
 
-Method: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; the update is alpha / rank * B A.
+LoRA adds scaling * B A to a weight, with scaling = alpha / rank (Hu et al. 2021, arXiv 2106.09685) or alpha / sqrt(rank)
+(rsLoRA, Kalajdzievski 2023, arXiv 2312.03732). DoRA trains the length of each row besides (Liu et al. 2024, arXiv
+2402.09353). PiSSA starts from the weight's principal components (Meng et al. 2024, arXiv 2404.02948): see `pissa`.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from tunerun import artifacts
+from tunerun.config.schema import MethodConfig
 from tunerun.errors import Problem, UserError
+from tunerun.models import pissa, vocabulary
+from tunerun.models.adapter_fit import misfits
 
+CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
 
@@ -22,46 +33,30 @@ ALL_LINEAR = "all-linear"
 _TIED = frozenset({"embed_tokens", "lm_head"})
 
 
-def add_lora(
-    model: Any,
-    *,
-    rank: int,
-    alpha: float,
-    dropout: float,
-    target_modules: tuple[str, ...],
-    modules_to_save: tuple[str, ...],
-    seed: int,
-) -> Any:
-    """Adds a fresh LoRA adapter; the model's own weights are frozen.
+def add_adapter(model: Any, method: MethodConfig, *, seed: int, known_tokens: int | None = None) -> Any:
+    """Adds a fresh adapter, which changes nothing yet; the model's own weights are frozen.
 
     Args:
         model: A transformers model.
-        rank: Rank of the update matrices.
-        alpha: The update is scaled by alpha / rank.
-        dropout: Share of the adapter's inputs zeroed while training.
-        target_modules: Names of the adapted modules, or only `all-linear`.
-        modules_to_save: Modules trained in full.
+        method: An adapter method and its settings.
         seed: Decides the initial weights.
+        known_tokens: Rows of the embedding that the weights came with; those added since are trained.
 
     Raises:
         UserError: A named module does not exist in the model.
     """
-    _check_modules(model, target_modules, modules_to_save)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=_linear_names(model) if target_modules == (ALL_LINEAR,) else list(target_modules),
-        modules_to_save=list(modules_to_save) or None,
-        ensure_weight_tying=model.config.tie_word_embeddings and not _TIED.isdisjoint(modules_to_save),
-    )
+    _check_modules(model, method)
     torch.manual_seed(seed)
-    return _trainable_in_float32(get_peft_model(model, config))
+    config = _peft_config(model, method)
+    if known_tokens is not None:
+        config.trainable_token_indices = vocabulary.new_rows(model, known_tokens, method.modules_to_save)
+    adapted = get_peft_model(model, config)
+    _exact_lengths(adapted)
+    return _trainable_in_float32(adapted)
 
 
 def load_adapter(model: Any, folder: Path, *, trainable: bool) -> Any:
-    """Puts an existing adapter on a model.
+    """Puts an existing adapter on a model, whose embedding grows when the adapter's has more rows.
 
     Args:
         model: A transformers model.
@@ -69,36 +64,59 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool) -> Any:
         trainable: Whether training goes on with it.
 
     Raises:
-        UserError: The folder holds no adapter in safetensors.
+        UserError: The folder holds no adapter in safetensors, or it does not fit the model.
     """
-    missing = [name for name in ("adapter_config.json", WEIGHTS) if not (folder / name).is_file()]
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         what = f"is no adapter folder: {' and '.join(missing)} missing."
         raise UserError(Problem(where=str(folder), what=what, fix="Name a folder that peft saved as safetensors."))
+    tensors = load_file(folder / WEIGHTS)
     config = PeftConfig.from_pretrained(str(folder))
+    vocabulary.grow_to_adapter(model, tensors, config)
+    problems = misfits(model, tensors, str(folder))
+    if problems:
+        raise UserError(problems)
     config.inference_mode = not trainable
     adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, config=config)
     if trainable:
         _trainable_in_float32(adapted)
         # peft filled modules trained in full through the base's format, which may have rounded them.
-        set_peft_model_state_dict(adapted, load_file(folder / WEIGHTS))
+        set_peft_model_state_dict(adapted, tensors)
     return adapted
 
 
-def save_adapter(adapted: Any, target: Path, *, base_name: str) -> None:
+def check_kind(folder: Path, method: MethodConfig) -> None:
+    """Raises when an adapter to go on with is of another kind than the method.
+
+    Raises:
+        UserError: Its config says otherwise than `method.kind`.
+    """
+    config = artifacts.read_json(folder / CONFIG)
+    dora, rslora = bool(config.get("use_dora")), bool(config.get("use_rslora"))
+    kind = "dora" if dora else "rslora" if rslora else "lora"
+    wanted = method.kind if method.kind in ("dora", "rslora") else "lora"
+    if kind != wanted:
+        what = f"{method.kind} cannot go on with {folder}, which is a {kind} adapter."
+        raise UserError(Problem(where="method.kind", what=what, fix=f"Choose method={kind}."))
+
+
+def save_adapter(adapted: Any, target: Path, *, base_name: str, initial: Mapping[str, Tensor] | None = None) -> None:
     """Writes an adapter as peft does: adapter_config.json and adapter_model.safetensors.
 
     Args:
         adapted: A peft model.
         target: A staging folder; made here.
         base_name: What the adapter belongs to, such as a hub id; recorded in its config.
+        initial: PiSSA's initial factors: the adapter is written as a LoRA of the untouched base.
     """
     target.mkdir(parents=True)
-    weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    weights = dict(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    config = copy.copy(adapted.peft_config[adapted.active_adapter])
+    if initial is not None:
+        weights, config = pissa.to_lora(weights, initial), pissa.to_lora_config(config)
     # Sorted: the same weights are the same bytes. Copied: safetensors refuses tied ones.
     tensors = {name: weights[name].detach().cpu().clone() for name in sorted(weights)}
     save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
-    config = copy.copy(adapted.peft_config[adapted.active_adapter])
     config.base_model_name_or_path, config.inference_mode = base_name, True
     if not isinstance(config.target_modules, str):
         # peft keeps a set, whose order is another one in each process.
@@ -106,12 +124,41 @@ def save_adapter(adapted: Any, target: Path, *, base_name: str) -> None:
     config.save_pretrained(str(target))
 
 
-def _check_modules(model: Any, target_modules: tuple[str, ...], modules_to_save: tuple[str, ...]) -> None:
+def _peft_config(model: Any, method: MethodConfig) -> LoraConfig:
+    targets = _linear_names(model) if method.target_modules == (ALL_LINEAR,) else list(method.target_modules)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=targets,
+        modules_to_save=list(method.modules_to_save) or None,
+        ensure_weight_tying=model.config.tie_word_embeddings and not _TIED.isdisjoint(method.modules_to_save),
+        rank_pattern=dict(method.rank_pattern),
+        alpha_pattern=dict(method.alpha_pattern),
+        use_rslora=method.kind == "rslora",
+        use_dora=method.kind == "dora",
+    )
+
+
+def _exact_lengths(adapted: Any) -> None:
+    """Sets DoRA's lengths to those of the base's rows, which peft has rounded to the base's format.
+
+    B is zero at first, so that the base's rows are all there is.
+    """
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLayer):
+            for vector in layer.lora_magnitude_vector.values():
+                weight = dequantize_module_weight(layer.get_base_layer()).float()
+                vector.weight.data = torch.linalg.norm(weight, dim=1)
+
+
+def _check_modules(model: Any, method: MethodConfig) -> None:
     names = {part for name, _ in model.named_modules() for part in (name, name.rpartition(".")[2])}
     linear = ", ".join(_linear_names(model))
     problems = [
         Problem(where=f"method.{key}", what=f"the model has no module `{name}`.", fix=f"Linear ones: {linear}.")
-        for key, wanted in (("target_modules", target_modules), ("modules_to_save", modules_to_save))
+        for key, wanted in (("target_modules", method.target_modules), ("modules_to_save", method.modules_to_save))
         for name in wanted
         if name not in names and name != ALL_LINEAR
     ]

@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunerun.formats.tokens import TokenStore
+from tunerun.formats.tokens import Array, TokenStore
+
+Row = tuple[Array, Array, Array]
+"""Tokens, trained flags and sample numbers of a row, each of shape [tokens of the row]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class MicroBatch:
     """(trained tokens,), int64: places whose next token is learned."""
     targets: Tensor
     """(trained tokens,), int64: those next tokens."""
+    target_segments: Tensor
+    """(trained tokens,), int64: which segment each of them is in, from 0."""
     samples: tuple[int, ...]
     """Sample number of each segment."""
 
@@ -41,27 +46,35 @@ class MicroBatch:
 
 
 def collate(store: TokenStore, rows: Sequence[int], device: str) -> MicroBatch:
-    """Lays rows of a store end to end.
-
-    The first token of a segment is never a target: nothing predicts it.
+    """Lays rows of a store end to end, as `lay_out` does.
 
     Args:
         store: Token store.
         rows: Row numbers.
         device: Where the tensors go.
     """
-    spans = [slice(int(store.offsets[row]), int(store.offsets[row + 1])) for row in rows]
-    tokens = np.concatenate([store.tokens[span] for span in spans]).astype(np.int64)
-    segments = np.concatenate([store.segments[span] for span in spans])
-    trained = np.concatenate([store.trained[span] for span in spans]).astype(bool)
+    return lay_out([store.row(row) for row in rows], device)
+
+
+def lay_out(rows: Sequence[Row], device: str) -> MicroBatch:
+    """Lays rows end to end.
+
+    The first token of a segment is never a target: nothing predicts it.
+
+    Args:
+        rows: At least one.
+        device: Where the tensors go.
+    """
+    tokens, trained, segments = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    tokens = tokens.astype(np.int64)
     opens = np.ones(len(tokens), dtype=bool)
     opens[1:] = segments[1:] != segments[:-1]
-    opens[np.cumsum([0] + [span.stop - span.start for span in spans[:-1]])] = True
+    opens[np.cumsum([0] + [len(row[0]) for row in rows[:-1]])] = True
     starts = np.flatnonzero(opens)
     lengths = np.diff(np.append(starts, len(tokens)))
-    places = np.flatnonzero(trained & ~opens)
+    places = np.flatnonzero(trained.astype(bool) & ~opens)
 
-    def tensor(values: np.ndarray) -> Tensor:
+    def tensor(values: Array) -> Tensor:
         return torch.from_numpy(values).to(device)
 
     return MicroBatch(
@@ -70,5 +83,6 @@ def collate(store: TokenStore, rows: Sequence[int], device: str) -> MicroBatch:
         segment_lengths=tuple(lengths.tolist()),
         predicting=tensor(places - 1),
         targets=tensor(tokens[places]),
+        target_segments=tensor(np.cumsum(opens)[places] - 1),
         samples=tuple(segments[starts].tolist()),
     )

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, Self
 
 from tunerun import artifacts, hashes, paths
 from tunerun.artifacts import Artifact
-from tunerun.base_model import BaseModel, write_base
+from tunerun.base_model import BaseModel, write_base, write_teacher
 from tunerun.errors import Problem, StageError, UserError, require
 from tunerun.models import hub
 from tunerun.models.hub import HubFile, Repository
@@ -62,7 +62,7 @@ MakeBar = Callable[[int], Bar]
 
 
 def run(step: ModelStep, out: Path) -> list[Artifact]:
-    """Finds or downloads the base model of a run and writes model.json.
+    """Finds or downloads the base model of a run and writes model.json; of a teacher, teacher.json.
 
     Raises:
         UserError: The folder named is no model.
@@ -78,7 +78,12 @@ def run(step: ModelStep, out: Path) -> list[Artifact]:
         remote_code=step.model.trust_remote_code,
     )
     write_base(out, base)
-    return [artifacts.describe(out, "model", artifacts.MODEL)]
+    made = [artifacts.describe(out, "model", artifacts.MODEL)]
+    if step.teacher is not None:
+        cache_dir = None if step.cache_dir is None else Path(step.cache_dir)
+        write_teacher(out, fetch(step.teacher, hub_kind=step.model.hub, cache_dir=cache_dir))
+        made.append(artifacts.describe(out, "model", artifacts.TEACHER))
+    return made
 
 
 def fetch(

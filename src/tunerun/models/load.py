@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from tunerun import artifacts
-from tunerun.errors import Problem, StageError, UserError
+from tunerun.errors import Problem, StageError, UserError, require
 from tunerun.models.folder import carry_files
+from tunerun.plan.steps import Quantisation
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -19,21 +20,29 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def load_model(
-    folder: Path, *, dtype: torch.dtype, device: str, attention: str = "sdpa", trust_remote_code: bool = False
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    attention: str = "sdpa",
+    trust_remote_code: bool = False,
+    quantisation: Quantisation | None = None,
 ) -> Any:
     """Loads the weights of a model folder; only safetensors are read.
 
     Args:
         folder: config.json and weights.
-        dtype: Of the weights in memory.
+        dtype: Of the weights in memory, and of the computation with quantised ones.
         device: `cpu` or `cuda`.
         attention: Name of an attention function known to transformers.
         trust_remote_code: Whether Python code in the folder may run.
+        quantisation: How bitsandbytes holds the linear layers but the head; None leaves them as they are.
 
     Returns:
         A transformers model in evaluation mode.
 
     Raises:
+        MissingExtra: bitsandbytes is needed and not installed.
         StageError: The weights are damaged or do not fit the config.
     """
     from safetensors import SafetensorError
@@ -50,10 +59,45 @@ def load_model(
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            **({} if quantisation is None else _quantised(quantisation, dtype, device)),
         )
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise StageError(f"{folder}: the model cannot be loaded: {error}") from error
-    return model.to(device)
+    # bitsandbytes' weights are already there, and refuse to be moved.
+    return model.to(device) if quantisation is None else model
+
+
+def load_dequantised(
+    folder: Path, *, quantisation: Quantisation, dtype: torch.dtype, device: str, **options: Any
+) -> Any:
+    """Loads a model whose linear layers hold what is left of them after quantisation.
+
+    Args:
+        folder: config.json and weights.
+        quantisation: What the weights went through.
+        dtype: Of the weights in memory.
+        device: `cpu` or `cuda`.
+        options: As for `load_model`.
+    """
+    model = load_model(folder, quantisation=quantisation, dtype=dtype, device=device, **options)
+    return model.dequantize(dtype=dtype).eval()
+
+
+def _quantised(quantisation: Quantisation, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """Returns the options that make transformers quantise while it loads (Dettmers et al. 2023, "QLoRA")."""
+    from transformers import BitsAndBytesConfig
+
+    require("bitsandbytes", "quant")
+    if quantisation.bits == 8:
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=quantisation.double,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def random_model(folder: Path, *, seed: int, device: str, attention: str = "sdpa") -> Any:

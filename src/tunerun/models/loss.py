@@ -1,12 +1,17 @@
-"""Cross-entropy of next tokens, computed only where a token is learned and in pieces of bounded size."""
+"""Cross-entropy and log-probabilities of next tokens.
+
+Computed only where a token is learned and in pieces of bounded size, so that memory does not grow with the vocabulary.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tunerun.models.batch import MicroBatch
 
@@ -29,19 +34,83 @@ def token_loss(network: Any, batch: MicroBatch, *, label_smoothing: float = 0.0)
     Returns:
         Scalar float32.
     """
-    inputs: dict[str, Any] = {
+    head = network.get_output_embeddings()
+    if not _is_plain(head, network.config):
+        logits = _whole_logits(network, batch)
+        return F.cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=label_smoothing)
+    hidden = last_hidden(network, batch)[batch.predicting]
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, head.weight, batch.targets, label_smoothing)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def segment_log_probs(network: Any, batch: MicroBatch) -> Tensor:
+    """Returns the log-probability of the trained tokens of each segment, summed, in nats.
+
+    Args:
+        network: A causal transformers model that uses `segment_attention`.
+        batch: Rows laid end to end.
+
+    Returns:
+        Shape (segments,), float32; 0 for a segment without trained tokens.
+    """
+
+    def picked(logits: Tensor, targets: Tensor) -> Tensor:
+        return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
+
+    found = map_logits([network], batch, picked)
+    sums = found.new_zeros(len(batch.segment_lengths))
+    return sums.index_add(0, batch.target_segments, found)
+
+
+def map_logits(networks: list[Any], batch: MicroBatch, function: Callable[..., Tensor]) -> Tensor:
+    """Applies a function to the logits of one or several models where a token is learned, piece by piece.
+
+    Logits of more than one piece are computed again for the backward pass instead of being kept.
+
+    Args:
+        networks: Causal transformers models that use `segment_attention` and take the same tokens.
+        batch: Rows laid end to end.
+        function: Takes the logits of each model, (rows, its vocabulary) float32, and the targets, (rows,); returns
+            one number for each row, or several.
+
+    Returns:
+        Shape (trained tokens,) or (trained tokens, numbers), float32.
+    """
+    heads = [network.get_output_embeddings() for network in networks]
+    if not all(_is_plain(head, network.config) for head, network in zip(heads, networks, strict=True)):
+        return function(*(_whole_logits(network, batch) for network in networks), batch.targets)
+    hidden = [last_hidden(network, batch)[batch.predicting] for network in networks]
+
+    def of_piece(targets: Tensor, *states: Tensor) -> Tensor:
+        logits = (F.linear(state, head.weight).float() for state, head in zip(states, heads, strict=True))
+        return function(*logits, targets)
+
+    piece = max(1, _LOGITS_BYTES // (4 * sum(head.weight.shape[0] for head in heads)))
+    if len(batch.targets) <= piece:
+        return of_piece(batch.targets, *hidden)
+    parts = zip(*(torch.split(values, piece) for values in (batch.targets, *hidden)), strict=True)
+    found = [checkpoint(of_piece, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    return torch.cat(found)
+
+
+def last_hidden(network: Any, batch: MicroBatch) -> Tensor:
+    """Returns what the last layer makes of each token of a micro-batch, shape (tokens, width)."""
+    states: Tensor = network.get_decoder()(**_inputs(batch)).last_hidden_state[0]
+    return states
+
+
+def _inputs(batch: MicroBatch) -> dict[str, Any]:
+    return {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
         "segment_lengths": batch.segment_lengths,
         "use_cache": False,
     }
-    head = network.get_output_embeddings()
-    if not _is_plain(head, network.config):
-        logits = network(**inputs, logits_to_keep=batch.predicting).logits[0]
-        return F.cross_entropy(logits.float(), batch.targets, reduction="sum", label_smoothing=label_smoothing)
-    hidden = network.get_decoder()(**inputs).last_hidden_state[0, batch.predicting]
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, head.weight, batch.targets, label_smoothing)  # type: ignore[no-untyped-call]
-    return loss
+
+
+def _whole_logits(network: Any, batch: MicroBatch) -> Tensor:
+    logits: Tensor = network(**_inputs(batch), logits_to_keep=batch.predicting).logits[0]
+    return logits.float()
 
 
 def _is_plain(head: Any, config: Any) -> bool:

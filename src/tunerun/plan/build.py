@@ -232,7 +232,8 @@ def _steps(config: RunConfig, decided: _Decisions) -> tuple[Step, ...]:
 
 def _model_step(config: RunConfig) -> ModelStep:
     weights = config.model.init == "pretrained" and set(config.stages) != {"data"}
-    return ModelStep(model=config.model, cache_dir=config.env.cache_dir, weights=weights)
+    teacher = config.objective.teacher if config.objective.kind == "distill" and "train" in config.stages else None
+    return ModelStep(model=config.model, cache_dir=config.env.cache_dir, weights=weights, teacher=teacher)
 
 
 def _train_step(config: RunConfig, decided: _Decisions) -> TrainStep:

@@ -17,8 +17,8 @@ from tunerun.machine import Machine
 from tunerun.plan.plan import Plan
 
 # What this version trains and starts; the schema and the estimates already know more.
-TRAINED_OBJECTIVES = ("sft", "pretrain")
-TRAINED_METHODS = ("full", "lora")
+TRAINED_OBJECTIVES = ("sft", "pretrain", "dpo", "orpo", "simpo", "kto", "distill")
+TRAINED_METHODS = ("full", "freeze", "lora", "dora", "rslora", "pissa", "lora_plus", "qlora")
 STARTED_STRATEGIES = ("single",)
 STARTED_CLUSTERS = ("local",)
 SERVED_ENGINES = ("auto", "llamacpp", "transformers")
@@ -40,7 +40,7 @@ def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
 
 def _not_built(config: RunConfig) -> list[Problem]:
     rows = [
-        ("objective.kind", config.objective.kind, TRAINED_OBJECTIVES, "data" in config.stages),
+        ("objective.kind", config.objective.kind, TRAINED_OBJECTIVES, "train" in config.stages),
         ("method.kind", config.method.kind, TRAINED_METHODS, "train" in config.stages),
         ("hardware.strategy", config.hardware.strategy, STARTED_STRATEGIES, "train" in config.stages),
         ("cluster.kind", config.cluster.kind, STARTED_CLUSTERS, True),
@@ -63,6 +63,7 @@ def _not_built(config: RunConfig) -> list[Problem]:
 
 def _files(config: RunConfig) -> list[Problem]:
     rows = [("model.path", config.model.path), ("model.adapter", config.model.adapter)]
+    rows.append(("objective.teacher", config.objective.teacher))
     rows += data_paths(config.data)
     found = []
     for key, value in rows:
@@ -87,6 +88,7 @@ def _extras(config: RunConfig) -> list[Problem]:
         ("export.gguf.types", "gguf", "gguf", "export" in config.stages),
         ("export.gguf.types", "llama_cpp", "gguf", "export" in config.stages and _quantises(config)),
         ("serve.engine", "llama_cpp", "gguf", "serve" in config.stages and config.serve.engine == "llamacpp"),
+        ("method.kind", "bitsandbytes", "quant", trains and config.method.kind == "qlora"),
         ("train.optimizer", "bitsandbytes", "quant", config.train.optimizer in BITSANDBYTES_OPTIMIZERS and trains),
         ("track.tensorboard", "tensorboard", "tensorboard", config.track.tensorboard and trains),
         ("track.wandb", "wandb", "wandb", config.track.wandb and trains),

@@ -8,7 +8,7 @@ fingerprint unless `UNFINGERPRINTED` names it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from tunerun.config import typed
@@ -55,6 +55,21 @@ class Placement:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Quantisation:
+    """How bitsandbytes holds the linear layers of a frozen base."""
+
+    bits: Literal[4, 8]
+    """NF4, or int8 with one scale for each row."""
+    double: bool
+    """With 4 bits, whether the scales are quantised too."""
+
+
+def quantisation_of(method: MethodConfig) -> Quantisation | None:
+    """Returns how a method holds the base while it trains."""
+    return Quantisation(bits=method.bits, double=method.double_quant) if method.kind == "qlora" else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelStep:
     """Finds or downloads the base model and records what it is: writes model.json."""
 
@@ -64,6 +79,8 @@ class ModelStep:
     """Folder for downloads; null takes the hub's own."""
     weights: bool
     """Whether the weights are needed, or only the tokenizer and the config."""
+    teacher: str | None = None
+    """Model that distill imitates: its weights are found or downloaded too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,10 +225,13 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "serve": ("model", "merge", "export"),
 }
 
+# How the loss is computed, which the data do not depend on.
+OBJECTIVE_SETTINGS = tuple(f"objective.{item.name}" for item in fields(ObjectiveConfig) if item.name != "kind")
+
 # Keys that change neither weights nor files: a step is not run again for them.
 UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
     "model": ("cache_dir", "model.shape", "model.adapter", "model.chat_template", "model.init"),
-    "data": ("cache_dir", "data.cache"),
+    "data": ("cache_dir", "data.cache", *OBJECTIVE_SETTINGS),
     "train": (
         "model.shape",
         "name",

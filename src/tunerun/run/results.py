@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunerun import artifacts
-from tunerun.config.schema import RunConfig
+from tunerun.config.schema import RunConfig, TrainConfig
 from tunerun.run import record, rundir
 from tunerun.run.record import Record
 
@@ -22,6 +23,8 @@ class Results:
     record: Record
     config: RunConfig
     data: Mapping[str, Any] | None
+    failed_data: Mapping[str, Any] | None
+    """The data report of a run whose rows could not be used."""
     evaluation: Mapping[str, Any] | None
     verification: Mapping[str, Any] | None
     metrics: Sequence[Mapping[str, Any]]
@@ -60,10 +63,28 @@ def read(run_dir: Path) -> Results:
         record=record.read(run_dir),
         config=rundir.load_config(run_dir),
         data=_report(run_dir / artifacts.DATA),
+        failed_data=_report(run_dir / artifacts.FAILED_DATA),
         evaluation=_report(run_dir / artifacts.EVAL),
         verification=_report(run_dir / artifacts.VERIFY),
         metrics=_metrics(run_dir / artifacts.METRICS),
     )
+
+
+def training_volume(data: Mapping[str, Any], train: TrainConfig) -> str:
+    """Says how many optimiser steps training takes on prepared data, as `train` counts them.
+
+    Args:
+        data: The data stage's report.
+        train: The section `train`.
+    """
+    per_epoch = -(-data["rows"] // train.global_batch_size)
+    rows = f"{data['rows']:,} {'packed rows' if data['packing_fill'] is not None else 'rows'}"
+    if train.max_steps is not None:
+        epochs, steps = train.max_steps / per_epoch, train.max_steps
+    else:
+        epochs, steps = train.epochs, max(1, math.ceil(train.epochs * per_epoch))
+    counted = f"{epochs:.3g} {'epoch' if epochs == 1 else 'epochs'}"
+    return f"{steps:,} optimiser steps, {counted} of {rows}, {train.global_batch_size} in a step"
 
 
 def _report(folder: Path) -> Mapping[str, Any] | None:

@@ -35,7 +35,7 @@ def rows_of_step(step: int, *, rows: int, global_batch_size: int, seed: int) -> 
     """
     epoch, index = divmod(step, steps_per_epoch(rows, global_batch_size))
     start = index * global_batch_size
-    chosen: list[int] = _order(rows, seed, epoch)[start : start + global_batch_size].tolist()
+    chosen: list[int] = epoch_order(rows, seed, epoch)[start : start + global_batch_size].tolist()
     return chosen
 
 
@@ -45,5 +45,6 @@ def split(rows: Sequence[int], micro_batch_size: int) -> list[Sequence[int]]:
 
 
 @lru_cache(maxsize=2)
-def _order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+def epoch_order(rows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Returns the row numbers in the order of an epoch, shape [rows]."""
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +10,19 @@ import torch
 
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
-from tunerun.base_model import BaseModel, read_base
-from tunerun.chat.template import load_template
+from tunerun.base_model import BaseModel, read_base, read_teacher
 from tunerun.config import typed
+from tunerun.config.schema import ADAPTER_METHODS
 from tunerun.errors import Preempted, Problem, UserError
-from tunerun.formats.tokens import MANIFEST, OFFSETS, SEGMENTS, TOKENS, TRAINED, TokenStore
-from tunerun.models import adapters, load
-from tunerun.models.attention import SEGMENTS as SEGMENT_ATTENTION
-from tunerun.models.folder import set_chat_template
 from tunerun.plan import steps
 from tunerun.plan.steps import TrainStep
-from tunerun.train import batches, checkpoint, ema, loop, metrics, noise, optim
+from tunerun.train import batches, checkpoint, ema, loop, material, metrics, noise, optim, reference
+from tunerun.train import network as networks
 from tunerun.train.checkpoint import Checkpoint, Progressed
+from tunerun.train.job import Job
+from tunerun.train.objectives import OBJECTIVES
+from tunerun.train.objectives.objective import Examples, Setting
 from tunerun.train.signals import StopRequest, stop_requests
-
-_MODEL = "model"
-_SUPPORTED_METHODS = ("full", "lora")
 
 
 def run(step: TrainStep, out: Path) -> list[Artifact]:
@@ -45,7 +40,6 @@ def run(step: TrainStep, out: Path) -> list[Artifact]:
         StageError: The loss or a gradient is not finite, or the data or the model cannot be read.
         Preempted: A signal stopped training; a checkpoint was written if a step was done.
     """
-    assert step.method.kind in _SUPPORTED_METHODS, f"the plan let method {step.method.kind} through"
     assert step.placement.strategy == "single", f"the plan let strategy {step.placement.strategy} through"
     with stop_requests() as stop:
         set_determinism(step.placement.device, step.placement.threads)
@@ -71,39 +65,63 @@ def set_determinism(device: str, threads: int) -> None:
 
 def _prepare(
     step: TrainStep, base: BaseModel, out: Path, identity: dict[str, Any], found: Checkpoint | None
-) -> tuple[loop.Job, Callable[[Path], None]]:
-    store = TokenStore.open(out / artifacts.DATA)
-    eval_store = _eval_store(step, out)
-    network, save_weights, save_final = _model(step, base, found)
-    _check_vocabulary(store, network)
+) -> tuple[Job, Callable[[Path], None]]:
+    examples, eval_examples = material.open_examples(step, out / artifacts.DATA), _eval_examples(step, out)
+    network = networks.build(step, base, found)
+    _check_vocabulary(examples, network.module)
     if step.activation_checkpointing:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
-    parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
-    optimisers = optim.make_optimisers(parameters, step.train, embeddings=_embeddings(network))
+        network.module.gradient_checkpointing_enable({"use_reentrant": False})
+    parameters = {name: value for name, value in network.module.named_parameters() if value.requires_grad}
+    optimisers = optim.make_optimisers(
+        parameters, step.train, embeddings=_embeddings(network.module), rate_factors=network.rate_factors
+    )
     average = None if step.train.ema_decay is None else ema.start(parameters, step.train.ema_decay)
     if found is not None:
         checkpoint.restore_state(found, optimisers, parameters, average)
     if step.train.neftune_alpha is not None:
-        noise.add_noise(network, step.train.neftune_alpha)
-    job = loop.Job(
+        noise.add_noise(network.module, step.train.neftune_alpha)
+
+    def at_start() -> Any:
+        return network.module if found is None else networks.build(step, base, None).module
+
+    examples, eval_examples = _with_reference(step, out, identity, (examples, eval_examples), at_start)
+    job = Job(
         step=step,
-        network=network,
+        objective=OBJECTIVES[step.objective.kind],
+        setting=Setting(config=step.objective, teacher=material.load_teacher(step, base, out)),
+        network=network.module,
         parameters=parameters,
         optimisers=optimisers,
         average=average,
-        store=store,
-        eval_store=eval_store,
+        examples=examples,
+        eval_examples=eval_examples,
         total_steps=batches.total_steps(
-            len(store),
+            len(examples),
             global_batch_size=step.train.global_batch_size,
             epochs=step.train.epochs,
             max_steps=step.train.max_steps,
         ),
         checkpoints=out / artifacts.CHECKPOINTS,
         identity=identity,
-        save_weights=save_weights,
+        save_weights=network.save_checkpoint,
     )
-    return job, save_final
+    return job, network.save
+
+
+def _with_reference(
+    step: TrainStep,
+    out: Path,
+    identity: dict[str, Any],
+    examples: tuple[Examples, Examples | None],
+    network: Callable[[], Any],
+) -> tuple[Examples, Examples | None]:
+    """Adds the reference log-probabilities to the rows, and to the held-out ones."""
+    folder, (trained, held_out) = out / reference.FOLDER, examples
+    trained = material.add_reference(step, trained, folder / "train.safetensors", identity, network)
+    if held_out is not None:
+        belongs = {**identity, "eval data (content)": material.content_sha256(out / artifacts.EVAL_DATA)}
+        held_out = material.add_reference(step, held_out, folder / "eval.safetensors", belongs, network)
+    return trained, held_out
 
 
 def _embeddings(network: Any) -> frozenset[str]:
@@ -113,87 +131,26 @@ def _embeddings(network: Any) -> frozenset[str]:
     return frozenset(name for name, value in network.named_parameters() if id(value) in owned)
 
 
-def _eval_store(step: TrainStep, out: Path) -> TokenStore | None:
+def _eval_examples(step: TrainStep, out: Path) -> Examples | None:
     if step.train.eval_steps is None:
         return None
     folder = out / artifacts.EVAL_DATA
     if not folder.is_dir():
         fix = "Set data.eval_fraction or data.eval_path, or leave it null."
         raise UserError(Problem(where="train.eval_steps", what="no rows are held out to measure.", fix=fix))
-    return TokenStore.open(folder)
+    return material.open_examples(step, folder, held_out=True)
 
 
-def _check_vocabulary(store: TokenStore, network: Any) -> None:
-    largest, rows = int(store.tokens.max()), network.get_input_embeddings().weight.shape[0]
+def _check_vocabulary(examples: Examples, network: Any) -> None:
+    largest, rows = material.largest_token(examples), network.get_input_embeddings().weight.shape[0]
     if largest >= rows:
         what = f"the data have token {largest}, but the model's embedding ends at {rows - 1}."
-        fix = "Take the tokenizer that belongs to the weights, or a chat template that uses only its tokens."
+        fix = "Take the tokenizer that belongs to the weights, or set model.resize_embeddings=true to add rows."
         raise UserError(Problem(where="model.path", what=what, fix=fix))
 
 
-def _model(
-    step: TrainStep, base: BaseModel, found: Checkpoint | None
-) -> tuple[Any, Callable[[Path], None], Callable[[Path], None]]:
-    if step.method.kind == "full":
-        source = base.folder if found is None else found.folder / _MODEL
-        network = _weights(step, source, torch.float32, resumed=found is not None)
-        write = partial(load.save_model, network, base=base.folder, max_shard_size_bytes=step.max_shard_size_bytes)
-        final_dtype = load.saved_dtype(base.folder)
-        return (
-            network,
-            lambda folder: write(folder / _MODEL, dtype=torch.float32),
-            lambda folder: _complete(write, folder, final_dtype, step, base),
-        )
-    # A frozen base is not updated, so that rounding it once to the computation's format loses nothing further.
-    frozen = torch.bfloat16 if step.placement.precision == "bf16" else torch.float32
-    network = _weights(step, base.folder, frozen, resumed=False)
-    adapted = _adapter(step, network, found)
-    save = partial(adapters.save_adapter, adapted, base_name=base.path)
-    return adapted.get_base_model(), lambda folder: save(folder / artifacts.ADAPTER), save
-
-
-def _complete(write: Callable[..., None], folder: Path, dtype: torch.dtype, step: TrainStep, base: BaseModel) -> None:
-    write(folder, dtype=dtype)
-    if step.model.chat_template is not None:
-        template = load_template(base.folder, {}, step.model.chat_template)
-        assert template is not None, "a named template is found or refused"
-        set_chat_template(folder, template.text)
-
-
-def _weights(step: TrainStep, folder: Path, dtype: torch.dtype, *, resumed: bool) -> Any:
-    device = step.placement.device
-    if step.model.init == "random" and not resumed:
-        network = load.random_model(folder, seed=step.seed, device=device, attention=SEGMENT_ATTENTION)
-        return network.to(dtype)
-    return load.load_model(
-        folder,
-        dtype=dtype,
-        device=device,
-        attention=SEGMENT_ATTENTION,
-        trust_remote_code=step.model.trust_remote_code,
-    )
-
-
-def _adapter(step: TrainStep, network: Any, found: Checkpoint | None) -> Any:
-    if found is not None:
-        return adapters.load_adapter(network, found.folder / artifacts.ADAPTER, trainable=True)
-    if step.model.adapter is not None:
-        print(f"going on with the adapter {step.model.adapter}, at its own rank and modules")
-        return adapters.load_adapter(network, Path(step.model.adapter), trainable=True)
-    method = step.method
-    return adapters.add_lora(
-        network,
-        rank=method.rank,
-        alpha=method.alpha,
-        dropout=method.dropout,
-        target_modules=method.target_modules,
-        modules_to_save=method.modules_to_save,
-        seed=step.seed,
-    )
-
-
 def _train(
-    job: loop.Job, found: Checkpoint | None, stop: StopRequest, out: Path, save: Callable[[Path], None]
+    job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, save: Callable[[Path], None]
 ) -> list[Artifact]:
     start = Progressed() if found is None else found.progress
     if stop.signal is not None:
@@ -204,7 +161,8 @@ def _train(
     finally:
         for tracker in trackers:
             tracker.close()
-    kind, name = ("model", artifacts.MERGED) if job.step.method.kind == "full" else ("adapter", artifacts.ADAPTER)
+    adapter = job.step.method.kind in ADAPTER_METHODS
+    kind, name = ("adapter", artifacts.ADAPTER) if adapter else ("model", artifacts.MERGED)
     with artifacts.publish(out / name) as staging, ema.applied(job.average, job.parameters):
         save(staging)
     trained = sum(parameter.numel() for parameter in job.parameters.values())
@@ -229,16 +187,15 @@ def _trackers(step: TrainStep, out: Path, after_step: int) -> list[metrics.Track
 
 
 def _identity(step: TrainStep, base: BaseModel, out: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for name in (MANIFEST, TOKENS, TRAINED, SEGMENTS, OFFSETS):
-        digest.update(artifacts.sha256(out / artifacts.DATA / name).encode())
     adapter = step.model.adapter
+    teacher = {"objective.teacher (content)": read_teacher(out).sha256} if step.objective.kind == "distill" else {}
     return {
         **steps.fingerprint_keys(step),
         "machine.torch": torch.__version__,
         "machine.kernels": _kernels(step.placement.device),
-        "data (content)": digest.hexdigest(),
+        "data (content)": material.content_sha256(out / artifacts.DATA),
         "model (content)": base.sha256,
+        **teacher,
         "model.adapter (content)": None
         if adapter is None
         else artifacts.describe(Path(adapter), "adapter", ".").sha256,

@@ -30,7 +30,7 @@ def encoder(tokenizer: Tokenizer, max_length: int) -> Encoder:
     def encode_all(texts: Sequence[str]) -> list[list[Sample]]:
         return encode(texts, tokenizer, end_id, max_length)
 
-    return Encoder(False, render, encode_all, None)
+    return Encoder(("text",), render, encode_all, None)
 
 
 def encode(texts: Sequence[str], tokenizer: Tokenizer, end_id: int, max_length: int) -> list[list[Sample]]:

@@ -29,7 +29,9 @@ TEXT_SUFFIXES = (".txt",)
 SUFFIXES = (*JSON_SUFFIXES, *DELIMITED_SUFFIXES, *TEXT_SUFFIXES, *COLUMNAR_SUFFIXES)
 
 
-def find_files(paths: Sequence[str], key: str = "data.path", cache_dir: Path | None = None) -> list[DataFile]:
+def find_files(
+    paths: Sequence[str], key: str = "data.path", cache_dir: Path | None = None, streaming: bool = False
+) -> list[DataFile]:
     """Lists the data files that paths name, downloading those of a hub.
 
     Args:
@@ -37,6 +39,7 @@ def find_files(paths: Sequence[str], key: str = "data.path", cache_dir: Path | N
             split that `datasets` saved in it, or else for its data files in order of name.
         key: Config key, for messages.
         cache_dir: Folder for downloads; None takes the hub's own.
+        streaming: Whether files of a hub are read as they come instead of being downloaded.
 
     Raises:
         UserError: A path does not exist, a folder holds no data file, or a split has to be chosen.
@@ -99,12 +102,27 @@ def kind_of(path: Path) -> str:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
-def read_rows(path: Path, name: str = "") -> Iterator[Row | BadRow]:
+def read_file(file: DataFile, sheet: str | None = None) -> Iterator[Row | BadRow]:
+    """Yields the rows of a file that `find_files` found, also of one that is read from its hub as it comes.
+
+    Args:
+        file: The file.
+        sheet: Of a workbook whose `dataset.json` names none.
+
+    Raises:
+        UserError: As `read_rows`.
+        StageError: The hub does not go on.
+    """
+    return read_rows(file.path, file.name, sheet if file.sheet is None else file.sheet)
+
+
+def read_rows(path: Path, name: str = "", sheet: str | None = None) -> Iterator[Row | BadRow]:
     """Yields the rows of a file, streaming, with bounded memory.
 
     Args:
         path: The file.
         name: How messages name it; the path when empty.
+        sheet: Of a workbook; None takes the only one that has rows.
 
     Raises:
         UserError: The file as a whole cannot be read: missing, empty, binary, cut off, or of an unknown kind.

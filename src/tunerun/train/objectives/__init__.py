@@ -1,24 +1,17 @@
-"""What is learned: the loss of each objective, by the kind that the config names."""
+"""What is learned: the objectives by the kind that the config names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from tunerun.train.objectives import distill, dpo, kto, orpo, pairs, reward, simpo, tokens
+from tunerun.train.objectives.objective import Objective
 
-from torch import Tensor
-
-from tunerun.config.schema import ObjectiveConfig
-from tunerun.models.batch import MicroBatch
-from tunerun.models.loss import token_loss
-
-
-def _tokens(network: Any, batch: MicroBatch, objective: ObjectiveConfig) -> Tensor:
-    return token_loss(network, batch, label_smoothing=objective.label_smoothing)
-
-
-LOSSES: dict[str, Callable[[Any, MicroBatch, ObjectiveConfig], Tensor]] = {
-    # Which tokens are trained is the data's business: an assistant's turns, or every token.
-    "sft": _tokens,
-    "pretrain": _tokens,
+OBJECTIVES: dict[str, Objective] = {
+    "sft": Objective(collate=tokens.collate, loss=tokens.loss, unit="tokens"),
+    "pretrain": Objective(collate=tokens.collate, loss=tokens.loss, unit="tokens"),
+    "distill": Objective(collate=tokens.collate, loss=distill.loss, unit="tokens"),
+    "dpo": Objective(collate=pairs.collate_with_reference, loss=dpo.loss, unit="rows", reference=pairs.reference),
+    "orpo": Objective(collate=pairs.collate, loss=orpo.loss, unit="rows"),
+    "simpo": Objective(collate=pairs.collate, loss=simpo.loss, unit="rows"),
+    "kto": Objective(collate=kto.collate, loss=kto.loss, unit="rows", reference=kto.reference, kl=kto.kl),
+    "reward": Objective(collate=pairs.collate, loss=reward.loss, unit="rows"),
 }
-"""Loss summed over the trained tokens of a micro-batch; the loop divides by those of the whole global batch."""

@@ -1,0 +1,54 @@
+"""Lists the files that a data step reads, each source with how it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tunerun.config.data_sources import data_sources
+from tunerun.config.schema import SourceConfig
+from tunerun.data import read
+from tunerun.data.rows import DataFile
+from tunerun.errors import Problem, UserError
+from tunerun.plan.steps import DataStep
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Files that are read alike."""
+
+    files: tuple[DataFile, ...]
+    source: SourceConfig
+    """How they are read, with nothing left to the section's settings; what a file says of itself goes before it."""
+    key: str
+    """Of the config section that says so."""
+    evaluated: bool
+    """Whether they are `data.eval_path`, kept apart from training."""
+
+
+def find_inputs(step: DataStep) -> list[Input]:
+    """Lists what a step reads, downloading files of a hub; the input to evaluate on is the last.
+
+    Raises:
+        UserError: Paths do not exist or hold no data; all of them are named.
+        StageError: A data set cannot be downloaded.
+    """
+    data = step.data
+    keys = [f"data.sources.{name}" for name in data.sources] or ["data"]
+    wanted = [(key, f"{key}.path", source) for key, source in zip(keys, step.sources, strict=True)]
+    if data.eval_path:
+        # `max_rows` is for a quick try of training; what is measured stays the same.
+        (source,) = data_sources(replace(data, path=data.eval_path, sources={}, max_rows=None))
+        wanted.append(("data", "data.eval_path", source))
+    cache_dir = None if step.cache_dir is None else Path(step.cache_dir)
+    problems: list[Problem] = []
+    found = []
+    for key, path_key, source in wanted:
+        try:
+            files = read.find_files(source.path, path_key, cache_dir, data.streaming)
+            found.append(Input(tuple(files), source, key, path_key == "data.eval_path"))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return found

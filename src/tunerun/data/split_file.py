@@ -1,0 +1,233 @@
+"""Splits one file of rows into two of the same format, each row with the bytes it had."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import mmap
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from tunerun import artifacts
+from tunerun.data import read, report
+from tunerun.data.convert import KINDS, Reading
+from tunerun.data.detect import Format, format_of
+from tunerun.data.keys import row_keys
+from tunerun.data.normalise import normalise
+from tunerun.data.read.source import UTF8_MARK, head_of, open_text_bytes
+from tunerun.data.report import Tally
+from tunerun.data.rows import BadRow, Row, RowFault, Text
+from tunerun.data.split import hold_out_count, hold_out_fraction, ranks
+from tunerun.errors import Problem, UserError
+
+_GZIP = ".gz"
+
+# Within a JSON text: a string, or what opens, closes or separates.
+_JSON_PART = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},]', re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Halves:
+    """What a split wrote."""
+
+    train: Path
+    train_rows: int
+    evaluated: Path
+    eval_rows: int
+    form: str
+    """What the rows were found to be."""
+
+
+def targets(path: Path, folder: Path | None) -> tuple[Path, Path]:
+    """Returns the files that a split of a file writes: `FILE-train.EXT` and `FILE-eval.EXT`.
+
+    Raises:
+        UserError: It is not a file that can be split into two with the rows' own bytes.
+    """
+    kind = read.kind_of(path)
+    if not path.is_file():
+        raise UserError(Problem(where=str(path), what="is not a file.", fix="Name one file of rows."))
+    if kind not in (*read.JSON_SUFFIXES, *read.DELIMITED_SUFFIXES, *read.TEXT_SUFFIXES):
+        fix = f"Write it as JSON lines first: tunerun data convert {path.name} {path.stem}.jsonl"
+        raise UserError(Problem(where=str(path), what="cannot be split as it is.", fix=fix))
+    ends = len(kind) + (len(_GZIP) if path.name.lower().endswith(_GZIP) else 0)
+    if path.name.lower()[-ends:] not in (kind, kind + _GZIP):
+        fix = "Unpack it, or compress it by gzip."
+        raise UserError(Problem(where=str(path), what="is compressed in a way that is not written.", fix=fix))
+    stem, extension = path.name[:-ends], path.name[-ends:]
+    where = path.parent if folder is None else folder
+    return where / f"{stem}-train{extension}", where / f"{stem}-eval{extension}"
+
+
+def split_file(path: Path, amount: float, seed: int, reading: Reading, folder: Path | None = None) -> Halves:
+    """Writes the rows of a file into two, chosen as `data.eval_fraction` and `data.eval_rows` choose.
+
+    Args:
+        path: JSON lines, a JSON array, CSV, TSV or text, compressed by gzip or not.
+        amount: Share of the rows to evaluate on when below 1, else their number.
+        seed: Of the choice.
+        reading: How the rows are read; rows that no format fits are chosen by all they hold.
+        folder: Where to write; beside the file when None.
+
+    Raises:
+        UserError: The file cannot be read or split, or one of the two would be empty.
+    """
+    train, evaluated = targets(path, folder)
+    lines, contents, form = _rows(path, reading)
+    ranked, source = ranks(np.array(contents, np.uint64), seed), np.zeros(len(contents), np.int64)
+    held = hold_out_fraction(ranked, source, amount) if amount < 1 else hold_out_count(ranked, source, int(amount))
+    if not held.any() or held.all():
+        what = f"holds {len(held):,} rows, which cannot be split: equal rows stay together."
+        raise UserError(Problem(where=str(path), what=what))
+    with artifacts.publish(train) as first, artifacts.publish(evaluated) as second:
+        with _writer(first, path) as train_file, _writer(second, path) as eval_file:
+            _copy(path, lines, held, (train_file, eval_file))
+    count = int(held.sum())
+    return Halves(
+        train=train, train_rows=len(held) - count, evaluated=evaluated, eval_rows=count, form=form or "no known format"
+    )
+
+
+def _rows(path: Path, reading: Reading) -> tuple[list[int], list[int], str]:
+    """Returns line and content hash of each row, and the format found.
+
+    Raises:
+        UserError: Rows are malformed; all are listed.
+    """
+    tally, form, known = Tally(), "", True
+    lines: list[int] = []
+    contents: list[int] = []
+    found: Format | None = None
+    for row in read.read_rows(path):
+        tally.rows_read += 1
+        if isinstance(row, BadRow):
+            tally.add_bad(row)
+            continue
+        if found is None and known:
+            found = _format(row, reading)
+            known, form = found is not None, "" if found is None else f"{found.name}: {found.why}"
+        lines.append(row.line)
+        contents.append(_content(row, found))
+    if tally.bad:
+        raise UserError(report.problems(tally, rows=True))
+    return lines, contents, form
+
+
+def _format(row: Row, reading: Reading) -> Format | None:
+    try:
+        return format_of(row, reading.format, reading.columns, KINDS)
+    except UserError:
+        if reading.columns or reading.format != "auto":
+            raise
+        return None
+
+
+def _content(row: Row, form: Format | None) -> int:
+    """Hashes what training will see of a row; a row that it will refuse by all that it holds."""
+    if form is not None:
+        with contextlib.suppress(RowFault, RecursionError):
+            return row_keys(normalise(row.value, form))[0]
+    return row_keys(Text(json.dumps(row.value, ensure_ascii=False, sort_keys=True)))[0]
+
+
+@contextlib.contextmanager
+def _writer(target: Path, like: Path) -> Iterator[BinaryIO]:
+    if not like.name.lower().endswith(_GZIP):
+        with target.open("wb") as file:
+            yield file
+        return
+    # Without a name and a time in it, the same rows give the same bytes.
+    with target.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+        yield cast(BinaryIO, packed)
+
+
+def _copy(path: Path, lines: list[int], held: npt.NDArray[np.bool_], out: tuple[BinaryIO, BinaryIO]) -> None:
+    kind = read.kind_of(path)
+    if kind in read.JSON_SUFFIXES and head_of(path, str(path)).startswith(b"["):
+        _copy_array(path, held, out)
+        return
+    sides = dict(zip(lines, held.tolist(), strict=True))
+    with open_text_bytes(path, str(path)) as file:
+        head = UTF8_MARK if file.tell() == len(UTF8_MARK) else b""
+        for target in out:
+            target.write(head)
+        _copy_lines(file, sides, out, header=kind in read.DELIMITED_SUFFIXES)
+
+
+def _copy_lines(file: BinaryIO, sides: dict[int, Any], out: tuple[BinaryIO, BinaryIO], *, header: bool) -> None:
+    """Copies lines; those of a table go where the row goes that they are in, and its first ones to both sides."""
+    to: tuple[BinaryIO, ...] = out if header else ()
+    for number, line in enumerate(file, start=1):
+        if number in sides:
+            to = (out[sides[number]],)
+        elif not header:
+            continue
+        for target in to:
+            # The last row of a file may lack its line end, and need not be the last one of its side.
+            target.write(line if line.endswith(b"\n") else line + b"\n")
+
+
+def _copy_array(path: Path, held: npt.NDArray[np.bool_], out: tuple[BinaryIO, BinaryIO]) -> None:
+    with _mapped(path) as data:
+        spans = _elements(data)
+        first = next(spans)
+        lead = data[data.find(b"[") + 1 : first[0]]
+        written = [False, False]
+        for side, (start, end) in zip(held.tolist(), _chain(first, spans), strict=True):
+            out[side].write((b"," if written[side] else b"[") + lead)
+            out[side].write(data[start:end])
+            written[side] = True
+        for target in out:
+            target.write((b"\n" if b"\n" in lead else b"") + b"]\n")
+
+
+def _chain(first: tuple[int, int], rest: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    yield first
+    yield from rest
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """Maps the text of a file into memory; what is compressed is unpacked into a file without a name first."""
+    with contextlib.ExitStack() as stack:
+        raw = stack.enter_context(path.open("rb"))
+        if path.name.lower().endswith(_GZIP):
+            plain = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(gzip.open(raw), plain)
+            plain.flush()
+            yield stack.enter_context(mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ))
+        else:
+            yield stack.enter_context(mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _elements(data: mmap.mmap) -> Iterator[tuple[int, int]]:
+    """Yields where each element of a JSON array starts and ends, without the blanks around it.
+
+    The text has been parsed before, so that only nesting has to be followed.
+    """
+    depth, start = 0, 0
+    for part in _JSON_PART.finditer(data):
+        sign = part[0]
+        if sign in (b"[", b"{"):
+            depth += 1
+            if depth == 1:
+                start = part.end()
+        elif sign in (b"]", b"}", b","):
+            if depth == 1:
+                yield _trimmed(data, start, part.start())
+                start = part.end()
+            depth -= sign != b","
+
+
+def _trimmed(data: mmap.mmap, start: int, end: int) -> tuple[int, int]:
+    text = data[start:end]
+    return end - len(text.lstrip()), start + len(text.rstrip())

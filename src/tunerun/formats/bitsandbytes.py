@@ -1,0 +1,86 @@
+"""What bitsandbytes' quantisation leaves of a weight, in numpy.
+
+NF4 takes blocks of 64 values, divides each by its largest magnitude and keeps the nearest of sixteen numbers; double
+quantisation keeps those magnitudes, less their mean, in 8 bits with one scale for 256 of them (Dettmers et al. 2023,
+"QLoRA", arXiv 2305.14314, sections 2 and 3). int8 divides each row by its largest magnitude (Dettmers et al. 2022,
+"LLM.int8()", arXiv 2208.07339). Constants and order of operations: bitsandbytes 0.50, functional.py and
+backends/default/ops.py. Its CPU kernel for the scales takes the second nearest level for about one in 700 of them.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from tunerun.formats.floats import Float32
+from tunerun.plan.steps import Quantisation
+
+Codes = npt.NDArray[np.intp]
+
+_BLOCK, _SCALES_BLOCK = 64, 256
+# Smallest divisor: a block of zeros stays zero.
+_TINY = np.float32(1e-38)
+# The sixteen values of NF4 (QLoRA, appendix E).
+_NF4 = np.array(
+    [
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    ],
+    np.float32,
+)  # fmt: skip
+
+
+def round_trip(weight: Float32, quantisation: Quantisation) -> Float32:
+    """Returns a weight as it is after quantisation.
+
+    Args:
+        weight: Shape (out, in).
+        quantisation: What it goes through.
+    """
+    if quantisation.bits == 8:
+        largest = np.abs(weight).max(axis=1, keepdims=True)
+        # bitsandbytes divides by 127 as a product with this float32 number (LLM.int8(), equation 4).
+        codes = np.rint(weight * (np.float32(1) / np.maximum(largest, _TINY) * np.float32(127)))
+        return codes * largest * np.float32(7.874015718698502e-3)
+    codes, scales = _quantise(weight.reshape(-1), _NF4, _BLOCK)
+    if quantisation.double:
+        offset = np.float32(scales.mean(dtype=np.float64))
+        scale_codes, scales_of_scales = _quantise(scales - offset, _dynamic_map(), _SCALES_BLOCK)
+        scales = _dequantise(scale_codes, _dynamic_map(), scales_of_scales, _SCALES_BLOCK) + offset
+    return _dequantise(codes, _NF4, scales, _BLOCK).reshape(weight.shape)
+
+
+def _quantise(values: Float32, levels: Float32, block: int) -> tuple[Codes, Float32]:
+    padded = np.zeros(-(-len(values) // block) * block, np.float32)
+    padded[: len(values)] = values
+    blocks = padded.reshape(-1, block)
+    scales = np.abs(blocks).max(axis=1)
+    scaled = blocks * (np.float32(1) / np.maximum(scales, _TINY))[:, None]
+    bounds = (levels[:-1] + levels[1:]) / np.float32(2)
+    return np.searchsorted(bounds, scaled.reshape(-1)[: len(values)]), scales
+
+
+def _dequantise(codes: Codes, levels: Float32, scales: Float32, block: int) -> Float32:
+    return levels[codes] * np.repeat(scales, block)[: len(codes)]
+
+
+@cache
+def _dynamic_map() -> Float32:
+    """Returns the 256 values of the dynamic 8 bit type (Dettmers 2016, arXiv 1511.04561)."""
+    values = [0.0, 1.0]
+    for exponent in range(7):
+        edges = _evenly(2**exponent + 1)
+        means = (edges[:-1] + edges[1:]) / np.float32(2) * np.float32(10.0 ** (exponent - 6))
+        values += [*means.tolist(), *(-means).tolist()]
+    return np.sort(np.array(values, np.float32))
+
+
+def _evenly(count: int) -> Float32:
+    """Returns numbers from 0.1 to 1 as torch.linspace does: counted from the nearer end, rounded to float32 once."""
+    start, end = np.float32(0.1), np.float32(1)
+    step = float((end - start) / np.float32(count - 1))
+    index = np.arange(count)
+    return np.where(index < count // 2, start + step * index, end - step * (count - 1 - index)).astype(np.float32)

@@ -1,0 +1,45 @@
+"""The loss and the metrics of an objective on held-out rows, while training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from tunerun.train import ema, gradients
+from tunerun.train.job import Job, precision_of
+from tunerun.train.objectives.objective import Setting, add_sums, means
+
+
+@torch.no_grad()
+def measure(job: Job) -> dict[str, float]:
+    """Measures what would be published on the first held-out rows, without label smoothing.
+
+    Returns:
+        `eval_loss`, NaN when no row has a trained token, and the objective's metrics, each named `eval_...`.
+    """
+    assert job.eval_examples is not None, "train.eval_steps needs held-out rows"
+    config, count = job.step.eval, len(job.eval_examples)
+    rows = range(count if config.max_rows is None else min(config.max_rows, count))
+    was_training = job.network.training
+    job.network.eval()
+    setting = replace(job.setting, config=replace(job.setting.config, label_smoothing=0.0))
+    with ema.applied(job.average, job.parameters):
+        found = _measured(job, setting, rows)
+    job.network.train(was_training)
+    return {f"eval_{name}": value for name, value in found.items()}
+
+
+def _measured(job: Job, setting: Setting, rows: Sequence[int]) -> dict[str, float]:
+    assert job.eval_examples is not None
+    batch = gradients.divide(job, job.eval_examples, rows, job.step.eval.batch_size)
+    total, sums = float("nan"), dict[str, tuple[torch.Tensor, int]]()
+    if batch.trained_tokens:
+        total = 0.0
+        for part in batch.parts:
+            with precision_of(job.step.placement):
+                outcome = job.objective.loss(job.network, part, batch.totals, setting)
+            total += float(outcome.loss)
+            sums = add_sums(sums, outcome.sums)
+    return {"loss": total, **means(sums)}

@@ -1,0 +1,180 @@
+"""What is trained: the model as the method wants it, and how its weights are written."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from tunerun import artifacts
+from tunerun.base_model import BaseModel
+from tunerun.chat.template import load_template
+from tunerun.chat.tokenizer import load_tokenizer
+from tunerun.config.schema import ADAPTER_METHODS, MethodConfig
+from tunerun.errors import Problem, UserError
+from tunerun.models import adapters, load, pissa, vocabulary
+from tunerun.models.attention import SEGMENTS
+from tunerun.models.folder import set_chat_template
+from tunerun.plan.steps import TrainStep, quantisation_of
+from tunerun.train.checkpoint import Checkpoint
+
+_MODEL = "model"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Network:
+    """A model to train."""
+
+    module: Any
+    """The transformers model, adapter layers included."""
+    save_checkpoint: Callable[[Path], None]
+    """Writes the trained weights into a checkpoint's staging folder, in the precision that is trained."""
+    save: Callable[[Path], None]
+    """Writes the result of the training: an adapter, or a complete model folder."""
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
+    """Learning rates of parameters as multiples of the schedule's, by name; 1 where a name is missing."""
+
+
+def build(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Network:
+    """Loads the model of a training and makes the method's weights trainable.
+
+    Args:
+        step: What to train and how.
+        base: The base model.
+        found: The checkpoint to go on from.
+
+    Raises:
+        UserError: A named module or weight does not exist, or the adapter to go on with does not fit.
+        StageError: The weights are damaged or do not fit the config.
+    """
+    if step.method.kind not in ADAPTER_METHODS:
+        return _whole(step, base, found)
+    # A frozen base is not updated, so that rounding it once to the computation's format loses nothing further.
+    frozen = torch.bfloat16 if step.placement.precision == "bf16" else torch.float32
+    module = _weights(step, base.folder, frozen, resumed=False)
+    known_tokens = _grow(step, base, module)
+    adapted, initial = _adapter(step, module, found, known_tokens)
+    save = partial(adapters.save_adapter, adapted, base_name=base.path, initial=initial)
+    return Network(
+        module=adapted.get_base_model(),
+        save_checkpoint=lambda folder: save(folder / artifacts.ADAPTER),
+        save=save,
+        rate_factors=_rate_factors(step.method, adapted.get_base_model()),
+    )
+
+
+def _whole(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Network:
+    source = base.folder if found is None else found.folder / _MODEL
+    module = _weights(step, source, torch.float32, resumed=found is not None)
+    if found is None:
+        _grow(step, base, module)
+    stored = load.saved_dtype(base.folder)
+    if step.method.kind == "freeze":
+        freeze(module, step.method)
+        # Kept as they are stored where that is all the computation needs: they come out as they went in.
+        if step.placement.precision == "bf16" and stored == torch.bfloat16:
+            for parameter in module.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(stored)
+    write = partial(load.save_model, module, base=base.folder, max_shard_size_bytes=step.max_shard_size_bytes)
+    return Network(
+        module=module,
+        save_checkpoint=lambda folder: write(folder / _MODEL, dtype=torch.float32),
+        save=lambda folder: _complete(write, folder, stored, step, base),
+    )
+
+
+def freeze(module: Any, method: MethodConfig) -> None:
+    """Leaves only the last decoder layers and the weights named by patterns trainable.
+
+    Args:
+        module: A transformers model.
+        method: `layers` and `patterns`.
+
+    Raises:
+        UserError: There are fewer layers, or a pattern matches no weight.
+    """
+    layers = module.get_decoder().layers
+    names = [name for name, _ in module.named_parameters()]
+    problems = [
+        Problem(where="method.patterns", what=f"no weight is named like `{pattern}`.", fix=f"Names: {names[0]}, ...")
+        for pattern in method.patterns
+        if not fnmatch.filter(names, pattern)
+    ]
+    if method.layers > len(layers):
+        what = f"{method.layers} layers are more than the model's {len(layers)}."
+        problems.append(Problem(where="method.layers", what=what, fix="Choose fewer, or method=full."))
+    if problems:
+        raise UserError(problems)
+    last = {id(weight) for layer in layers[len(layers) - method.layers :] for weight in layer.parameters()}
+    for name, parameter in module.named_parameters():
+        chosen = id(parameter) in last or any(fnmatch.fnmatchcase(name, pattern) for pattern in method.patterns)
+        parameter.requires_grad_(chosen)
+
+
+def _complete(write: Callable[..., None], folder: Path, dtype: torch.dtype, step: TrainStep, base: BaseModel) -> None:
+    write(folder, dtype=dtype)
+    if step.model.chat_template is not None:
+        template = load_template(base.folder, {}, step.model.chat_template)
+        assert template is not None, "a named template is found or refused"
+        set_chat_template(folder, template.text)
+
+
+def _weights(step: TrainStep, folder: Path, dtype: torch.dtype, *, resumed: bool) -> Any:
+    device = step.placement.device
+    if step.model.init == "random" and not resumed:
+        return load.random_model(folder, seed=step.seed, device=device, attention=SEGMENTS).to(dtype)
+    return load.load_model(
+        folder,
+        dtype=dtype,
+        device=device,
+        attention=SEGMENTS,
+        trust_remote_code=step.model.trust_remote_code,
+        quantisation=quantisation_of(step.method),
+    )
+
+
+def _grow(step: TrainStep, base: BaseModel, module: Any) -> int | None:
+    """Gives tokens that only the tokenizer knows a row of the embedding; returns the rows that were there."""
+    if not step.model.resize_embeddings:
+        return None
+    vocabulary_ids = load_tokenizer(base.folder).backend.get_vocab(with_added_tokens=True).values()
+    before, wanted = module.get_input_embeddings().weight.shape[0], max(vocabulary_ids) + 1
+    if wanted <= before:
+        return None
+    vocabulary.grow(module, wanted)
+    print(f"the embedding grows from {before} to {wanted} rows, which start as the mean of the others")
+    return before
+
+
+def _adapter(
+    step: TrainStep, module: Any, found: Checkpoint | None, known_tokens: int | None
+) -> tuple[Any, dict[str, torch.Tensor] | None]:
+    """Returns the model with its adapter, and PiSSA's initial factors when it is one."""
+    method = step.method
+    if method.kind == "pissa":
+        adapted = adapters.add_adapter(module, method, seed=step.seed, known_tokens=known_tokens)
+        if found is None:
+            return adapted, pissa.start(adapted, iterations=method.pissa_iterations)
+        return adapted, pissa.resume(adapted, load_file(found.folder / artifacts.ADAPTER / adapters.WEIGHTS))
+    if found is not None:
+        return adapters.load_adapter(module, found.folder / artifacts.ADAPTER, trainable=True), None
+    if step.model.adapter is not None:
+        adapters.check_kind(Path(step.model.adapter), method)
+        print(f"going on with the adapter {step.model.adapter}, at its own rank and modules")
+        return adapters.load_adapter(module, Path(step.model.adapter), trainable=True), None
+    return adapters.add_adapter(module, method, seed=step.seed, known_tokens=known_tokens), None
+
+
+def _rate_factors(method: MethodConfig, module: Any) -> dict[str, float]:
+    """LoRA+: the B matrices move faster (Hayou et al. 2024, arXiv 2402.12354)."""
+    if method.kind != "lora_plus":
+        return {}
+    names = (name for name, _ in module.named_parameters() if ".lora_B." in name or ".lora_embedding_B." in name)
+    return dict.fromkeys(names, method.learning_rate_ratio)
