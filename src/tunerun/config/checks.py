@@ -77,6 +77,7 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("train.checkpoint_steps", train.checkpoint_steps, _positive(train.checkpoint_steps), ">= 1"),
         ("train.keep_checkpoints", train.keep_checkpoints, train.keep_checkpoints >= 1, ">= 1"),
         ("train.eval_steps", train.eval_steps, _positive(train.eval_steps), ">= 1"),
+        ("train.early_stopping_evals", train.early_stopping_evals, _positive(train.early_stopping_evals), ">= 1"),
         ("train.log_steps", train.log_steps, train.log_steps >= 1, ">= 1"),
         ("data.max_length", data.max_length, data.max_length >= 8, ">= 8"),
         ("data.max_rows", data.max_rows, _positive(data.max_rows), ">= 1"),
@@ -271,6 +272,21 @@ def _method(config: RunConfig) -> list[Problem]:
     return problems
 
 
+def _selection(config: RunConfig) -> list[Problem]:
+    train, problems = config.train, []
+    if train.eval_steps is None:
+        chosen = {"keep_best": train.keep_best, "early_stopping_evals": train.early_stopping_evals is not None}
+        problems += [
+            Problem(where=f"train.{key}", what="no held-out loss is measured.", fix="Set train.eval_steps.")
+            for key, used in chosen.items()
+            if used
+        ]
+    if train.on_nonfinite == "rollback" and train.checkpoint_steps is None:
+        what = "rollback goes back to a checkpoint, and none are written."
+        problems.append(Problem(where="train.on_nonfinite", what=what, fix="Set train.checkpoint_steps."))
+    return problems
+
+
 def _generation(config: RunConfig) -> list[Problem]:
     if not config.eval.generate_rows or config.objective.kind in ("sft", "distill"):
         return []
@@ -319,6 +335,7 @@ RULES: tuple[Rule, ...] = (
     _processes,
     _micro_batch,
     _method,
+    _selection,
     _generation,
     _shards,
     _names,

@@ -271,6 +271,13 @@ class TrainConfig:
     """Number of newest checkpoints kept."""
     eval_steps: int | None = None
     """Measure the loss on the held-out rows every so many steps; null measures it in the eval stage only."""
+    keep_best: bool = False
+    """Write a checkpoint where the held-out loss is the lowest so far, and publish its weights instead of the last."""
+    early_stopping_evals: int | None = None
+    """End training after so many measurements in a row without a lower held-out loss; null trains to the end."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """What to do when a loss or a gradient is NaN or infinite: stop, skip the step, or go back to the newest
+    checkpoint and on with the rows after the step."""
     log_steps: int = 1
     """Write metrics every so many steps."""
 
@@ -310,7 +317,7 @@ class EvalConfig:
     """What is measured before and after."""
 
     prompts: tuple[str, ...] = ()
-    """Questions answered by the base model and by the tuned one."""
+    """Questions answered at each checkpoint, by the base model and by the tuned one."""
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
     batch_size: int = 8

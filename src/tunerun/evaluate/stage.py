@@ -132,7 +132,7 @@ def _measure(step: EvalStep, network: Any, work: _Work) -> tuple[dict[str, Any],
             for questions in (work.prompts, work.questions)
         )
     texts = [item["answer"] for item in generated]
-    found = {
+    found: dict[str, Any] = {
         "loss": _finite(measured.loss),
         "perplexity": _finite(measured.perplexity),
         "answers": answers,

@@ -239,6 +239,7 @@ UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
         "eval",
         "allow",
         "train.log_steps",
+        "train.on_nonfinite",
         "train.checkpoint_steps",
         "train.keep_checkpoints",
     ),
