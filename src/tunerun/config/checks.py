@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable
 
 from tunerun.config.data_sources import data_paths, data_sources, holds_out
-from tunerun.config.schema import DATA_PARTS, RunConfig, Stage
+from tunerun.config.schema import DATA_PARTS, RunConfig, Stage, TrainConfig
 from tunerun.errors import Problem
 from tunerun.network import is_loopback
 
@@ -21,6 +21,8 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _STAGES = typing.get_args(Stage)
 
 Rule = Callable[[RunConfig], list[Problem]]
+Range = tuple[str, float | None, bool, str]
+"""Key, value, whether it is in range, and the range in words."""
 
 
 def check(config: RunConfig) -> list[Problem]:
@@ -41,44 +43,9 @@ def size_bytes(text: str) -> int:
 
 
 def _ranges(config: RunConfig) -> list[Problem]:
-    method, train, data, evaluation = config.method, config.train, config.data, config.eval
-    objective = config.objective
-    rows: list[tuple[str, float | None, bool, str]] = [
+    data, evaluation = config.data, config.eval
+    rows: list[Range] = [
         ("seed", config.seed, config.seed >= 0, ">= 0"),
-        ("method.rank", method.rank, method.rank >= 1, ">= 1"),
-        ("method.alpha", method.alpha, method.alpha > 0, "> 0"),
-        ("method.dropout", method.dropout, 0 <= method.dropout < 1, "at least 0 and below 1"),
-        ("objective.beta", objective.beta, objective.beta > 0, "> 0"),
-        ("objective.gamma", objective.gamma, objective.gamma >= 0, ">= 0"),
-        ("objective.desirable_weight", objective.desirable_weight, objective.desirable_weight >= 0, ">= 0"),
-        ("objective.undesirable_weight", objective.undesirable_weight, objective.undesirable_weight >= 0, ">= 0"),
-        ("objective.temperature", objective.temperature, objective.temperature > 0, "> 0"),
-        ("objective.cross_entropy_fraction", objective.cross_entropy_fraction,
-         0 <= objective.cross_entropy_fraction <= 1, "from 0 to 1"),
-        ("train.epochs", train.epochs, train.epochs > 0, "> 0"),
-        ("train.max_steps", train.max_steps, _positive(train.max_steps), ">= 1"),
-        ("train.global_batch_size", train.global_batch_size, train.global_batch_size >= 1, ">= 1"),
-        ("train.micro_batch_size", train.micro_batch_size, _positive(train.micro_batch_size), ">= 1"),
-        ("train.learning_rate", train.learning_rate, train.learning_rate > 0, "> 0"),
-        ("train.min_learning_rate_fraction", train.min_learning_rate_fraction,
-         0 <= train.min_learning_rate_fraction <= 1, "from 0 to 1"),
-        ("train.warmup_steps", train.warmup_steps, train.warmup_steps is None or train.warmup_steps >= 0, ">= 0"),
-        ("train.decay_fraction", train.decay_fraction, 0 < train.decay_fraction <= 1, "above 0 and at most 1"),
-        ("train.neftune_alpha", train.neftune_alpha, train.neftune_alpha is None or train.neftune_alpha > 0, "> 0"),
-        ("train.ema_decay", train.ema_decay, train.ema_decay is None or 0 < train.ema_decay < 1, "between 0 and 1"),
-        ("objective.label_smoothing", objective.label_smoothing,
-         0 <= objective.label_smoothing < (0.5 if objective.kind == "dpo" else 1),
-         "at least 0 and below 1 (dpo: below 0.5)"),
-        ("train.warmup_fraction", train.warmup_fraction, 0 <= train.warmup_fraction <= 1, "from 0 to 1"),
-        ("train.weight_decay", train.weight_decay, train.weight_decay >= 0, ">= 0"),
-        ("train.adam_beta1", train.adam_beta1, 0 <= train.adam_beta1 < 1, "at least 0 and below 1"),
-        ("train.adam_beta2", train.adam_beta2, 0 <= train.adam_beta2 < 1, "at least 0 and below 1"),
-        ("train.max_grad_norm", train.max_grad_norm, train.max_grad_norm is None or train.max_grad_norm > 0, "> 0"),
-        ("train.checkpoint_steps", train.checkpoint_steps, _positive(train.checkpoint_steps), ">= 1"),
-        ("train.keep_checkpoints", train.keep_checkpoints, train.keep_checkpoints >= 1, ">= 1"),
-        ("train.eval_steps", train.eval_steps, _positive(train.eval_steps), ">= 1"),
-        ("train.early_stopping_evals", train.early_stopping_evals, _positive(train.early_stopping_evals), ">= 1"),
-        ("train.log_steps", train.log_steps, train.log_steps >= 1, ">= 1"),
         ("data.max_length", data.max_length, data.max_length >= 8, ">= 8"),
         ("data.max_rows", data.max_rows, _positive(data.max_rows), ">= 1"),
         ("data.eval_rows", data.eval_rows, _positive(data.eval_rows), ">= 1"),
@@ -98,9 +65,54 @@ def _ranges(config: RunConfig) -> list[Problem]:
     ]  # fmt: skip
     return [
         Problem(where=key, what=f"{value} is out of range: it must be {bound}.")
-        for key, value, good, bound in rows
+        for key, value, good, bound in [*rows, *_learning_ranges(config), *_train_ranges(config.train)]
         if not good
     ]
+
+
+def _learning_ranges(config: RunConfig) -> list[Range]:
+    method, objective = config.method, config.objective
+    return [
+        ("method.rank", method.rank, method.rank >= 1, ">= 1"),
+        ("method.alpha", method.alpha, method.alpha > 0, "> 0"),
+        ("method.dropout", method.dropout, 0 <= method.dropout < 1, "at least 0 and below 1"),
+        ("objective.beta", objective.beta, objective.beta > 0, "> 0"),
+        ("objective.gamma", objective.gamma, objective.gamma >= 0, ">= 0"),
+        ("objective.desirable_weight", objective.desirable_weight, objective.desirable_weight >= 0, ">= 0"),
+        ("objective.undesirable_weight", objective.undesirable_weight, objective.undesirable_weight >= 0, ">= 0"),
+        ("objective.temperature", objective.temperature, objective.temperature > 0, "> 0"),
+        ("objective.cross_entropy_fraction", objective.cross_entropy_fraction,
+         0 <= objective.cross_entropy_fraction <= 1, "from 0 to 1"),
+        ("objective.label_smoothing", objective.label_smoothing,
+         0 <= objective.label_smoothing < (0.5 if objective.kind == "dpo" else 1),
+         "at least 0 and below 1 (dpo: below 0.5)"),
+    ]  # fmt: skip
+
+
+def _train_ranges(train: TrainConfig) -> list[Range]:
+    return [
+        ("train.epochs", train.epochs, train.epochs > 0, "> 0"),
+        ("train.max_steps", train.max_steps, _positive(train.max_steps), ">= 1"),
+        ("train.global_batch_size", train.global_batch_size, train.global_batch_size >= 1, ">= 1"),
+        ("train.micro_batch_size", train.micro_batch_size, _positive(train.micro_batch_size), ">= 1"),
+        ("train.learning_rate", train.learning_rate, train.learning_rate > 0, "> 0"),
+        ("train.min_learning_rate_fraction", train.min_learning_rate_fraction,
+         0 <= train.min_learning_rate_fraction <= 1, "from 0 to 1"),
+        ("train.warmup_steps", train.warmup_steps, train.warmup_steps is None or train.warmup_steps >= 0, ">= 0"),
+        ("train.decay_fraction", train.decay_fraction, 0 < train.decay_fraction <= 1, "above 0 and at most 1"),
+        ("train.neftune_alpha", train.neftune_alpha, train.neftune_alpha is None or train.neftune_alpha > 0, "> 0"),
+        ("train.ema_decay", train.ema_decay, train.ema_decay is None or 0 < train.ema_decay < 1, "between 0 and 1"),
+        ("train.warmup_fraction", train.warmup_fraction, 0 <= train.warmup_fraction <= 1, "from 0 to 1"),
+        ("train.weight_decay", train.weight_decay, train.weight_decay >= 0, ">= 0"),
+        ("train.adam_beta1", train.adam_beta1, 0 <= train.adam_beta1 < 1, "at least 0 and below 1"),
+        ("train.adam_beta2", train.adam_beta2, 0 <= train.adam_beta2 < 1, "at least 0 and below 1"),
+        ("train.max_grad_norm", train.max_grad_norm, train.max_grad_norm is None or train.max_grad_norm > 0, "> 0"),
+        ("train.checkpoint_steps", train.checkpoint_steps, _positive(train.checkpoint_steps), ">= 1"),
+        ("train.keep_checkpoints", train.keep_checkpoints, train.keep_checkpoints >= 1, ">= 1"),
+        ("train.eval_steps", train.eval_steps, _positive(train.eval_steps), ">= 1"),
+        ("train.early_stopping_evals", train.early_stopping_evals, _positive(train.early_stopping_evals), ">= 1"),
+        ("train.log_steps", train.log_steps, train.log_steps >= 1, ">= 1"),
+    ]  # fmt: skip
 
 
 def _positive(value: int | None) -> bool:

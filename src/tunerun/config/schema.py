@@ -384,8 +384,14 @@ class TrackConfig:
     """Write TensorBoard event files to the run directory."""
     wandb: bool = False
     """Log to Weights & Biases; offline when no key is set."""
+    trackio: bool = False
+    """Log to trackio's local store, shown by `trackio show`."""
+    mlflow: bool = False
+    """Log to MLflow: where MLFLOW_TRACKING_URI says, or to a data base in the run directory."""
+    swanlab: bool = False
+    """Log to SwanLab; offline when no key is set."""
     project: str = "tunerun"
-    """Project name for wandb."""
+    """Project (experiment of MLflow) that trackers put the run in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,13 +18,14 @@ from tunerun.config.schema import TrainConfig
 from tunerun.errors import Preempted
 from tunerun.models import ask
 from tunerun.models.ask import Questions
+from tunerun.plan.steps import TrainStep
 from tunerun.progress import Progress
-from tunerun.train import checkpoint, ema, gradients, health, held_out, optim, recovery
+from tunerun.train import checkpoint, ema, gradients, health, held_out, metrics, optim, recovery
 from tunerun.train.checkpoint import Progressed
 from tunerun.train.job import Job, precision_of
-from tunerun.train.metrics import Tracker, peak_memory_bytes
 from tunerun.train.objectives.objective import Sums, add_sums, means
 from tunerun.train.signals import StopRequest
+from tunerun.train.trackers import Tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +181,16 @@ def _metrics(window: Sequence[StepResult], progress: Progressed, job: Job) -> di
         "tokens": progress.tokens,
         "trained_tokens": progress.trained_tokens,
         "eta_seconds": progress.seconds / progress.step * (job.total_steps - progress.step),
-        "peak_memory_bytes": peak_memory_bytes(job.step.placement.device),
+        **_utilisation(job.step, tokens_per_second),
+        **metrics.device_metrics(job.step.placement.device),
     }
+
+
+def _utilisation(step: TrainStep, tokens_per_second: float) -> dict[str, float]:
+    if step.flops_per_token is None or step.device_flops is None:
+        return {}
+    peak = step.device_flops * step.placement.world_size
+    return {"mfu": metrics.model_flops_utilisation(tokens_per_second, step.flops_per_token, peak)}
 
 
 def _log(trackers: Sequence[Tracker], progress: Progressed, values: Mapping[str, float]) -> None:

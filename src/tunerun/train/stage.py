@@ -13,14 +13,13 @@ from torch.nn import Parameter
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
 from tunerun.base_model import BaseModel, read_base, read_teacher
-from tunerun.config import typed
 from tunerun.config.schema import ADAPTER_METHODS
 from tunerun.errors import Preempted, Problem, StageError, UserError
 from tunerun.models import ask
 from tunerun.models.ask import Questions
 from tunerun.plan import steps
 from tunerun.plan.steps import TrainStep
-from tunerun.train import batches, checkpoint, ema, loop, material, metrics, noise, optim, reference
+from tunerun.train import batches, checkpoint, ema, loop, material, metrics, noise, optim, reference, trackers
 from tunerun.train import network as networks
 from tunerun.train.checkpoint import Checkpoint, Progressed
 from tunerun.train.job import Job
@@ -178,11 +177,11 @@ def _train(
     start = Progressed() if found is None else found.progress
     if stop.signal is not None:
         raise Preempted(f"stopped by {stop.signal.name} before the first step.")
-    trackers = _trackers(job.step, out, start.step)
+    opened = trackers.open_trackers(job.step, out, after_step=start.step)
     try:
-        end = loop.run(job, start, stop, trackers)
+        end = loop.run(job, start, stop, opened)
     finally:
-        for tracker in trackers:
+        for tracker in opened:
             tracker.close()
     if job.step.train.keep_best and end.best_step not in (None, end.step):
         _return_to_best(job, end)
@@ -214,16 +213,6 @@ def _return_to_best(job: Job, end: Progressed) -> None:
     job.reload(best)
     checkpoint.restore_state(best, job.optimisers, job.parameters, job.average)
     print(f"publishing the weights of step {end.best_step}, which has the lowest held-out loss: {end.best_loss:.4f}")
-
-
-def _trackers(step: TrainStep, out: Path, after_step: int) -> list[metrics.Tracker]:
-    found: list[metrics.Tracker] = [metrics.JsonLines(out / artifacts.METRICS, after_step=after_step)]
-    if step.track.tensorboard:
-        found.append(metrics.TensorBoard(out / "tensorboard", after_step=after_step))
-    if step.track.wandb:
-        config = typed.plain(step)
-        found.append(metrics.Wandb(out, project=step.track.project, name=step.name, config=config))
-    return found
 
 
 def _identity(step: TrainStep, base: BaseModel, out: Path) -> dict[str, Any]:
