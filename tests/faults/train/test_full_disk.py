@@ -1,0 +1,98 @@
+"""A disk that fills up at any write of a checkpoint, or of the final weights."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.train.runs import LORA, losses, make_run, train_step
+from tunerun import artifacts
+from tunerun.errors import StageError
+from tunerun.plan.steps import TrainStep
+from tunerun.train import checkpoint
+from tunerun.train.stage import run
+
+PAGE_BYTES = 4096
+STEP = train_step(LORA, checkpoint_steps=2)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a file system of its own, of one page."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4096", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a file system: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def _resize(folder: Path, size_bytes: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size_bytes}", folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = make_run(tmp_path_factory.mktemp("straight"))
+    run(STEP, out)
+    return out
+
+
+def _taken_bytes(folder: Path) -> int:
+    return sum(-(-path.stat().st_size // PAGE_BYTES) * PAGE_BYTES for path in folder.rglob("*") if path.is_file())
+
+
+def _fails_and_goes_on(step: TrainStep, out: Path, straight: Path, disk: Path, sizes: range) -> int:
+    """Trains with a disk of each size; returns how often it was too small."""
+    wanted, failures = artifacts.describe(straight, "adapter", artifacts.ADAPTER), 0
+    for size in sizes:
+        for path in (disk, out / artifacts.ADAPTER):
+            shutil.rmtree(path, ignore_errors=True)
+        (out / artifacts.METRICS).unlink(missing_ok=True)
+        _resize(disk, size)
+        try:
+            run(step, out)
+        except (StageError, OSError) as error:
+            failures += 1
+            assert "No space left on device" in str(error) or "are not enough" in str(error), error
+        for left in (out / artifacts.CHECKPOINTS).iterdir():
+            assert checkpoint._fault(left) is None, left
+        _resize(disk, 64 << 20)
+        assert run(step, out)[0] == wanted
+        assert losses(out) == losses(straight)
+    return failures
+
+
+@pytest.mark.parametrize("pages", [6, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_a_disk_that_fills_up_at_any_write_of_a_checkpoint(
+    tmp_path: Path, small_disk: Path, straight: Path, monkeypatch: pytest.MonkeyPatch, pages: int
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 40))
+    out = make_run(tmp_path / "run")
+    (out / artifacts.CHECKPOINTS).symlink_to(small_disk)
+    # From room for half of the first checkpoint to room for both.
+    one = _taken_bytes(straight / artifacts.CHECKPOINTS / "step-4")
+    sizes = range(one // 2, 2 * one + 4 * PAGE_BYTES, pages * PAGE_BYTES)
+    assert _fails_and_goes_on(STEP, out, straight, small_disk, sizes) >= len(sizes) // 2
+
+
+def test_too_little_space_stops_training_before_a_checkpoint_is_begun(
+    tmp_path: Path, small_disk: Path, straight: Path
+) -> None:
+    out = make_run(tmp_path / "run")
+    (out / artifacts.CHECKPOINTS).symlink_to(small_disk)
+    one = _taken_bytes(straight / artifacts.CHECKPOINTS / "step-4")
+    _resize(small_disk, one + (1 << 20) + 4 * PAGE_BYTES)
+    with pytest.raises(StageError, match=r"checkpoint step-4 takes about [\d,]+ bytes, and .* has [\d,]+ free"):
+        run(STEP, out)
+    assert [path.name for path in small_disk.iterdir()] == ["step-2"]
+    _resize(small_disk, 64 << 20)
+    assert run(STEP, out)[0] == artifacts.describe(straight, "adapter", artifacts.ADAPTER)
