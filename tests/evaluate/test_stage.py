@@ -83,3 +83,38 @@ def test_chat_without_a_template_is_refused_and_a_named_one_used(tmp_path: Path)
         run(_step(), out)
     (out / "mine.jinja").write_text(CHATML)
     assert _report(_step(model=ModelConfig(path="org/tiny", chat_template=str(out / "mine.jinja"))), out)
+
+
+def test_answers_to_held_out_rows_are_compared_with_the_rows_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = make_run(tmp_path)
+    samples = random_samples(20, longest=12)
+    write_store(out / artifacts.DATA, [[sample] for sample in samples])
+    write_store(out / artifacts.EVAL_DATA, [samples[:3], [samples[3]], [([5, 6], [0, 0])]], packed=True)
+    train_stage.run(train_step(FULL, epochs=40.0), out)
+    step = _step(tuned=artifacts.MERGED, eval=EvalConfig(generate_rows=10, max_new_tokens=8))
+    run(step, out)
+    report = json.loads((out / "eval" / "report.json").read_text())
+    assert report["generated_rows"] == 4
+    base, tuned = (report["models"][name]["text"] for name in ("base", "tuned"))
+    assert set(base) == {"bleu4", "rouge1", "rouge2", "rougeL"}
+    assert tuned["rouge1"] > base["rouge1"] + 20
+    lines = [json.loads(line) for line in (out / "eval" / "generated.jsonl").read_text().splitlines()]
+    assert [set(line) for line in lines] == [{"prompt", "reference", "base", "tuned"}] * 4
+    assert "BLEU-4" in capsys.readouterr().out
+
+
+def test_the_last_answer_of_a_row_is_asked_for_with_all_that_comes_before(tmp_path: Path) -> None:
+    from tunerun.evaluate import held_out
+    from tunerun.formats.tokens import TokenStore
+    from tunerun.models import ask
+
+    out = make_run(tmp_path)
+    like = ask.read_questions(out / "base", (), chat=False, chat_template=None)
+    rows = [[([1, 2, 3, 4, 5, 6], [0, 1, 1, 0, 1, 1])], [([7, 8], [1, 1])], [([9, 10, 11], [0, 1, 0])]]
+    store = TokenStore.open(write_store(tmp_path / "store", rows))
+    questions, references = held_out.questions(store, like, count=5)
+    assert questions.token_ids == ((1, 2, 3, 4), (9,))
+    assert references == [like.tokenizer.backend.decode(ids) for ids in ([5, 6], [10])]
+    assert len(held_out.questions(store, like, count=1)[1]) == 1

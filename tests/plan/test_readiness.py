@@ -35,11 +35,7 @@ def test_a_run_that_this_machine_can_do_has_no_obstacles():
         ({"data__path": ["rows.jsonl", "./gone"]}, "data.path: there is no file or folder ./gone."),
         ({"data__eval_path": ["gone.csv"]}, "data.eval_path: there is no file or folder gone.csv."),
         ({"model__adapter": "/gone/adapter"}, "model.adapter: there is no file or folder /gone/adapter."),
-<<<<<<< HEAD
         ({"objective__kind": "reward"}, "objective.kind: this version plans reward but cannot run it."),
-=======
-        ({"objective__kind": "dpo"}, "objective.kind: this version plans dpo but cannot run it."),
->>>>>>> methods
         ({"cluster__kind": "slurm"}, "cluster.kind: this version plans slurm but cannot run it. It runs: local."),
         (
             {"train__optimizer": "paged_adamw"},
@@ -54,11 +50,7 @@ def test_each_obstacle_names_its_key(changes, message):
 
 
 def test_what_no_stage_uses_is_no_obstacle():
-<<<<<<< HEAD
     assert found(hardware__strategy="ddp", stages=["data", "eval"]) == []
-=======
-    assert found(hardware__gpu="h200", stages=["data", "eval"]) == []
->>>>>>> methods
     assert found(serve__engine="vllm") == []
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from tests.tiny import CHATML, random_samples, tiny_qwen2, write_store
 from tests.train.runs import FULL, Killed, before_step, kill_before, losses, make_run, metrics, train_step
 from tunerun import artifacts
 from tunerun.config.schema import ModelConfig, TrackConfig
-from tunerun.errors import MissingExtra, Preempted, UserError
+from tunerun.errors import Preempted, UserError
 from tunerun.models import adapters, load
 from tunerun.plan import steps
 from tunerun.plan.steps import TrainStep
@@ -115,12 +114,6 @@ def test_checkpoints_rotate_and_tensorboard_gets_the_numbers(tmp_path: Path) -> 
     run(train_step(checkpoint_steps=1, keep_checkpoints=2, track=TrackConfig(tensorboard=True)), out)
     assert sorted(path.name for path in (out / artifacts.CHECKPOINTS).iterdir()) == ["step-4", "step-5"]
     assert list((out / "tensorboard").glob("events.*"))
-
-
-def test_a_missing_tracker_says_which_extra_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(MissingExtra, match=r"tunerun\[wandb\]"):
-        run(train_step(track=TrackConfig(wandb=True)), make_run(tmp_path))
 
 
 def test_a_checkpoint_holds_a_loadable_adapter(tmp_path: Path) -> None:

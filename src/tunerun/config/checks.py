@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tunerun.config.data_sources import data_paths, data_sources, holds_out
-from tunerun.config.schema import DATA_PARTS, RunConfig, Stage
+from tunerun.config.schema import DATA_PARTS, RunConfig, Stage, TrainConfig
 from tunerun.errors import Problem
 from tunerun.network import is_loopback
 
@@ -22,6 +22,8 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _STAGES = typing.get_args(Stage)
 
 Rule = Callable[[RunConfig], list[Problem]]
+Range = tuple[str, Any, bool, str]
+"""Key, value, whether it is in range, and the range in words."""
 
 
 def check(config: RunConfig) -> list[Problem]:
@@ -42,10 +44,36 @@ def size_bytes(text: str) -> int:
 
 
 def _ranges(config: RunConfig) -> list[Problem]:
-    method, train, data, evaluation = config.method, config.train, config.data, config.eval
-    objective = config.objective
-    rows: list[tuple[str, Any, bool, str]] = [
+    data, evaluation = config.data, config.eval
+    rows: list[Range] = [
         ("seed", config.seed, config.seed >= 0, ">= 0"),
+        ("data.max_length", data.max_length, data.max_length >= 8, ">= 8"),
+        ("data.max_rows", data.max_rows, _positive(data.max_rows), ">= 1"),
+        ("data.eval_rows", data.eval_rows, _positive(data.eval_rows), ">= 1"),
+        ("data.eval_fraction", data.eval_fraction, 0 <= data.eval_fraction <= 0.5, "from 0 to 0.5"),
+        ("data.max_dropped_fraction", data.max_dropped_fraction, 0 <= data.max_dropped_fraction <= 1, "from 0 to 1"),
+        ("hardware.processes", config.hardware.processes, _positive(config.hardware.processes), ">= 1"),
+        ("hardware.threads", config.hardware.threads, _positive(config.hardware.threads), ">= 1"),
+        ("cluster.nodes", config.cluster.nodes, config.cluster.nodes >= 1, ">= 1"),
+        ("eval.max_new_tokens", evaluation.max_new_tokens, evaluation.max_new_tokens >= 1, ">= 1"),
+        ("eval.batch_size", evaluation.batch_size, evaluation.batch_size >= 1, ">= 1"),
+        ("eval.generate_rows", evaluation.generate_rows, evaluation.generate_rows >= 0, ">= 0"),
+        ("eval.max_rows", evaluation.max_rows, _positive(evaluation.max_rows), ">= 1"),
+        ("export.gguf.context", config.export.gguf.context, _positive(config.export.gguf.context), ">= 1"),
+        ("serve.port", config.serve.port, 0 <= config.serve.port <= 65535, "from 0 to 65535"),
+        ("serve.context", config.serve.context, _positive(config.serve.context), ">= 1"),
+        ("serve.max_concurrent", config.serve.max_concurrent, config.serve.max_concurrent >= 1, ">= 1"),
+    ]  # fmt: skip
+    return [
+        Problem(where=key, what=f"{value} is out of range: it must be {bound}.")
+        for key, value, good, bound in [*rows, *_learning_ranges(config), *_train_ranges(config.train)]
+        if not good
+    ]
+
+
+def _learning_ranges(config: RunConfig) -> list[Range]:
+    method, objective = config.method, config.objective
+    return [
         ("method.rank", method.rank, method.rank >= 1, ">= 1"),
         ("method.alpha", method.alpha, method.alpha > 0, "> 0"),
         ("method.dropout", method.dropout, 0 <= method.dropout < 1, "at least 0 and below 1"),
@@ -63,6 +91,14 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("method.pissa_iterations", method.pissa_iterations, method.pissa_iterations >= 0, ">= 0"),
         ("method.learning_rate_ratio", method.learning_rate_ratio, method.learning_rate_ratio >= 1, ">= 1"),
         ("method.layers", method.layers, method.layers >= 0, ">= 0"),
+        ("objective.label_smoothing", objective.label_smoothing,
+         0 <= objective.label_smoothing < (0.5 if objective.kind == "dpo" else 1),
+         "at least 0 and below 1 (dpo: below 0.5)"),
+    ]  # fmt: skip
+
+
+def _train_ranges(train: TrainConfig) -> list[Range]:
+    return [
         ("train.epochs", train.epochs, train.epochs > 0, "> 0"),
         ("train.max_steps", train.max_steps, _positive(train.max_steps), ">= 1"),
         ("train.global_batch_size", train.global_batch_size, train.global_batch_size >= 1, ">= 1"),
@@ -74,9 +110,6 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("train.decay_fraction", train.decay_fraction, 0 < train.decay_fraction <= 1, "above 0 and at most 1"),
         ("train.neftune_alpha", train.neftune_alpha, train.neftune_alpha is None or train.neftune_alpha > 0, "> 0"),
         ("train.ema_decay", train.ema_decay, train.ema_decay is None or 0 < train.ema_decay < 1, "between 0 and 1"),
-        ("objective.label_smoothing", objective.label_smoothing,
-         0 <= objective.label_smoothing < (0.5 if objective.kind == "dpo" else 1),
-         "at least 0 and below 1 (dpo: below 0.5)"),
         ("train.warmup_fraction", train.warmup_fraction, 0 <= train.warmup_fraction <= 1, "from 0 to 1"),
         ("train.weight_decay", train.weight_decay, train.weight_decay >= 0, ">= 0"),
         ("train.adam_beta1", train.adam_beta1, 0 <= train.adam_beta1 < 1, "at least 0 and below 1"),
@@ -85,28 +118,9 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("train.checkpoint_steps", train.checkpoint_steps, _positive(train.checkpoint_steps), ">= 1"),
         ("train.keep_checkpoints", train.keep_checkpoints, train.keep_checkpoints >= 1, ">= 1"),
         ("train.eval_steps", train.eval_steps, _positive(train.eval_steps), ">= 1"),
+        ("train.early_stopping_evals", train.early_stopping_evals, _positive(train.early_stopping_evals), ">= 1"),
         ("train.log_steps", train.log_steps, train.log_steps >= 1, ">= 1"),
-        ("data.max_length", data.max_length, data.max_length >= 8, ">= 8"),
-        ("data.max_rows", data.max_rows, _positive(data.max_rows), ">= 1"),
-        ("data.eval_rows", data.eval_rows, _positive(data.eval_rows), ">= 1"),
-        ("data.eval_fraction", data.eval_fraction, 0 <= data.eval_fraction <= 0.5, "from 0 to 0.5"),
-        ("data.max_dropped_fraction", data.max_dropped_fraction, 0 <= data.max_dropped_fraction <= 1, "from 0 to 1"),
-        ("hardware.processes", config.hardware.processes, _positive(config.hardware.processes), ">= 1"),
-        ("hardware.threads", config.hardware.threads, _positive(config.hardware.threads), ">= 1"),
-        ("cluster.nodes", config.cluster.nodes, config.cluster.nodes >= 1, ">= 1"),
-        ("eval.max_new_tokens", evaluation.max_new_tokens, evaluation.max_new_tokens >= 1, ">= 1"),
-        ("eval.batch_size", evaluation.batch_size, evaluation.batch_size >= 1, ">= 1"),
-        ("eval.max_rows", evaluation.max_rows, _positive(evaluation.max_rows), ">= 1"),
-        ("export.gguf.context", config.export.gguf.context, _positive(config.export.gguf.context), ">= 1"),
-        ("serve.port", config.serve.port, 0 <= config.serve.port <= 65535, "from 0 to 65535"),
-        ("serve.context", config.serve.context, _positive(config.serve.context), ">= 1"),
-        ("serve.max_concurrent", config.serve.max_concurrent, config.serve.max_concurrent >= 1, ">= 1"),
     ]  # fmt: skip
-    return [
-        Problem(where=key, what=f"{value} is out of range: it must be {bound}.")
-        for key, value, good, bound in rows
-        if not good
-    ]
 
 
 def _positive(value: int | None) -> bool:
@@ -286,6 +300,28 @@ def _method(config: RunConfig) -> list[Problem]:
     return problems
 
 
+def _selection(config: RunConfig) -> list[Problem]:
+    train, problems = config.train, []
+    if train.eval_steps is None:
+        chosen = {"keep_best": train.keep_best, "early_stopping_evals": train.early_stopping_evals is not None}
+        problems += [
+            Problem(where=f"train.{key}", what="no held-out loss is measured.", fix="Set train.eval_steps.")
+            for key, used in chosen.items()
+            if used
+        ]
+    if train.on_nonfinite == "rollback" and train.checkpoint_steps is None:
+        what = "rollback goes back to a checkpoint, and none are written."
+        problems.append(Problem(where="train.on_nonfinite", what=what, fix="Set train.checkpoint_steps."))
+    return problems
+
+
+def _generation(config: RunConfig) -> list[Problem]:
+    if not config.eval.generate_rows or config.objective.kind in ("sft", "distill"):
+        return []
+    what = f"rows of objective {config.objective.kind} have no single answer to compare with."
+    return [Problem(where="eval.generate_rows", what=what, fix="Set eval.generate_rows=0.")]
+
+
 def _shards(config: RunConfig) -> list[Problem]:
     try:
         size = size_bytes(config.export.max_shard_size)
@@ -327,6 +363,8 @@ RULES: tuple[Rule, ...] = (
     _processes,
     _micro_batch,
     _method,
+    _selection,
+    _generation,
     _shards,
     _names,
     _serve,

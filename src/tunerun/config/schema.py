@@ -271,6 +271,13 @@ class TrainConfig:
     """Number of newest checkpoints kept."""
     eval_steps: int | None = None
     """Measure the loss on the held-out rows every so many steps; null measures it in the eval stage only."""
+    keep_best: bool = False
+    """Write a checkpoint where the held-out loss is the lowest so far, and publish its weights instead of the last."""
+    early_stopping_evals: int | None = None
+    """End training after so many measurements in a row without a lower held-out loss; null trains to the end."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """What to do when a loss or a gradient is NaN or infinite: stop, skip the step, or go back to the newest
+    checkpoint and on with the rows after the step."""
     log_steps: int = 1
     """Write metrics every so many steps."""
 
@@ -310,13 +317,15 @@ class EvalConfig:
     """What is measured before and after."""
 
     prompts: tuple[str, ...] = ()
-    """Questions answered by the base model and by the tuned one."""
+    """Questions answered at each checkpoint, by the base model and by the tuned one."""
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
     batch_size: int = 8
     """Rows computed at a time."""
     max_rows: int | None = 200
     """Rows the loss is measured on; null takes all."""
+    generate_rows: int = 0
+    """Held-out rows whose last answer is generated and compared with the row's own by BLEU-4 and ROUGE."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -375,8 +384,14 @@ class TrackConfig:
     """Write TensorBoard event files to the run directory."""
     wandb: bool = False
     """Log to Weights & Biases; offline when no key is set."""
+    trackio: bool = False
+    """Log to trackio's local store, shown by `trackio show`."""
+    mlflow: bool = False
+    """Log to MLflow: where MLFLOW_TRACKING_URI says, or to a data base in the run directory."""
+    swanlab: bool = False
+    """Log to SwanLab; offline when no key is set."""
     project: str = "tunerun"
-    """Project name for wandb."""
+    """Project (experiment of MLflow) that trackers put the run in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,33 @@ import torch
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
 from tunerun.base_model import BaseModel, read_base
-from tunerun.chat.template import load_template
-from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
-from tunerun.errors import Problem, UserError
+from tunerun.evaluate import held_out, text_metrics
 from tunerun.evaluate.preference import Preference, compare, measure
 from tunerun.formats.pairs import PairStore, open_store
 from tunerun.formats.tokens import TokenStore
-from tunerun.models import load, vocabulary
-from tunerun.models.ask import encode_prompt
-from tunerun.models.attention import SEGMENTS, attention_of
-from tunerun.models.generate import answer_greedily, stop_token_ids
+from tunerun.models import ask, load, vocabulary
+from tunerun.models.ask import Questions
+from tunerun.models.attention import SEGMENTS
 from tunerun.models.score import Score, score
 from tunerun.plan.steps import EvalStep, Placement
 from tunerun.progress import Progress
 
 REPORT = "report.json"
+GENERATED = "generated.jsonl"
+"""Held-out questions, the answers they should have, and those of each model."""
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What every model is measured on."""
+
+    prompts: Questions
+    """Of the user."""
+    questions: Questions
+    """Of held-out rows."""
+    references: list[str]
+    """The answers these should have."""
 
 
 def run(step: EvalStep, out: Path) -> list[Artifact]:
@@ -48,39 +61,36 @@ def run(step: EvalStep, out: Path) -> list[Artifact]:
     """
     torch.set_num_threads(step.placement.threads)
     base = read_base(out)
-    tokenizer = load_tokenizer(base.folder)
-    prompts = _prompts(step, base, tokenizer)
+    prompts = ask.read_questions(base.folder, step.eval.prompts, chat=step.chat, chat_template=step.model.chat_template)
     split, folder = ("eval", artifacts.EVAL_DATA) if (out / artifacts.EVAL_DATA).is_dir() else ("train", artifacts.DATA)
     store = open_store(out / folder)
     if split == "train":
         print("eval: no rows were held out (data.eval_fraction, data.eval_path): the loss is that of training rows")
+    work = _Work(prompts, *held_out.questions(_imitated(store), prompts, count=step.eval.generate_rows))
     models: dict[str, Any] = {}
     tokens = 0
+    generated: dict[str, list[str]] = {}
     before: Preference | None = None
     for name, network in _networks(step, base, out):
-        measured, preference, answers = _measure(step, network, store, prompts, tokenizer, base.folder)
-        loss, perplexity = _finite(measured.loss), _finite(measured.perplexity)
-        models[name] = {"loss": loss, "perplexity": perplexity, "answers": answers}
+        measured, preference = _scores(step, network, store)
+        models[name], generated[name] = _report(step, network, work, measured)
+        tokens = measured.trained_tokens
         if preference is not None:
             models[name]["preference"] = compare(preference, before)
             before = preference
-        tokens = measured.trained_tokens
-    rows = len(store) if step.eval.max_rows is None else min(step.eval.max_rows, len(store))
-    report = {"schema": 1, "split": split, "rows": rows, "tokens": tokens, "models": models}
+    counts = {"rows": _rows(step, store), "tokens": tokens, "generated_rows": len(work.references)}
     target = f"{artifacts.EVAL}/{REPORT}"
-    artifacts.write_json(out / target, report)
-    _print_table(models, split, rows)
-    return [artifacts.describe(out, "report", target)]
+    artifacts.write_json(out / target, {"schema": 1, "split": split, **counts, "models": models})
+    _print_table(models, split, counts)
+    made = [artifacts.describe(out, "report", target)]
+    if work.references:
+        made.append(_write_generated(out, work, generated))
+    return made
 
 
-def _prompts(step: EvalStep, base: BaseModel, tokenizer: Tokenizer) -> list[list[int]]:
-    if not step.chat:
-        return [encode_prompt(tokenizer, None, prompt) for prompt in step.eval.prompts]
-    template = load_template(base.folder, tokenizer.named, step.model.chat_template)
-    if template is None:
-        fix = "Set model.chat_template=chatml or a Jinja file."
-        raise UserError(Problem(where="model.chat_template", what="the model has no chat template.", fix=fix))
-    return [encode_prompt(tokenizer, template, prompt) for prompt in step.eval.prompts]
+def _imitated(store: TokenStore | PairStore) -> TokenStore:
+    """Returns the rows whose answers are as they should be."""
+    return store.chosen if isinstance(store, PairStore) else store
 
 
 def _networks(step: EvalStep, base: BaseModel, out: Path) -> Iterator[tuple[str, Any]]:
@@ -117,44 +127,54 @@ def _load(step: EvalStep, folder: Path, *, random: bool) -> Any:
     return network
 
 
-def _measure(
-    step: EvalStep,
-    network: Any,
-    store: TokenStore | PairStore,
-    prompts: list[list[int]],
-    tokenizer: Tokenizer,
-    folder: Path,
-) -> tuple[Score, Preference | None, list[dict[str, Any]]]:
-    """Returns the loss (of better answers, where there are worse ones), how answers compare, and answers."""
-    rows = len(store) if step.eval.max_rows is None else min(step.eval.max_rows, len(store))
+def _rows(step: EvalStep, store: TokenStore | PairStore) -> int:
+    return len(store) if step.eval.max_rows is None else min(step.eval.max_rows, len(store))
+
+
+def _scores(step: EvalStep, network: Any, store: TokenStore | PairStore) -> tuple[Score, Preference | None]:
+    """Returns the loss (of the better answers, where there are worse ones), and how these compare."""
+    rows, sides = _rows(step, store), 2 if isinstance(store, PairStore) else 1
     sizes: dict[str, Any] = {"batch_size": step.eval.batch_size, "device": step.placement.device}
-    sides = 2 if isinstance(store, PairStore) else 1
-    preference: Preference | None = None
-    with Progress("eval", total=sides * rows + len(prompts), unit="rows") as progress, _precision(step.placement):
-        if isinstance(store, PairStore) or store.labels is not None:
-            preference = measure(network, store, rows, advance=progress.advance, **sizes)
-            measured = preference.better.score()
-        else:
-            measured = score(network, store, max_rows=rows, advance=progress.advance, **sizes)
-        with attention_of(network, "sdpa"):
-            answers = _answers(step, network, prompts, tokenizer, folder, progress)
-    return measured, preference, answers
+    with Progress("eval", total=sides * rows, unit="rows") as progress, _precision(step.placement):
+        if isinstance(store, TokenStore) and store.labels is None:
+            return score(network, store, max_rows=rows, advance=progress.advance, **sizes), None
+        preference = measure(network, store, rows, advance=progress.advance, **sizes)
+        return preference.better.score(), preference
 
 
-def _answers(
-    step: EvalStep, network: Any, prompts: list[list[int]], tokenizer: Tokenizer, folder: Path, progress: Progress
-) -> list[dict[str, Any]]:
-    stops = stop_token_ids(folder, tokenizer)
-    found: list[dict[str, Any]] = []
-    size = step.eval.batch_size
-    for start in range(0, len(prompts), size):
-        part = prompts[start : start + size]
-        answers = answer_greedily(network, part, max_new_tokens=step.eval.max_new_tokens, stop_token_ids=stops)
-        for prompt, answer in zip(step.eval.prompts[start : start + size], answers, strict=True):
-            text = tokenizer.backend.decode(list(answer.token_ids), skip_special_tokens=True)
-            found.append({"prompt": prompt, "answer": text, "tokens": len(answer.token_ids), "stopped": answer.stopped})
-        progress.advance(len(part))
-    return found
+def _report(step: EvalStep, network: Any, work: _Work, measured: Score) -> tuple[dict[str, Any], list[str]]:
+    """Returns what the report says of a model, and its answers to held-out questions."""
+    asked = len(work.prompts.texts) + len(work.questions.texts)
+    with Progress("answer", total=asked, unit="rows") as progress, _precision(step.placement):
+        answers, generated = (
+            ask.answer(
+                network,
+                questions,
+                max_new_tokens=step.eval.max_new_tokens,
+                batch_size=step.eval.batch_size,
+                advance=progress.advance,
+            )
+            for questions in (work.prompts, work.questions)
+        )
+    texts = [item["answer"] for item in generated]
+    found: dict[str, Any] = {
+        "loss": _finite(measured.loss),
+        "perplexity": _finite(measured.perplexity),
+        "answers": answers,
+    }
+    if texts:
+        found["text"] = text_metrics.measure(texts, work.references)
+    return found, texts
+
+
+def _write_generated(out: Path, work: _Work, generated: dict[str, list[str]]) -> Artifact:
+    lines = [
+        {"prompt": prompt, "reference": reference, **{name: texts[index] for name, texts in generated.items()}}
+        for index, (prompt, reference) in enumerate(zip(work.questions.texts, work.references, strict=True))
+    ]
+    target = f"{artifacts.EVAL}/{GENERATED}"
+    artifacts.write_text(out / target, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return artifacts.describe(out, "answers", target)
 
 
 def _precision(placement: Placement) -> Any:
@@ -167,10 +187,10 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _print_table(models: dict[str, Any], split: str, rows: int) -> None:
+def _print_table(models: dict[str, Any], split: str, counts: dict[str, int]) -> None:
     compared = any("preference" in measured for measured in models.values())
     columns = f"{'accuracy':>10}{'margin':>10}" if compared else ""
-    print(f"{'model':8}{'loss':>10}{'perplexity':>14}{columns}   on {rows} {split} rows")
+    print(f"{'model':8}{'loss':>10}{'perplexity':>14}{columns}   on {counts['rows']} {split} rows")
     for name, measured in models.items():
         values = (measured["loss"], measured["perplexity"])
         loss, perplexity = ("not finite" if value is None else f"{value:,.4f}" for value in values)
@@ -179,3 +199,9 @@ def _print_table(models: dict[str, Any], split: str, rows: int) -> None:
             found = (measured["preference"][key] for key in ("accuracy", "margin"))
             line += "".join(f"{'-' if value is None else f'{value:.4f}':>10}" for value in found)
         print(line)
+    if not counts["generated_rows"]:
+        return
+    heads = "".join(f"{head:>10}" for head in ("BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L"))
+    print(f"{'model':8}{heads}   on {counts['generated_rows']} answers")
+    for name, measured in models.items():
+        print(f"{name:8}" + "".join(f"{value:>10.2f}" for value in measured["text"].values()))

@@ -62,6 +62,7 @@ class _Decisions:
     micro_batch_size: int
     activation_checkpointing: bool
     estimate: Estimate | None
+    device_flops: float | None
     notes: tuple[str, ...]
 
 
@@ -115,6 +116,7 @@ def _decide(config: RunConfig, facts: Facts) -> _Decisions:
         micro_batch_size=found.micro_batch_size if found is not None else config.train.micro_batch_size or 1,
         activation_checkpointing=found is not None and found.activation_checkpointing,
         estimate=found,
+        device_flops=None if device is None else device.flops,
         notes=tuple(notes),
     )
 
@@ -266,6 +268,8 @@ def _train_step(config: RunConfig, decided: _Decisions) -> TrainStep:
         activation_checkpointing=decided.activation_checkpointing,
         max_shard_size_bytes=size_bytes(config.export.max_shard_size),
         seed=config.seed,
+        flops_per_token=None if decided.estimate is None else decided.estimate.model_flops_per_token,
+        device_flops=decided.device_flops,
     )
 
 

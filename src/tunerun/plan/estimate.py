@@ -74,6 +74,8 @@ class Estimate:
     accumulation_steps: int
     activation_checkpointing: bool
     flops_per_token: float
+    model_flops_per_token: float
+    """Without what is computed twice to save memory."""
     step_tokens: int
     """Tokens in an optimiser step over all processes, at most."""
     step_seconds_low: float | None
@@ -217,6 +219,7 @@ def estimate(
         accumulation_steps=max(1, work.global_batch_size // (work.world_size * samples)),
         activation_checkpointing=recompute,
         flops_per_token=flops,
+        model_flops_per_token=flops_per_token(size, work, activation_checkpointing=False),
         step_tokens=step_tokens,
         step_seconds_low=None if seconds is None else seconds[0],
         step_seconds_high=None if seconds is None else seconds[1],

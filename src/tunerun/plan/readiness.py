@@ -118,6 +118,9 @@ def _extras(config: RunConfig) -> list[Problem]:
         ("train.optimizer", "bitsandbytes", "quant", config.train.optimizer in BITSANDBYTES_OPTIMIZERS and trains),
         ("track.tensorboard", "tensorboard", "tensorboard", config.track.tensorboard and trains),
         ("track.wandb", "wandb", "wandb", config.track.wandb and trains),
+        ("track.trackio", "trackio", "trackio", config.track.trackio and trains),
+        ("track.mlflow", "mlflow", "mlflow", config.track.mlflow and trains),
+        ("track.swanlab", "swanlab", "swanlab", config.track.swanlab and trains),
         ("model.hub", "modelscope", "hub", config.model.hub == "modelscope" and not _is_folder(config.model.path)),
     ]
     return [

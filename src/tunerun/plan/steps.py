@@ -140,6 +140,10 @@ class TrainStep:
     seed: int
     allow: tuple[str, ...] = ()
     """Keys, or sections of keys, that may differ from those of the checkpoint that training goes on from."""
+    flops_per_token: float | None = None
+    """Operations of a trained token, without what is computed twice; null when the model's shape is unknown."""
+    device_flops: float | None = None
+    """Peak of one process's device, operations in a second; null when the device is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -253,7 +257,10 @@ UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
         "track",
         "eval",
         "allow",
+        "flops_per_token",
+        "device_flops",
         "train.log_steps",
+        "train.on_nonfinite",
         "train.checkpoint_steps",
         "train.keep_checkpoints",
     ),

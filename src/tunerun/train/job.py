@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
+from tunerun.models.ask import Questions
 from tunerun.plan.steps import Placement, TrainStep
 from tunerun.train import ema
+from tunerun.train.checkpoint import Checkpoint
 from tunerun.train.objectives.objective import Examples, Objective, Setting
 
 
@@ -40,6 +42,10 @@ class Job:
     """What checkpoints belong to."""
     save_weights: Callable[[Path], None]
     """Writes the trained weights into a folder."""
+    reload: Callable[[Checkpoint], None]
+    """Gives the parameters the weights of a checkpoint."""
+    questions: Questions | None
+    """Answered at each checkpoint."""
 
 
 def precision_of(placement: Placement) -> AbstractContextManager[Any]:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from tunerun import artifacts
+from tunerun.config.schema import TrainConfig
 from tunerun.errors import Preempted
+from tunerun.models import ask
+from tunerun.models.ask import Questions
+from tunerun.plan.steps import TrainStep
 from tunerun.progress import Progress
-from tunerun.train import checkpoint, ema, gradients, health, held_out, optim
+from tunerun.train import checkpoint, ema, gradients, health, held_out, metrics, optim, recovery
 from tunerun.train.checkpoint import Progressed
-from tunerun.train.job import Job
-from tunerun.train.metrics import Tracker, peak_memory_bytes
+from tunerun.train.job import Job, precision_of
 from tunerun.train.objectives.objective import Sums, add_sums, means
 from tunerun.train.signals import StopRequest
+from tunerun.train.trackers import Tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +44,12 @@ class StepResult:
     grad_norm: float
     """L2 norm before clipping."""
     seconds: float
+    samples: tuple[int, ...]
+    """Sample numbers."""
 
 
 def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Tracker]) -> Progressed:
-    """Trains from where `start` says to the last step.
+    """Trains from where `start` says to the last step, or until the held-out loss no longer falls.
 
     Args:
         job: What to train, on what.
@@ -52,30 +62,42 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
 
     Raises:
         Preempted: A signal came; a checkpoint of the step just done was written.
-        StageError: The loss or a gradient is not finite.
+        StageError: The loss or a gradient is not finite and may not be, or a checkpoint could not be written.
     """
     progress, window = start, list[StepResult]()
+    losses = deque[float](maxlen=health.SPIKE_WINDOW)
     config = job.step.train
     job.network.train()
     with Progress("train", total=job.total_steps, unit="steps") as bar:
         bar.advance(start.step)
         for index in range(start.step, job.total_steps):
-            result = optimiser_step(job, index)
-            window.append(result)
-            progress = _advance(progress, result)
+            try:
+                result = optimiser_step(job, index)
+            except health.NotFinite as fault:
+                progress = recovery.recover(job, progress, fault)
+                bar.advance()
+            else:
+                window.append(result)
+                progress = _advance(progress, result)
+                _warn_of_spike(progress.step, result, losses)
+                bar.advance(note=f"loss {result.loss:.4f}")
             done = progress.step == job.total_steps
-            bar.advance(note=f"loss {result.loss:.4f}")
-            if done or progress.step % config.log_steps == 0:
+            if window and (done or progress.step % config.log_steps == 0):
                 _log(trackers, progress, _metrics(window, progress, job))
                 window = []
             if config.eval_steps is not None and (done or progress.step % config.eval_steps == 0):
-                _log(trackers, progress, held_out.measure(job))
-            due = config.checkpoint_steps is not None and progress.step % config.checkpoint_steps == 0
-            if stop.signal is not None or (due and not done):
-                _save(job, progress)
+                measured = held_out.measure(job)
+                _log(trackers, progress, measured)
+                progress = recovery.judge(progress, measured["eval_loss"])
+            patience = config.early_stopping_evals
+            ended = done or (patience is not None and progress.evals_since_best >= patience)
+            if stop.signal is not None or (not ended and _is_due(progress, config)):
+                _save(job, progress, answers=stop.signal is None)
             if stop.signal is not None:
                 where = f"step {progress.step} of {job.total_steps}"
                 raise Preempted(f"stopped by {stop.signal.name} after {where}; a checkpoint was written.")
+            if ended:
+                break
     return progress
 
 
@@ -108,6 +130,7 @@ def optimiser_step(job: Job, index: int) -> StepResult:
         learning_rate=rate,
         grad_norm=grad_norm,
         seconds=time.perf_counter() - began,
+        samples=tuple(batch.samples),
     )
 
 
@@ -116,7 +139,8 @@ def _step_seed(seed: int, index: int) -> int:
 
 
 def _advance(progress: Progressed, result: StepResult) -> Progressed:
-    return Progressed(
+    return replace(
+        progress,
         step=progress.step + 1,
         tokens=progress.tokens + result.tokens,
         trained_tokens=progress.trained_tokens + result.trained_tokens,
@@ -124,6 +148,22 @@ def _advance(progress: Progressed, result: StepResult) -> Progressed:
         first_loss=result.loss if progress.first_loss is None else progress.first_loss,
         last_loss=result.loss,
     )
+
+
+def _is_due(progress: Progressed, config: TrainConfig) -> bool:
+    """Says whether a checkpoint is to be written: every so many steps, and where the held-out loss is the lowest."""
+    is_best = config.keep_best and progress.best_step == progress.step
+    return is_best or (config.checkpoint_steps is not None and progress.step % config.checkpoint_steps == 0)
+
+
+def _warn_of_spike(step: int, result: StepResult, losses: deque[float]) -> None:
+    if health.is_spike(result.loss, losses):
+        mean = sum(losses) / len(losses)
+        told = (
+            f"the loss is {result.loss:.4g}, {result.loss / mean:.1f} times the mean of the {len(losses)} steps before"
+        )
+        print(f"warning: step {step}: {told}; it was computed from {health.names(result.samples)}.", file=sys.stderr)
+    losses.append(result.loss)
 
 
 def _metrics(window: Sequence[StepResult], progress: Progressed, job: Job) -> dict[str, float]:
@@ -141,8 +181,16 @@ def _metrics(window: Sequence[StepResult], progress: Progressed, job: Job) -> di
         "tokens": progress.tokens,
         "trained_tokens": progress.trained_tokens,
         "eta_seconds": progress.seconds / progress.step * (job.total_steps - progress.step),
-        "peak_memory_bytes": peak_memory_bytes(job.step.placement.device),
+        **_utilisation(job.step, tokens_per_second),
+        **metrics.device_metrics(job.step.placement.device),
     }
+
+
+def _utilisation(step: TrainStep, tokens_per_second: float) -> dict[str, float]:
+    if step.flops_per_token is None or step.device_flops is None:
+        return {}
+    peak = step.device_flops * step.placement.world_size
+    return {"mfu": metrics.model_flops_utilisation(tokens_per_second, step.flops_per_token, peak)}
 
 
 def _log(trackers: Sequence[Tracker], progress: Progressed, values: Mapping[str, float]) -> None:
@@ -150,10 +198,12 @@ def _log(trackers: Sequence[Tracker], progress: Progressed, values: Mapping[str,
         tracker.log(progress.step, values)
 
 
-def _save(job: Job, progress: Progressed) -> None:
+def _save(job: Job, progress: Progressed, *, answers: bool) -> None:
     def fill(staging: Path) -> None:
         job.save_weights(staging)
         checkpoint.save_state(staging, job.optimisers, job.parameters, job.average)
+        if answers and job.questions is not None:
+            artifacts.write_text(staging / checkpoint.ANSWERS, _answers(job, job.questions))
 
     checkpoint.write(
         job.checkpoints,
@@ -163,3 +213,11 @@ def _save(job: Job, progress: Progressed) -> None:
         needed_bytes=checkpoint.state_bytes(job.optimisers, job.parameters, job.average),
         keep=job.step.train.keep_checkpoints,
     )
+
+
+def _answers(job: Job, questions: Questions) -> str:
+    """Returns what the model that would be published answers, one JSON object a line."""
+    config = job.step.eval
+    with precision_of(job.step.placement), ema.applied(job.average, job.parameters):
+        found = ask.answer(job.network, questions, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+    return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in found)

@@ -51,7 +51,6 @@ def make_optimisers(
         MissingExtra: bitsandbytes is needed and not installed.
     """
     factors = {} if rate_factors is None else rate_factors
-<<<<<<< HEAD
     if config.optimizer == "muon":
         inner = {name for name, value in parameters.items() if value.ndim == 2 and name not in embeddings}
         chosen = {name: value for name, value in parameters.items() if name in inner}
@@ -68,22 +67,6 @@ def apply(optimisers: Sequence[Optimizer], rate: float) -> None:
             group["lr"] = rate * group["rate_factor"]
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-=======
-    groups: dict[tuple[bool, float], list[Parameter]] = {}
-    for name, parameter in parameters.items():
-        factor = factors.get(name, 1.0)
-        groups.setdefault((parameter.ndim >= 2, factor), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": members, "weight_decay": config.weight_decay if decayed else 0.0, "rate_factor": factor}
-            for (decayed, factor), members in groups.items()
-        ],
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=_EPSILON,
-        fused=True,
-    )
->>>>>>> methods
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:

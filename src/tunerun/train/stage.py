@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import Parameter
 
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
 from tunerun.base_model import BaseModel, read_base, read_teacher
-from tunerun.config import typed
 from tunerun.config.schema import ADAPTER_METHODS
-from tunerun.errors import Preempted, Problem, UserError
+from tunerun.errors import Preempted, Problem, StageError, UserError
+from tunerun.models import ask
+from tunerun.models.ask import Questions
 from tunerun.plan import steps
 from tunerun.plan.steps import TrainStep
-from tunerun.train import batches, checkpoint, ema, loop, material, metrics, noise, optim, reference
+from tunerun.train import batches, checkpoint, ema, loop, material, metrics, noise, optim, reference, trackers
 from tunerun.train import network as networks
 from tunerun.train.checkpoint import Checkpoint, Progressed
 from tunerun.train.job import Job
@@ -104,8 +107,27 @@ def _prepare(
         checkpoints=out / artifacts.CHECKPOINTS,
         identity=identity,
         save_weights=network.save_checkpoint,
+        reload=lambda checkpoint: _reload(step, base, checkpoint, parameters),
+        questions=_questions(step, base),
     )
     return job, network.save
+
+
+def _reload(step: TrainStep, base: BaseModel, found: Checkpoint, parameters: Mapping[str, Parameter]) -> None:
+    """Gives the parameters the weights of a checkpoint, by way of a second network in host memory."""
+    host = replace(step, placement=replace(step.placement, device="cpu"))
+    loaded = dict(networks.build(host, base, found).module.named_parameters())
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(loaded[name])
+
+
+def _questions(step: TrainStep, base: BaseModel) -> Questions | None:
+    # A reward model says how good an answer is, and writes none.
+    if not step.eval.prompts or step.objective.kind == "reward":
+        return None
+    chat = step.objective.kind != "pretrain"
+    return ask.read_questions(base.folder, step.eval.prompts, chat=chat, chat_template=step.model.chat_template)
 
 
 def _with_reference(
@@ -155,12 +177,14 @@ def _train(
     start = Progressed() if found is None else found.progress
     if stop.signal is not None:
         raise Preempted(f"stopped by {stop.signal.name} before the first step.")
-    trackers = _trackers(job.step, out, start.step)
+    opened = trackers.open_trackers(job.step, out, after_step=start.step)
     try:
-        end = loop.run(job, start, stop, trackers)
+        end = loop.run(job, start, stop, opened)
     finally:
-        for tracker in trackers:
+        for tracker in opened:
             tracker.close()
+    if job.step.train.keep_best and end.best_step not in (None, end.step):
+        _return_to_best(job, end)
     adapter = job.step.method.kind in ADAPTER_METHODS
     kind, name = ("adapter", artifacts.ADAPTER) if adapter else ("model", artifacts.MERGED)
     with artifacts.publish(out / name) as staging, ema.applied(job.average, job.parameters):
@@ -176,14 +200,19 @@ def _train(
     return [artifacts.describe(out, kind, name), artifacts.describe(out, "metrics", artifacts.METRICS)]
 
 
-def _trackers(step: TrainStep, out: Path, after_step: int) -> list[metrics.Tracker]:
-    found: list[metrics.Tracker] = [metrics.JsonLines(out / artifacts.METRICS, after_step=after_step)]
-    if step.track.tensorboard:
-        found.append(metrics.TensorBoard(out / "tensorboard", after_step=after_step))
-    if step.track.wandb:
-        config = typed.plain(step)
-        found.append(metrics.Wandb(out, project=step.track.project, name=step.name, config=config))
-    return found
+def _return_to_best(job: Job, end: Progressed) -> None:
+    """Gives the network the weights of the step with the lowest held-out loss.
+
+    Raises:
+        StageError: Its checkpoint is damaged.
+    """
+    assert end.best_step is not None
+    best = checkpoint.read(job.checkpoints, end.best_step)
+    if best is None:
+        raise StageError(f"the weights of step {end.best_step}, which has the lowest held-out loss, are damaged.")
+    job.reload(best)
+    checkpoint.restore_state(best, job.optimisers, job.parameters, job.average)
+    print(f"publishing the weights of step {end.best_step}, which has the lowest held-out loss: {end.best_loss:.4f}")
 
 
 def _identity(step: TrainStep, base: BaseModel, out: Path) -> dict[str, Any]:
