@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.train.runs import make_run, metrics, train_step
+from tests.train.runs import before_step, make_run, metrics, train_step
 from tunerun.config.schema import TrackConfig
-from tunerun.errors import MissingExtra
+from tunerun.errors import MissingExtra, Preempted
 from tunerun.train.metrics import model_flops_utilisation
 from tunerun.train.stage import run
 from tunerun.train.trackers import JsonLines
@@ -87,6 +89,14 @@ def test_swanlab_works_offline_in_the_run_directory(tmp_path: Path, monkeypatch:
     run(_step("swanlab"), out)
     (log,) = (out / "swanlab").glob("run-*/*.swanlab")
     assert b"train/loss" in log.read_bytes()
+
+
+def test_ctrl_c_still_saves_with_a_tracker_that_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("swanlab", reason="needs swanlab")
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    out = make_run(tmp_path / "run")
+    with before_step(1, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(Preempted, match="after step 2"):
+        run(train_step(track=TrackConfig(swanlab=True)), out)
 
 
 def test_wandb_works_offline_in_the_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

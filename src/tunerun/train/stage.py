@@ -178,6 +178,8 @@ def _train(
     if stop.signal is not None:
         raise Preempted(f"stopped by {stop.signal.name} before the first step.")
     opened = trackers.open_trackers(job.step, out, after_step=start.step)
+    # SwanLab takes SIGINT for itself.
+    stop.watch()
     try:
         end = loop.run(job, start, stop, opened)
     finally:
