@@ -66,6 +66,7 @@ def test_gpus_that_are_here_suffice():
         ("tensorboard", "tensorboard", {"track__tensorboard": True}),
         ("wandb", "wandb", {"track__wandb": True}),
         ("modelscope", "hub", {"model__hub": "modelscope"}),
+        ("bitsandbytes", "quant", {"method__kind": "qlora"}),
     ],
 )
 def test_a_missing_extra_is_named_when_it_is_needed(module, extra, changes, monkeypatch):

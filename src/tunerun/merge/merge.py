@@ -102,12 +102,14 @@ def _write_changed(writer: ModelWriter, name: str, tensor: MergedTensor) -> None
     whole = tensor.quantisation is not None or (isinstance(change, DoraDelta) and change.transposed)
     step = source.rows if whole else max(1, _BLOCK_VALUES // source.row_values)
     for first in range(0, source.rows, step):
-        values = _convert(read_rows(source, first, min(step, source.rows - first)), source.dtype, tensor.dtype)
+        values, dtype = read_rows(source, first, min(step, source.rows - first)), tensor.dtype
+        values = _convert(values, source.dtype, dtype)
         if tensor.quantisation is not None:
-            values = from_float32(round_trip(to_float32(values, tensor.dtype), tensor.quantisation), tensor.dtype)
+            # What quantisation leaves is no number of the stored type: it is rounded once, with the update.
+            values, dtype = round_trip(to_float32(values, dtype), tensor.quantisation), "F32"
         if change is not None:
-            values = change.merge(values, tensor.dtype, first)
-        _write(writer, name, first, values, tensor.dtype)
+            values = change.merge(values, dtype, first)
+        _write(writer, name, first, _convert(values, dtype, tensor.dtype), tensor.dtype)
     if tensor.token_rows is not None:
         trained = tensor.token_rows.values
         values = _convert(read_rows(trained, 0, trained.rows), trained.dtype, tensor.dtype)
