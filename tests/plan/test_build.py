@@ -77,6 +77,15 @@ def test_an_adapter_made_elsewhere_is_merged_and_exported_without_training():
     assert (found.train, found.volume, found.estimate) == (None, None, None)
 
 
+@pytest.mark.parametrize(("merge_base", "bits"), [(None, 4), ("dequantised", 4), ("full_precision", None)])
+def test_a_qlora_adapter_meets_the_same_base_in_eval_merge_and_verify(merge_base, bits):
+    export = {"gguf": {"types": ["f16"]}, "merge_base": merge_base}
+    found = planned(method__kind="qlora", export=export)
+    steps = [step for step in found.steps if step.stage in ("eval", "merge", "verify")]
+    assert [step.quantisation and step.quantisation.bits for step in steps] == [bits] * 3
+    assert any("export.merge_base=dequantised" in note for note in found.notes) == (merge_base is None)
+
+
 def test_an_adapter_that_training_continues_is_not_the_one_that_is_merged():
     found = planned(model__adapter="/else/adapter")
     assert step(found, "train").model.adapter == "/else/adapter"

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 from tests.plan.test_shape import option
 from tunerun.config.schema import ShapeConfig
 from tunerun.errors import UserError
-from tunerun.plan.memory import Work, memory, trainable_parameters
+from tunerun.plan.memory import Work, layers_with_gradients, memory, trainable_parameters
 from tunerun.plan.shape import Sizes, sizes
 
 SEVEN_B = sizes(option("qwen2.5-7b").shape)
@@ -55,7 +55,7 @@ def test_weights_are_counted_by_module():
             "method.target_modules: the model has no module `q_porj`. Did you mean q_proj",
         ),
         ({"modules_to_save": ("embed",)}, "method.modules_to_save: the model has no module `embed`"),
-        ({"method": "freeze"}, "method.kind: freeze cannot be planned yet"),
+        ({"method": "freeze", "layers": 29}, "method.layers: 29 layers are more than the model's 28"),
     ],
 )
 def test_what_cannot_be_counted_is_refused(change, message):
@@ -101,7 +101,43 @@ def test_an_optimiser_with_smaller_state_takes_less_and_a_paged_one_takes_it_fro
 def test_qlora_holds_the_linear_layers_in_four_bits():
     saved = parts(LORA).weights_bytes - parts(replace(LORA, method="qlora")).weights_bytes
     linear = SEVEN_B.layers * SEVEN_B.layer_linear_parameters
-    assert saved / linear == pytest.approx(2 - 4.127 / 8, abs=1e-3)
+    copy = 2 * 18944 * 3584
+    assert (saved + copy) / linear == pytest.approx(2 - 4.127 / 8, abs=1e-3)
+
+
+def test_qlora_in_eight_bits_and_without_double_quantisation_holds_more():
+    four = parts(replace(LORA, method="qlora")).weights_bytes
+    linear = SEVEN_B.layers * SEVEN_B.layer_linear_parameters
+    single, eight = (
+        parts(replace(LORA, method="qlora", **change)).weights_bytes
+        for change in ({"double_quant": False}, {"bits": 8})
+    )
+    assert (single - four) / linear * 8 == pytest.approx(0.373, abs=1e-3)
+    assert (eight - four) / linear * 8 == pytest.approx(8 - 4.127, abs=1e-3)
+
+
+def test_freezing_moves_and_keeps_the_last_layers_only():
+    two = replace(FULL, method="freeze", layers=2)
+    trainable = trainable_parameters(SEVEN_B, two)
+    assert trainable == 2 * SEVEN_B.layer_parameters
+    found = parts(two)
+    assert found.optimiser_bytes == 8 * trainable
+    assert found.weights_bytes == 2 * (SEVEN_B.parameters - trainable) + 4 * trainable
+    assert found.activations_bytes == pytest.approx(parts(FULL).activations_bytes / 14, rel=0.01)
+
+
+def test_freezing_counts_what_patterns_name_and_reaches_down_to_it():
+    head = replace(FULL, method="freeze", layers=1, patterns=("lm_head.*", "model.norm.*"))
+    assert trainable_parameters(SEVEN_B, head) == SEVEN_B.layer_parameters + SEVEN_B.embedding_parameters + 3584
+    assert layers_with_gradients(SEVEN_B, head) == 1
+    norms = replace(FULL, method="freeze", layers=0, patterns=("*layernorm*",))
+    assert trainable_parameters(SEVEN_B, norms) == 28 * 2 * 3584
+    assert layers_with_gradients(SEVEN_B, norms) == 28
+
+
+def test_a_module_may_have_a_rank_of_its_own():
+    other = replace(LORA, target_modules=("q_proj",), rank_pattern={r"layers\.0\.self_attn\.q_proj": 32})
+    assert trainable_parameters(SEVEN_B, other) == (27 * 16 + 32) * (3584 + 3584)
 
 
 def test_a_preference_sample_takes_two_rows_and_no_second_model():

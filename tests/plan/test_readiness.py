@@ -71,6 +71,7 @@ def test_gpus_that_are_here_suffice():
         ("wandb", "wandb", {"track__wandb": True}),
         ("bitsandbytes", "quant", {"train__optimizer": "adamw_8bit"}),
         ("modelscope", "hub", {"model__hub": "modelscope"}),
+        ("bitsandbytes", "quant", {"method__kind": "qlora"}),
     ],
 )
 def test_a_missing_extra_is_named_when_it_is_needed(module, extra, changes, monkeypatch):

@@ -344,8 +344,9 @@ class ExportConfig:
 
     max_shard_size: str = "5GB"
     """Largest safetensors file of a merged model, such as `2GB` or `500MB`."""
-    merge_base: Literal["full_precision", "dequantised"] = "full_precision"
-    """What a qlora adapter is merged into: the original weights, or these rounded as they were in training."""
+    merge_base: Literal["full_precision", "dequantised"] | None = None
+    """What a qlora adapter is merged into: the original weights, or these rounded as they were in training; null takes
+    the latter, which gives the network that was trained."""
     gguf: GgufConfig = GgufConfig()
     """GGUF files."""
 

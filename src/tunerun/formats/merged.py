@@ -119,10 +119,13 @@ def row_reader(tensor: MergedTensor) -> RowReader:
     source, change = tensor.source, _change(tensor)
 
     def merged(first: int, count: int) -> Array:
-        values = _convert(read_rows(source, first, count), source.dtype, tensor.dtype)
+        values, dtype = _convert(read_rows(source, first, count), source.dtype, tensor.dtype), tensor.dtype
         if tensor.quantisation is not None:
-            values = from_float32(round_trip(to_float32(values, tensor.dtype), tensor.quantisation), tensor.dtype)
-        return values if change is None else change.merge(values, tensor.dtype, first)
+            # What quantisation leaves is no number of the stored type: it is rounded once, with the update.
+            values, dtype = round_trip(to_float32(values, dtype), tensor.quantisation), "F32"
+        if change is not None:
+            values = change.merge(values, dtype, first)
+        return _convert(values, dtype, tensor.dtype)
 
     # Scales that are quantised in turn, and the lengths of a transposed weight's rows, need all of it.
     if tensor.quantisation is not None or (isinstance(change, DoraDelta) and change.transposed):

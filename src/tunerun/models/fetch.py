@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ from tunerun import artifacts, hashes, paths
 from tunerun.artifacts import Artifact
 from tunerun.base_model import BaseModel, write_base, write_teacher
 from tunerun.errors import Problem, StageError, UserError, require
-from tunerun.models import hub
+from tunerun.models import hub, internlm2
 from tunerun.models.hub import HubFile, Repository
 from tunerun.plan.steps import ModelStep
 from tunerun.progress import Progress
@@ -81,6 +82,8 @@ def run(step: ModelStep, out: Path) -> list[Artifact]:
         what = f"{step.model.path} has sha256 {base.sha256[:12]}.., and the lock asks for {step.sha256[:12]}.."
         fix = "Get the model that the recipe was locked with, or unlock: '~lock.model_sha256'"
         raise UserError(Problem(where="lock.model_sha256", what=what, fix=fix))
+    if step.weights and internlm2.is_internlm2(base.folder):
+        base = replace(base, folder=_as_llama(base))
     write_base(out, base)
     made = [artifacts.describe(out, "model", artifacts.MODEL)]
     if step.teacher is not None:
@@ -133,6 +136,16 @@ def fetch(
         folder, commit = _from_hub(hub.repository(path, cache_dir), revision or "main", weights, remote_code, bar)
     files = [file for file in folder.iterdir() if file.is_file() and _matches(file.name, _wanted(weights, remote_code))]
     return BaseModel(folder=folder, path=path, revision=commit, sha256=hashes.folder_sha256(files, folder))
+
+
+def _as_llama(base: BaseModel) -> Path:
+    """Returns an InternLM2 written as Llama, once for the same files."""
+    folder = paths.user_cache() / "models" / f"{base.sha256[:32]}-llama"
+    if not folder.is_dir():
+        print(f"writing {base.path} as Llama to {folder}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        internlm2.write_as_llama(base.folder, folder)
+    return folder
 
 
 def find_problems(folder: Path, *, weights: bool) -> list[str]:

@@ -106,6 +106,11 @@ def _decide(config: RunConfig, facts: Facts) -> _Decisions:
     notes: list[str] = []
     if "merge" in config.stages and trains_weights(config):
         notes.append(f"method {config.method.kind} trains whole weights: nothing to merge, train writes merged/")
+    if "merge" in config.stages and config.method.kind == "qlora" and config.export.merge_base is None:
+        notes.append(
+            "the adapter is merged into the base as training rounded it (export.merge_base=dequantised): that is the "
+            "network that was trained; full_precision takes the original weights, to which the adapter was not fitted"
+        )
     if found is not None and found.activation_checkpointing and config.train.activation_checkpointing is None:
         notes.append("activations are computed twice: without that the memory estimate does not fit the device")
     if found is None and "train" in config.stages and config.train.micro_batch_size is None:
@@ -330,7 +335,7 @@ def _delivery(config: RunConfig, decided: _Decisions) -> list[Step]:
 
 def _base_quantisation(config: RunConfig) -> Quantisation | None:
     """Returns what the base goes through before the adapter is added, in evaluation, merge and verification alike."""
-    return quantisation_of(config.method) if config.export.merge_base == "dequantised" else None
+    return None if config.export.merge_base == "full_precision" else quantisation_of(config.method)
 
 
 def _adapter(config: RunConfig) -> str | None:

@@ -114,7 +114,7 @@ def _extras(config: RunConfig) -> list[Problem]:
         ("export.gguf.types", "gguf", "gguf", "export" in config.stages),
         ("export.gguf.types", "llama_cpp", "gguf", "export" in config.stages and _quantises(config)),
         ("serve.engine", "llama_cpp", "gguf", "serve" in config.stages and config.serve.engine == "llamacpp"),
-        ("method.kind", "bitsandbytes", "quant", trains and config.method.kind == "qlora"),
+        ("method.kind", "bitsandbytes", "quant", _quantises_base(config)),
         ("train.optimizer", "bitsandbytes", "quant", config.train.optimizer in BITSANDBYTES_OPTIMIZERS and trains),
         ("track.tensorboard", "tensorboard", "tensorboard", config.track.tensorboard and trains),
         ("track.wandb", "wandb", "wandb", config.track.wandb and trains),
@@ -148,6 +148,11 @@ def is_installed(module: str) -> bool:
     """Says whether a module can be imported; a folder of that name, such as wandb's `./wandb`, is none."""
     spec = importlib.util.find_spec(module)
     return spec is not None and spec.origin is not None
+
+
+def _quantises_base(config: RunConfig) -> bool:
+    again = () if config.export.merge_base == "full_precision" else ("eval", "verify")
+    return config.method.kind == "qlora" and any(stage in config.stages for stage in ("train", *again))
 
 
 def _quantises(config: RunConfig) -> bool:
