@@ -119,9 +119,6 @@ def _needs(config: RunConfig) -> list[Problem]:
     if "export" in stages and not config.export.gguf.types:
         fix = "Choose export=gguf, set export.gguf.types=[f16,q4_k_m], or leave export out of the stages."
         problems.append(Problem(where="export.gguf.types", what="export has nothing to write.", fix=fix))
-    needs_merge = trained and not ("train" in stages and config.method.kind in ("full", "freeze"))
-    if "export" in stages and needs_merge and "merge" not in stages:
-        problems.append(Problem(where="stages", what="export needs the merged model.", fix="Add merge to the stages."))
     if "verify" in stages and not {"merge", "export", "train"} & set(stages):
         fix = "Add merge or export, or leave verify out."
         problems.append(Problem(where="stages", what="verify has nothing to compare.", fix=fix))

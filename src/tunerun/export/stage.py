@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from tunerun import artifacts
@@ -15,7 +16,8 @@ from tunerun.export.modelfile import render_modelfile, serve_facts
 from tunerun.export.special import read_special
 from tunerun.export.model import Model, read_model
 from tunerun.export.write import write_gguf
-from tunerun.formats.merged import plan_copy
+from tunerun.formats.merged import MergePlan, plan_copy, plan_merge
+from tunerun.models.folder import carry_files
 from tunerun.plan.steps import ExportStep
 
 MODELFILE = "Modelfile"
@@ -36,20 +38,36 @@ def run(step: ExportStep, out: Path) -> list[Artifact]:
         Each file of `export/`.
     """
     require("gguf", "gguf")
-    folder = out / artifacts.MERGED if step.merged else read_base(out).folder
+    source = out / artifacts.MERGED if step.merged else read_base(out).folder
+    with tempfile.TemporaryDirectory(prefix="tunerun-export-") as scratch:
+        if step.adapter is None:
+            folder, weights = source, plan_copy(source)
+        else:
+            folder = Path(scratch)
+            weights = _merge_files(source, out / step.adapter, folder)
+        model = _read(folder, step, weights)
+        with artifacts.publish(out / artifacts.EXPORT) as staging:
+            staging.mkdir()
+            paths = write_gguf(model, step.gguf.types, staging, threads=os.cpu_count() or 1)
+            files = {kind: path.name for kind, path in paths.items()}
+            _write_companions(staging, model, files, _context_tokens(step, model))
+    published = [("gguf", name) for name in files.values()] + [("modelfile", MODELFILE), ("serve", SERVE_FACTS)]
+    return [artifacts.describe(out, kind, f"{artifacts.EXPORT}/{name}") for kind, name in published]
+
+
+def _merge_files(base: Path, adapter: Path, folder: Path) -> MergePlan:
+    """Puts together all of the merged model but its weights, which are merged as they are written."""
+    weights = plan_merge(base, adapter)
+    carry_files(base, folder, adapter=adapter)
+    artifacts.write_json(folder / "config.json", dict(weights.config))
+    return weights
+
+
+def _read(folder: Path, step: ExportStep, weights: MergePlan) -> Model:
     tokenizer = load_tokenizer(folder)
     template = load_template(folder, tokenizer.named, step.chat_template)
     special = read_special(folder, tokenizer, template)
-    model = read_model(
-        folder, step.name, weights=plan_copy(folder), tokenizer=tokenizer, special=special, template=template
-    )
-    with artifacts.publish(out / artifacts.EXPORT) as staging:
-        staging.mkdir()
-        paths = write_gguf(model, step.gguf.types, staging, threads=os.cpu_count() or 1)
-        files = {kind: path.name for kind, path in paths.items()}
-        _write_companions(staging, model, files, _context_tokens(step, model))
-    published = [("gguf", name) for name in files.values()] + [("modelfile", MODELFILE), ("serve", SERVE_FACTS)]
-    return [artifacts.describe(out, kind, f"{artifacts.EXPORT}/{name}") for kind, name in published]
+    return read_model(folder, step.name, weights=weights, tokenizer=tokenizer, special=special, template=template)
 
 
 def _write_companions(folder: Path, model: Model, files: dict[str, str], context_tokens: int) -> None:
@@ -62,4 +80,7 @@ def _write_companions(folder: Path, model: Model, files: dict[str, str], context
 
 def _context_tokens(step: ExportStep, model: Model) -> int:
     own: int = model.config["max_position_embeddings"]
+    if not model.architecture.full_attention_every and model.config.get("use_sliding_window", True):
+        # llama.cpp attends to all of the context where these models saw a window.
+        own = min(own, model.config.get("sliding_window") or own)
     return step.gguf.context or min(own, _MAX_DEFAULT_CONTEXT_TOKENS)
