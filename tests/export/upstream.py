@@ -52,6 +52,14 @@ def convert(source: Path, model: Path, out: Path, file_type: str, *, pre_tokeniz
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def convert_lora(source: Path, base: Path, adapter: Path, out: Path) -> None:
+    """Converts an adapter folder to float32, in a process of its own."""
+    script = str(source / "convert_lora_to_gguf.py")
+    command = [sys.executable, script, "--base", str(base), "--outfile", str(out), str(adapter)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def _run(source: Path, pre_tokenizer: str, arguments: list[str]) -> None:
     sys.path[:0] = [str(source / "gguf-py"), str(source)]
     from conversion import base

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable
 
 from tunerun.config.data_sources import data_paths, holds_out
-from tunerun.config.schema import RunConfig, Stage
+from tunerun.config.schema import ADAPTER_METHODS, RunConfig, Stage
 from tunerun.errors import Problem
 from tunerun.network import is_loopback
 
@@ -119,6 +119,10 @@ def _needs(config: RunConfig) -> list[Problem]:
     if "export" in stages and not config.export.gguf.types:
         fix = "Choose export=gguf, set export.gguf.types=[f16,q4_k_m], or leave export out of the stages."
         problems.append(Problem(where="export.gguf.types", what="export has nothing to write.", fix=fix))
+    adapted = config.method.kind in ADAPTER_METHODS if "train" in stages else trained
+    if "export" in stages and config.export.gguf.adapter and not adapted:
+        fix = "Set export.gguf.adapter=false, or train or name an adapter."
+        problems.append(Problem(where="export.gguf.adapter", what="there is no adapter to write.", fix=fix))
     if "verify" in stages and not {"merge", "export", "train"} & set(stages):
         fix = "Add merge or export, or leave verify out."
         problems.append(Problem(where="stages", what="verify has nothing to compare.", fix=fix))

@@ -269,6 +269,8 @@ class GgufConfig:
     """llama.cpp types to write, such as `f16` or `q4_k_m`; the first is served by default."""
     context: int | None = None
     """Context length for the Modelfile, in tokens; null takes the model's own, at most 8192."""
+    adapter: bool = False
+    """Whether the LoRA adapter is written by itself, too, for llama.cpp's `--lora`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

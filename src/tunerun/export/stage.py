@@ -10,8 +10,9 @@ from tunerun import artifacts
 from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.chat.template import load_template
-from tunerun.chat.tokenizer import load_tokenizer
+from tunerun.chat.tokenizer import load_tokenizer, read_object
 from tunerun.errors import require
+from tunerun.export.adapter import write_adapter
 from tunerun.export.modelfile import render_modelfile, serve_facts
 from tunerun.export.special import read_special
 from tunerun.export.model import Model, read_model
@@ -40,7 +41,7 @@ def run(step: ExportStep, out: Path) -> list[Artifact]:
     require("gguf", "gguf")
     source = out / artifacts.MERGED if step.merged else read_base(out).folder
     with tempfile.TemporaryDirectory(prefix="tunerun-export-") as scratch:
-        if step.adapter is None:
+        if step.merged or step.adapter is None:
             folder, weights = source, plan_copy(source)
         else:
             folder = Path(scratch)
@@ -51,8 +52,18 @@ def run(step: ExportStep, out: Path) -> list[Artifact]:
             paths = write_gguf(model, step.gguf.types, staging, threads=os.cpu_count() or 1)
             files = {kind: path.name for kind, path in paths.items()}
             _write_companions(staging, model, files, _context_tokens(step, model))
+            if step.gguf.adapter:
+                assert step.adapter is not None, "checked with the config"
+                config = read_object(read_base(out).folder / "config.json")
+                write_adapter(out / step.adapter, config, staging / _adapter_file(step), name=step.name)
     published = [("gguf", name) for name in files.values()] + [("modelfile", MODELFILE), ("serve", SERVE_FACTS)]
+    if step.gguf.adapter:
+        published.append(("gguf_adapter", _adapter_file(step)))
     return [artifacts.describe(out, kind, f"{artifacts.EXPORT}/{name}") for kind, name in published]
+
+
+def _adapter_file(step: ExportStep) -> str:
+    return f"{step.name}-lora.gguf"
 
 
 def _merge_files(base: Path, adapter: Path, folder: Path) -> MergePlan:

@@ -273,7 +273,7 @@ def _delivery(config: RunConfig, decided: _Decisions) -> list[Step]:
                 merged=merged,
                 gguf=config.export.gguf,
                 chat_template=template,
-                adapter=None if merged else adapter,
+                adapter=adapter,
             )
         )
     if "verify" in config.stages and config.verify.level != "off":
