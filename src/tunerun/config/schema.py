@@ -271,6 +271,8 @@ class GgufConfig:
     """Context length for the Modelfile, in tokens; null takes the model's own, at most 8192."""
     adapter: bool = False
     """Whether the LoRA adapter is written by itself, too, for llama.cpp's `--lora`."""
+    llama_cpp: str | None = None
+    """Folder with llama.cpp's source, whose converter writes architectures that tunerun does not; null downloads it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
