@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.export import upstream
 from tests.export.models import build_model
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import load_tokenizer
@@ -38,3 +39,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     build_model(folder, dtype=torch.bfloat16)
     return folder
+
+
+@pytest.fixture(scope="session")
+def source() -> Path:
+    """llama.cpp's own source, which the converter comes with."""
+    found = upstream.find_source()
+    if found is None:
+        pytest.skip("needs the source package of llama-cpp-python from the package index")
+    return found

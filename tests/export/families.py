@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from tests.export.models import SENTENCES, TEMPLATE, build_tokenizer, edit_json
@@ -107,7 +108,12 @@ def build_pieces(folder: Path, *, gemma: bool, size: int) -> None:
     pieces = [(text, 0.0, 2 if text == "<unk>" else 3) for text in control]
     pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
     pieces += [(text, -float(place), 1) for place, text in enumerate(words)]
-    (folder / "tokenizer.model").write_bytes(b"".join(_message(1, _piece(*piece)) for piece in pieces))
+    trainer = _number(3, 2) + _number(35, 1)  # model_type BPE, byte_fallback
+    ids = {40: "<unk>", 41: control[2] if gemma else "<s>", 42: control[1] if gemma else "</s>"}
+    trainer += b"".join(_number(field, control.index(text)) for field, text in ids.items())
+    trainer += b"".join(_message(field + 5, text.encode()) for field, text in ids.items())
+    model = b"".join(_message(1, _piece(*piece)) for piece in pieces) + _message(2, trainer)
+    (folder / "tokenizer.model").write_bytes(model)
     vocabulary = {text: number for number, (text, _, _) in enumerate(pieces)}
     scores = {text: score for text, score, kind in pieces if kind == 1}
     merges = _all_merges(scores, vocabulary)
@@ -224,7 +230,11 @@ def _piece(text: str, score: float, kind: int) -> bytes:
 
 
 def _message(field: int, content: bytes) -> bytes:
-    return bytes([field << 3 | 2]) + bytes(_varint(len(content))) + content
+    return bytes(_varint(field << 3 | 2)) + bytes(_varint(len(content))) + content
+
+
+def _number(field: int, value: int) -> bytes:
+    return bytes(_varint(field << 3)) + bytes(_varint(value))
 
 
 def _varint(value: int) -> Iterable[int]:
@@ -232,3 +242,36 @@ def _varint(value: int) -> Iterable[int]:
         yield value & 0x7F | 0x80
         value >>= 7
     yield value
+
+
+def build_internlm2(folder: Path) -> Any:
+    """Saves a Llama's weights under InternLM2's names, its query, key and value rows fused; returns the Llama."""
+    model = build_family(folder, "llama2", dtype=torch.float32)
+    queries, size = 2, 32
+    tensors = {}
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for layer in range(SIZES["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        query, key, value = (state.pop(f"{prefix}self_attn.{part}_proj.weight") for part in "qkv")
+        groups = [part.reshape(2, count * size, -1) for part, count in ((query, queries), (key, 1), (value, 1))]
+        tensors[f"{prefix}attention.wqkv.weight"] = torch.cat(groups, dim=1).reshape(-1, query.shape[1]).contiguous()
+    for name, tensor in state.items():
+        for theirs, ours in INTERNLM2_NAMES.items():
+            name = name.replace(theirs, ours)
+        tensors[name] = tensor
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    edit_json(folder / "config.json", architectures=["InternLM2ForCausalLM"], model_type="internlm2", head_dim=None)
+    return model
+
+
+INTERNLM2_NAMES = {
+    "embed_tokens": "tok_embeddings",
+    "lm_head": "output",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}

@@ -20,14 +20,6 @@ pytestmark = pytest.mark.slow
 MAY_DIFFER = {"general.name", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"}
 
 
-@pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = upstream.find_source(tmp_path_factory.mktemp("llama_cpp"))
-    if found is None:
-        pytest.skip("needs the source package of llama-cpp-python from the package index")
-    return found
-
-
 def check(model: Path, out: Path, source: Path, file_type: str) -> None:
     ours = export(model, out, [file_type])[file_type]
     theirs = out / f"upstream-{file_type}.gguf"

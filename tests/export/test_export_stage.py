@@ -67,7 +67,7 @@ def test_a_failed_export_leaves_the_old_one(tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny, merged)
     (tmp_path / artifacts.EXPORT).mkdir()
     (tmp_path / artifacts.EXPORT / "old.gguf").write_text("old")
-    config = json.loads((merged / "config.json").read_text()) | {"architectures": ["MambaForCausalLM"]}
+    config = json.loads((merged / "config.json").read_text()) | {"hidden_act": "gelu"}
     (merged / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError):
         run(step(), tmp_path)

@@ -15,11 +15,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tunerun.paths import user_cache
 
-def find_source(cache: Path) -> Path | None:
+
+def find_source() -> Path | None:
     """Returns llama.cpp's folder: named by TUNERUN_LLAMA_CPP_SOURCE, cached, or downloaded; None when it cannot be."""
     if named := os.environ.get("TUNERUN_LLAMA_CPP_SOURCE"):
         return Path(named)
+    cache = user_cache() / "llama_cpp"
     release = f"llama_cpp_python-{version('llama_cpp_python')}"
     source = cache / release / "vendor" / "llama.cpp"
     if source.is_dir():
@@ -45,6 +48,14 @@ def convert(source: Path, model: Path, out: Path, file_type: str, *, pre_tokeniz
     """
     command = [sys.executable, __file__, str(source), pre_tokenizer, str(model)]
     command += ["--outfile", str(out), "--outtype", file_type]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def convert_lora(source: Path, base: Path, adapter: Path, out: Path) -> None:
+    """Converts an adapter folder to float32, in a process of its own."""
+    script = str(source / "convert_lora_to_gguf.py")
+    command = [sys.executable, script, "--base", str(base), "--outfile", str(out), str(adapter)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 

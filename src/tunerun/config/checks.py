@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tunerun.config.data_sources import data_paths, data_sources, holds_out
-from tunerun.config.schema import DATA_PARTS, RunConfig, Stage, TrainConfig
+from tunerun.config.schema import ADAPTER_METHODS, DATA_PARTS, RunConfig, Stage, TrainConfig
 from tunerun.errors import Problem
 from tunerun.network import is_loopback
 
@@ -156,9 +156,10 @@ def _needs(config: RunConfig) -> list[Problem]:
     if "export" in stages and not config.export.gguf.types:
         fix = "Choose export=gguf, set export.gguf.types=[f16,q4_k_m], or leave export out of the stages."
         problems.append(Problem(where="export.gguf.types", what="export has nothing to write.", fix=fix))
-    needs_merge = trained and not ("train" in stages and config.method.kind in ("full", "freeze"))
-    if "export" in stages and needs_merge and "merge" not in stages:
-        problems.append(Problem(where="stages", what="export needs the merged model.", fix="Add merge to the stages."))
+    adapted = config.method.kind in ADAPTER_METHODS if "train" in stages else trained
+    if "export" in stages and config.export.gguf.adapter and not adapted:
+        fix = "Set export.gguf.adapter=false, or train or name an adapter."
+        problems.append(Problem(where="export.gguf.adapter", what="there is no adapter to write.", fix=fix))
     if "verify" in stages and not {"merge", "export", "train"} & set(stages):
         fix = "Add merge or export, or leave verify out."
         problems.append(Problem(where="stages", what="verify has nothing to compare.", fix=fix))

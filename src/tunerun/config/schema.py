@@ -336,6 +336,10 @@ class GgufConfig:
     """llama.cpp types to write, such as `f16` or `q4_k_m`; the first is served by default."""
     context: int | None = None
     """Context length for the Modelfile, in tokens; null takes the model's own, at most 8192."""
+    adapter: bool = False
+    """Whether the LoRA adapter is written by itself, too, for llama.cpp's `--lora`."""
+    llama_cpp: str | None = None
+    """Folder with llama.cpp's source, whose converter writes architectures that tunerun does not; null downloads it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.chat.template import load_template
-from tunerun.chat.tokenizer import load_tokenizer
-from tunerun.errors import require
-from tunerun.export.model import Model, read_model
+from tunerun.chat.tokenizer import load_tokenizer, read_object
+from tunerun.errors import Problem, UserError, require
+from tunerun.export.adapter import write_adapter
+from tunerun.export.converter import convert, find_converter
+from tunerun.export.model import read_model
 from tunerun.export.modelfile import render_modelfile, serve_facts
-from tunerun.export.special import read_special
+from tunerun.export.special import SpecialTokens, read_special, without_generation_blocks
 from tunerun.export.write import write_gguf
-from tunerun.formats.merged import plan_copy
+from tunerun.formats.architectures import GGUF_ARCHITECTURES, Architecture
+from tunerun.formats.merged import MergePlan, plan_copy, plan_merge
+from tunerun.models.folder import carry_files, set_chat_template
 from tunerun.plan.steps import ExportStep
 
 MODELFILE = "Modelfile"
@@ -36,30 +43,90 @@ def run(step: ExportStep, out: Path) -> list[Artifact]:
         Each file of `export/`.
     """
     require("gguf", "gguf")
-    folder = out / artifacts.MERGED if step.merged else read_base(out).folder
-    tokenizer = load_tokenizer(folder)
-    template = load_template(folder, tokenizer.named, step.chat_template)
-    special = read_special(folder, tokenizer, template)
-    model = read_model(
-        folder, step.name, weights=plan_copy(folder), tokenizer=tokenizer, special=special, template=template
-    )
-    with artifacts.publish(out / artifacts.EXPORT) as staging:
+    source = out / artifacts.MERGED if step.merged else read_base(out).folder
+    config = read_object(source / "config.json")
+    known = set(config.get("architectures") or []) & set(GGUF_ARCHITECTURES)
+    with (
+        tempfile.TemporaryDirectory(prefix="tunerun-export-") as scratch,
+        artifacts.publish(out / artifacts.EXPORT) as staging,
+    ):
         staging.mkdir()
-        paths = write_gguf(model, step.gguf.types, staging, threads=os.cpu_count() or 1)
-        files = {kind: path.name for kind, path in paths.items()}
-        _write_companions(staging, model, files, _context_tokens(step, model))
-    published = [("gguf", name) for name in files.values()] + [("modelfile", MODELFILE), ("serve", SERVE_FACTS)]
+        write = _write_own if known else _write_foreign
+        files, template, special, context = write(step, source, out, Path(scratch), staging)
+        names = {kind: path.name for kind, path in files.items()}
+        _write_companions(staging, names, template, special, context)
+        if step.gguf.adapter:
+            assert step.adapter is not None, "checked with the config"
+            write_adapter(out / step.adapter, config, staging / _adapter_file(step), name=step.name)
+    published = [("gguf", name) for name in names.values()] + [("modelfile", MODELFILE), ("serve", SERVE_FACTS)]
+    if step.gguf.adapter:
+        published.append(("gguf_adapter", _adapter_file(step)))
     return [artifacts.describe(out, kind, f"{artifacts.EXPORT}/{name}") for kind, name in published]
 
 
-def _write_companions(folder: Path, model: Model, files: dict[str, str], context_tokens: int) -> None:
-    stops = model.special.stops
-    modelfile = render_modelfile(next(iter(files.values())), stops=stops, context_tokens=context_tokens)
+# The files by type, the template inside them, special tokens, and the context to serve with.
+_Written = tuple[dict[str, Path], str | None, SpecialTokens, int]
+
+
+def _write_own(step: ExportStep, source: Path, out: Path, scratch: Path, staging: Path) -> _Written:
+    """Writes a model that there are facts about, and merges the adapter on the way when merged/ is not there."""
+    if step.merged or step.adapter is None:
+        folder, weights = source, plan_copy(source)
+    else:
+        folder, weights = scratch, _merge_files(source, out / step.adapter, scratch)
+    tokenizer = load_tokenizer(folder)
+    template = load_template(folder, tokenizer.named, step.chat_template)
+    special = read_special(folder, tokenizer, template)
+    model = read_model(folder, step.name, weights=weights, tokenizer=tokenizer, special=special, template=template)
+    paths = write_gguf(model, step.gguf.types, staging, threads=os.cpu_count() or 1)
+    return paths, model.template, special, _context_tokens(step, model.config, model.architecture)
+
+
+def _write_foreign(step: ExportStep, source: Path, out: Path, scratch: Path, staging: Path) -> _Written:
+    """Lets llama.cpp's own tools write a model that there are no facts about."""
+    if step.adapter is not None and not step.merged:
+        what = f"llama.cpp's converter writes this model, and it needs {out / artifacts.MERGED}."
+        raise UserError(Problem(where="stages", what=what, fix="Add merge to the stages."))
+    converter = find_converter(step.gguf.llama_cpp)
+    tokenizer = load_tokenizer(source)
+    template = load_template(source, tokenizer.named, step.chat_template)
+    special = read_special(source, tokenizer, template)
+    carry_files(source, scratch)
+    text = without_generation_blocks(template.text) if template else None
+    if text is not None:
+        set_chat_template(scratch, text)
+    for path in source.iterdir():
+        if not (scratch / path.name).exists():
+            (scratch / path.name).symlink_to(path.resolve())
+    paths = convert(converter, scratch, step.gguf.types, staging, name=step.name)
+    return paths, text, special, _context_tokens(step, read_object(source / "config.json"), None)
+
+
+def _adapter_file(step: ExportStep) -> str:
+    return f"{step.name}-lora.gguf"
+
+
+def _merge_files(base: Path, adapter: Path, folder: Path) -> MergePlan:
+    """Puts together all of the merged model but its weights, which are merged as they are written."""
+    weights = plan_merge(base, adapter)
+    carry_files(base, folder, adapter=adapter)
+    artifacts.write_json(folder / "config.json", dict(weights.config))
+    return weights
+
+
+def _write_companions(
+    folder: Path, files: dict[str, str], template: str | None, special: SpecialTokens, context_tokens: int
+) -> None:
+    modelfile = render_modelfile(next(iter(files.values())), stops=special.stops, context_tokens=context_tokens)
     (folder / MODELFILE).write_text(modelfile, encoding="utf-8")
-    facts = serve_facts(files, template=model.template, stops=stops, context_tokens=context_tokens)
+    facts = serve_facts(files, template=template, stops=special.stops, context_tokens=context_tokens)
     artifacts.write_json(folder / SERVE_FACTS, facts)
 
 
-def _context_tokens(step: ExportStep, model: Model) -> int:
-    own: int = model.config["max_position_embeddings"]
+def _context_tokens(step: ExportStep, config: Mapping[str, Any], architecture: Architecture | None) -> int:
+    own: int = config.get("max_position_embeddings") or _MAX_DEFAULT_CONTEXT_TOKENS
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    if architecture is not None and not architecture.full_attention_every:
+        # llama.cpp attends to all of the context where these models saw a window.
+        own = min(own, window or own)
     return step.gguf.context or min(own, _MAX_DEFAULT_CONTEXT_TOKENS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,8 @@ def name_tensors(
     Raises:
         UserError: A tensor is missing, unknown, or in a type that is no float; names each.
     """
-    names = _names(tensors, config, architecture)
-    fused = _fused(config, architecture)
+    names = file_names(tensors, config, architecture)
+    fused = fused_orders(config, architecture)
     head = next(theirs for theirs, ours in architecture.outer.items() if ours == _HEAD)
     wanted = {*names, *fused}
     problems = [_problem(folder, name, "is missing from the weights") for name in sorted(wanted - set(tensors))]
@@ -128,10 +128,14 @@ def name_tensors(
     return sources | {name: Computed(values=tuple(values)) for name, values in rotary_factors(config).items()}
 
 
-def _names(
-    tensors: Mapping[str, MergedTensor], config: Mapping[str, Any], architecture: Architecture
-) -> dict[str, str]:
-    """Maps the model's names to the file's; a tied model has no head, and llama.cpp then takes the embedding."""
+def file_names(present: Container[str], config: Mapping[str, Any], architecture: Architecture) -> dict[str, str]:
+    """Maps the model's names to the file's; a tied model has no head, and llama.cpp then takes the embedding.
+
+    Args:
+        present: Names that there are; of the tensors that not every model has, only these are mapped.
+        config: Filled.
+        architecture: Of the model.
+    """
     tied = config.get("tie_word_embeddings", False)
     names = {
         theirs: ours
@@ -143,18 +147,24 @@ def _names(
     for layer in range(config["num_hidden_layers"]):
         for (theirs, ours), needed in inner:
             name = f"model.layers.{layer}.{theirs}"
-            if needed or name in tensors:
+            if needed or name in present:
                 names[name] = f"blk.{layer}.{ours}"
     return names
 
 
 def _source(tensor: MergedTensor, ours: str, config: Mapping[str, Any], architecture: Architecture) -> Source:
-    order = None
+    order = head_order(ours, tensor.source.rows, config, architecture)
+    is_norm = ours.split(".")[-2].endswith("_norm")
+    return Source(tensor=tensor, order=order, offset=architecture.norm_offset if is_norm else 0)
+
+
+def head_order(ours: str, rows: int, config: Mapping[str, Any], architecture: Architecture) -> Order | None:
+    """Returns the order of a tensor's rows in the file, or None when it is the model's."""
     part = ours.split(".")[-2]
-    if architecture.interleaves_heads and part in ("attn_q", "attn_k"):
-        heads = config["num_attention_heads" if part == "attn_q" else "num_key_value_heads"]
-        order = interleaved(heads, tensor.source.rows // heads)
-    return Source(tensor=tensor, order=order, offset=architecture.norm_offset if part.endswith("_norm") else 0)
+    if not architecture.interleaves_heads or part not in ("attn_q", "attn_k"):
+        return None
+    heads = config["num_attention_heads" if part == "attn_q" else "num_key_value_heads"]
+    return interleaved(heads, rows // heads)
 
 
 def interleaved(heads: int, size: int) -> Order:
@@ -170,7 +180,7 @@ def interleaved(heads: int, size: int) -> Order:
     return (np.arange(heads)[:, None] * size + within).reshape(-1)
 
 
-def _fused(config: Mapping[str, Any], architecture: Architecture) -> dict[str, dict[str, Order]]:
+def fused_orders(config: Mapping[str, Any], architecture: Architecture) -> dict[str, dict[str, Order]]:
     """Takes InternLM2's wqkv apart: the rows of each key/value head are its queries, one key and one value."""
     if not architecture.fused:
         return {}

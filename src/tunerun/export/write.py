@@ -117,7 +117,7 @@ def _add_tokenizer(gguf: Any, header: Any, model: Model) -> None:
     merges = vocabulary.scores is None
     special = gguf.SpecialVocab(model.folder, load_merges=merges, n_vocab=len(vocabulary.tokens))
     # What the tokenizer does and the template in use count, not what the package guesses from the files.
-    special.add_special_token = {"bos": model.special.adds_bos, "eos": model.special.adds_eos}
+    special.add_special_token |= {"bos": model.special.adds_bos, "eos": model.special.adds_eos}
     special.chat_template = model.template
     if model.special.end_of_turn is not None:
         special.special_token_ids["eot"] = model.special.end_of_turn

@@ -312,12 +312,20 @@ def _delivery(config: RunConfig, decided: _Decisions) -> list[Step]:
         )
     if "export" in config.stages:
         template = None if merged else config.model.chat_template
-        steps.append(ExportStep(name=config.name, merged=merged, gguf=config.export.gguf, chat_template=template))
+        steps.append(
+            ExportStep(
+                name=config.name,
+                merged=merged,
+                gguf=config.export.gguf,
+                chat_template=template,
+                adapter=adapter,
+            )
+        )
     if "verify" in config.stages and config.verify.level != "off":
         steps.append(
             VerifyStep(
                 level=config.verify.level,
-                adapter=adapter if merges else None,
+                adapter=adapter if merges or "export" in config.stages else None,
                 merged=merged,
                 gguf_types=config.export.gguf.types if "export" in config.stages else (),
                 chat=_chat(config),

@@ -33,10 +33,17 @@ GGUF_BITS: dict[GgufType, float] = {
     "q4_k_s": 4.6672,
     "q4_0": 4.64,
     "q4_1": 5.10,
+    "iq4_nl": 4.6818,
+    "iq4_xs": 4.4597,
     "q3_k_l": 4.2979,
     "q3_k_m": 3.9960,
     "q3_k_s": 3.6429,
+    "iq3_m": 3.7628,
+    "iq3_s": 3.6606,
     "q2_k": 3.1593,
+    # Bits of the block format, with q4_k for the embedding and q6_k for the head.
+    "tq2_0": 2.4,
+    "tq1_0": 2.05,
 }
 
 

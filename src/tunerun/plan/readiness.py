@@ -14,6 +14,7 @@ from tunerun.config.schema import BITSANDBYTES_OPTIMIZERS, PAGED_OPTIMIZERS, Run
 from tunerun.errors import Problem
 from tunerun.formats.architectures import GGUF_ARCHITECTURES
 from tunerun.machine import Machine
+from tunerun.plan.build import trains_adapter
 from tunerun.plan.plan import Plan
 
 # What this version trains and starts; the schema and the estimates already know more.
@@ -51,10 +52,11 @@ def _not_built(config: RunConfig) -> list[Problem]:
         if needed and value not in known
     ]
     architecture = config.model.shape.architecture
-    if "export" in config.stages and architecture is not None and architecture not in GGUF_ARCHITECTURES:
-        what = f"this version writes GGUF for {', '.join(GGUF_ARCHITECTURES)}, not for {architecture}."
-        fix = f"Leave export out: stages=[{','.join(stage for stage in config.stages if stage != 'export')}]."
-        found.append(Problem(where="stages", what=what, fix=fix))
+    adapted = config.model.adapter is not None or trains_adapter(config)
+    merges = "merge" in config.stages or not adapted
+    if "export" in config.stages and architecture is not None and architecture not in GGUF_ARCHITECTURES and not merges:
+        what = f"llama.cpp's own converter writes GGUF for {architecture}, and it needs the merged model."
+        found.append(Problem(where="stages", what=what, fix="Add merge to the stages."))
     if "publish" in config.stages:
         found.append(Problem(where="stages", what="this version cannot publish.", fix="Leave publish out."))
     return found
@@ -63,6 +65,7 @@ def _not_built(config: RunConfig) -> list[Problem]:
 def _files(config: RunConfig) -> list[Problem]:
     rows = [("model.path", config.model.path), ("model.adapter", config.model.adapter)]
     rows.append(("objective.teacher", config.objective.teacher))
+    rows.append(("export.gguf.llama_cpp", config.export.gguf.llama_cpp))
     rows += data_paths(config.data)
     found = []
     for key, value in rows:

@@ -191,6 +191,8 @@ class ExportStep:
     gguf: GgufConfig
     chat_template: str | None
     """Name or file that replaces the base model's own template; merged/ already has it."""
+    adapter: str | None = None
+    """Folder in the run directory, or an absolute path; merged while the files are written when merged/ is not there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,7 +202,7 @@ class VerifyStep:
     stage: ClassVar[str] = "verify"
     level: Literal["quick", "full"]
     adapter: str | None
-    """Folder in the run directory, or an absolute path; null when nothing was merged."""
+    """Folder in the run directory, or an absolute path; null when neither merged/ nor export/ has it."""
     merged: bool
     """Whether merged/ exists."""
     gguf_types: tuple[str, ...]

@@ -101,7 +101,7 @@ def _paths(step: Step) -> list[tuple[str, str]]:
         case EvalStep() | VerifyStep():
             found = [("model.adapter", _absolute(step.adapter))]
         case ExportStep():
-            found = [(_CHAT_TEMPLATE_KEY, step.chat_template)]
+            found = [("model.adapter", _absolute(step.adapter)), (_CHAT_TEMPLATE_KEY, step.chat_template)]
         case _:
             found = []
     return [(key, path) for key, path in found if path is not None]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunerun.errors import StageError, require
+from tunerun.errors import StageError, UserError, require
+from tunerun.formats.gguf_header import read_gguf_header
 
 TEMPLATE_KEY = "tokenizer.chat_template"
 
@@ -27,9 +28,13 @@ def open_gguf(path: Path, *, vocabulary_only: bool, context: int = 512, threads:
 
     Raises:
         MissingExtra: llama-cpp-python is not installed.
-        StageError: llama.cpp refuses the file.
+        StageError: The file is broken, or llama.cpp refuses it.
     """
     llama_cpp: Any = require("llama_cpp", "gguf")
+    try:
+        read_gguf_header(path)
+    except UserError as error:
+        raise StageError(str(error)) from error
     # llama-cpp-python prints llama.cpp's warnings whatever `verbose` says; they matter only when opening fails.
     said = io.StringIO()
     try:

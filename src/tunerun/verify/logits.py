@@ -131,6 +131,20 @@ def model_logits(folder: Path, texts: Sequence[list[int]], device: str) -> list[
     return found
 
 
+def merged_logits(base: Path, adapter: Path, texts: Sequence[list[int]], device: str) -> list[Tensor]:
+    """Returns the logits of a base model with an adapter merged in memory and rounded to the base's type."""
+    from tunerun.models.adapters import load_adapter
+
+    network = load.load_model(base, dtype=torch.float32, device=device)
+    merged = load_adapter(network, adapter, trainable=False).merge_and_unload()
+    for parameter in merged.parameters():
+        parameter.data = parameter.data.to(load.saved_dtype(base)).float()
+    found = logits_of(merged, texts)
+    del network, merged
+    gc.collect()
+    return found
+
+
 def gguf_gate(kind: str, path: Path, texts: Sequence[list[int]], reference: Sequence[Tensor], threads: int) -> Gate:
     """Compares a GGUF file, run by llama.cpp, with the model it was made from.
 

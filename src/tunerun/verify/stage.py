@@ -80,7 +80,10 @@ def _logit_gates(
     if step.merged and step.adapter is not None:
         yield logits.merge_gate(base, out / step.adapter, source, texts, device, step.quantisation)
     if files:
-        reference = logits.model_logits(source, texts, device)
+        if step.adapter is not None and not step.merged:
+            reference = logits.merged_logits(base, out / step.adapter, texts, device)
+        else:
+            reference = logits.model_logits(source, texts, device)
         for kind, path in files:
             yield logits.gguf_gate(kind, path, texts, reference, step.placement.threads)
 

@@ -1,0 +1,136 @@
+"""Makes a quantised GGUF from a base and an adapter with tunerun, and with peft and llama.cpp, side by side.
+
+Run: `python tests/benchmarks/bench_gguf.py LLAMA_CPP [--layers 14] [--repeats 3] [--type q4_k_m]`, LLAMA_CPP being the
+`vendor/llama.cpp` folder of llama-cpp-python's source package. Builds a random bfloat16 Qwen2 and an adapter of rank 16
+on all linear layers. Each side runs in fresh processes, turn about: peft merges, convert_hf_to_gguf.py writes bfloat16
+and llama_model_quantize reads it again; tunerun reads base and adapter once. A second comparison is the base alone to
+bfloat16, with the converter. Prints medians of wall time (start of the first process to the end of the last), the
+highest peak of resident memory, the bytes left or passed through scratch files, and whether every tensor is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.benchmarks.bench_merge import PEFT, build
+from tests.export.compare import differing_tensors
+from tests.export.models import build_tokenizer
+
+QUANTISE = """
+import ctypes, os, sys, llama_cpp
+from tunerun.export.mix import FILE_TYPES
+source, target, kind = sys.argv[1:]
+parameters = llama_cpp.llama_model_quantize_default_params()
+parameters.ftype, parameters.nthread = FILE_TYPES[kind].number, os.cpu_count()
+assert llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(parameters)) == 0
+"""
+TUNERUN = """
+import sys
+from pathlib import Path
+from tunerun.base_model import BaseModel, write_base
+from tunerun.config.schema import GgufConfig
+from tunerun.export.stage import run
+from tunerun.plan.steps import ExportStep
+base, adapter, out, kind = sys.argv[1:]
+write_base(Path(out), BaseModel(folder=Path(base), path=base, revision=None, sha256="0" * 64))
+gguf = GgufConfig(types=(kind,))
+adapter = None if adapter == "none" else adapter
+run(ExportStep(name="demo", merged=False, gguf=gguf, chat_template=None, adapter=adapter), Path(out))
+"""
+ROOT = Path(__file__).parents[2]
+
+
+def measure(commands: list[list[str]]) -> tuple[float, float]:
+    """Runs commands one after another; returns wall seconds, and the highest peak of resident memory in MiB."""
+    path = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONPATH": path}
+    started, peak = time.perf_counter(), 0.0
+    for command in commands:
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen([sys.executable, *command], env=environment, stdout=said, stderr=said)
+            _, status, usage = os.wait4(process.pid, 0)
+            assert isinstance(usage, resource.struct_rusage)
+            if status != 0:
+                said.seek(0)
+                sys.exit(said.read().decode()[-3000:])
+        peak = max(peak, usage.ru_maxrss / 1024)
+    return time.perf_counter() - started, peak
+
+
+def compare(name: str, sides: dict[str, list[list[str]]], repeats: int) -> None:
+    """Runs the sides turn about and prints one JSON line for each."""
+    runs: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    for _ in range(repeats):
+        for side, commands in sides.items():
+            runs[side].append(measure(commands))
+    for side, results in runs.items():
+        wall = statistics.median(wall for wall, _ in results)
+        print(json.dumps({"what": name, "side": side, "wall_s": round(wall, 2), "rss_mib": round(max(results)[1])}))
+
+
+def main() -> None:
+    """Builds, measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("llama_cpp", type=Path)
+    parser.add_argument("--layers", type=int, default=14)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--type", default="q4_k_m")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        build(folder, options.layers)
+        base, adapter, peft = folder / "base", folder / "adapter", folder / "peft"
+        build_tokenizer(base)
+        print(json.dumps({"model_megabytes": round((base / "model.safetensors").stat().st_size / 1e6)}))
+        peft.mkdir()
+        for file in base.glob("tokenizer*"):
+            shutil.copy(file, peft)
+        convert = [str(ROOT / "tests/export/upstream.py"), str(options.llama_cpp), "qwen2"]
+        merged, theirs = folder / "merged.gguf", folder / f"peft-{options.type}.gguf"
+        outputs = {kind: folder / kind for kind in ("fused", "plain")}
+        for output in outputs.values():
+            output.mkdir()
+        compare(
+            f"base + adapter -> {options.type}",
+            {
+                "tunerun": [["-c", TUNERUN, str(base), str(adapter), str(outputs["fused"]), options.type]],
+                "peft, converter, llama_model_quantize": [
+                    ["-c", PEFT, str(base), str(adapter), str(peft)],
+                    [*convert, str(peft), "--outfile", str(merged), "--outtype", "bf16"],
+                    ["-c", QUANTISE, str(merged), str(theirs), options.type],
+                ],
+            },
+            options.repeats,
+        )
+        scratch = sum(file.stat().st_size for file in [merged, *peft.glob("*.safetensors")])
+        ours = outputs["fused"] / "export" / f"demo-{options.type}.gguf"
+        print(
+            json.dumps(
+                {"scratch_megabytes": round(scratch / 1e6), "differing_tensors": differing_tensors(ours, theirs)}
+            )
+        )
+        plain = folder / "base-bf16.gguf"
+        compare(
+            "base -> bf16",
+            {
+                "tunerun": [["-c", TUNERUN, str(base), "none", str(outputs["plain"]), "bf16"]],
+                "converter": [[*convert, str(base), "--outfile", str(plain), "--outtype", "bf16"]],
+            },
+            options.repeats,
+        )
+        same = differing_tensors(outputs["plain"] / "export" / "demo-bf16.gguf", plain)
+        print(json.dumps({"differing_tensors": same}))
+
+
+if __name__ == "__main__":
+    main()
