@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import random
 import resource
@@ -63,13 +64,13 @@ def public_chats() -> list[list[str]]:
     return chats
 
 
-def made_up_chats(count: int) -> list[list[str]]:
+def made_up_chats(count: int, typical_words: int) -> list[list[str]]:
     """Returns texts of user and assistant, in turn, of random words with a long tail of lengths."""
     source = random.Random(0)
     words = ["".join(source.choices("etaoinshrdlu", k=source.randint(1, 9))) for _ in range(5000)]
 
     def text() -> str:
-        return " ".join(source.choices(words, k=2 + int(source.lognormvariate(3, 0.8))))
+        return " ".join(source.choices(words, k=2 + int(source.lognormvariate(math.log(typical_words), 0.8))))
 
     return [[text(), text()] for _ in range(count)]
 
@@ -96,7 +97,11 @@ def build(folder: Path, count: int, *, small_tokenizer: bool) -> None:
         tiny_tokenizer(model)
     else:
         model.symlink_to(shared)
-    texts = public_chats() if (SHARED / "data").is_dir() and not small_tokenizer else made_up_chats(2000)
+    texts = (
+        public_chats()
+        if (SHARED / "data").is_dir() and not small_tokenizer
+        else made_up_chats(2000, 5 if small_tokenizer else 60)
+    )
     with (folder / ROWS).open("w", encoding="utf-8") as file:
         for row in chats(count, texts):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
