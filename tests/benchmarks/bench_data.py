@@ -250,7 +250,7 @@ def median(results: Sequence[Measured], field: str) -> float:
 
 
 def compare_packing(samples: int, repeats: int) -> None:
-    """Prints how long planning takes and how full the rows are, for several distributions of lengths."""
+    """Prints how much CPU time planning takes and how full the rows are, for several distributions of lengths."""
     import datasets
     import numpy as np
     from trl import pack_dataset
@@ -266,15 +266,15 @@ def compare_packing(samples: int, repeats: int) -> None:
         "short": source.lognormal(4, 0.6, samples),
     }
     print(f"\n{samples:,} samples into rows of {MAX_LENGTH:,}; medians of {repeats} runs")
-    print("lengths            tunerun ms   fill   trl bfd ms   fill")
+    print("lengths        tunerun cpu ms   fill  trl bfd cpu ms fill")
     for name, values in drawn.items():
         lengths = np.clip(values.astype(np.int64), 1, MAX_LENGTH)
         rows = datasets.Dataset.from_dict({"input_ids": [np.zeros(length, np.int32) for length in lengths]})
         ours, theirs = [], []
         for _ in range(repeats):
-            made, seconds, _ = timed(lambda given=lengths: pack(given, MAX_LENGTH))
+            made, _, seconds = timed(lambda given=lengths: pack(given, MAX_LENGTH))
             ours.append(seconds)
-            packed, seconds, _ = timed(lambda given=rows: pack_dataset(given, MAX_LENGTH, "bfd"))
+            packed, _, seconds = timed(lambda given=rows: pack_dataset(given, MAX_LENGTH, "bfd"))
             theirs.append(seconds)
         fills = [lengths.sum() / (len(part) * MAX_LENGTH) for part in (made, packed)]
         spent = [statistics.median(part) * 1000 for part in (ours, theirs)]
@@ -288,7 +288,7 @@ def show_memory(counts: Sequence[int]) -> None:
         with tempfile.TemporaryDirectory() as name:
             build(Path(name), count, small_tokenizer=True)
             one = in_child("tunerun", Path(name))
-        print(f"{count:<9,}  {one.tokens:<12,}  {one.wall_seconds:6.0f}   {one.peak_mib:8,.0f}")
+        print(f"{count:<9,}  {one.tokens:<12,}  {one.wall_seconds:6.0f}   {one.peak_mib:8,.0f}", flush=True)
 
 
 def main() -> None:
