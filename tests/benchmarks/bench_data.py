@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import random
 import resource
@@ -63,13 +64,13 @@ def public_chats() -> list[list[str]]:
     return chats
 
 
-def made_up_chats(count: int) -> list[list[str]]:
+def made_up_chats(count: int, typical_words: int) -> list[list[str]]:
     """Returns texts of user and assistant, in turn, of random words with a long tail of lengths."""
     source = random.Random(0)
     words = ["".join(source.choices("etaoinshrdlu", k=source.randint(1, 9))) for _ in range(5000)]
 
     def text() -> str:
-        return " ".join(source.choices(words, k=2 + int(source.lognormvariate(3, 0.8))))
+        return " ".join(source.choices(words, k=2 + int(source.lognormvariate(math.log(typical_words), 0.8))))
 
     return [[text(), text()] for _ in range(count)]
 
@@ -96,7 +97,11 @@ def build(folder: Path, count: int, *, small_tokenizer: bool) -> None:
         tiny_tokenizer(model)
     else:
         model.symlink_to(shared)
-    texts = public_chats() if (SHARED / "data").is_dir() and not small_tokenizer else made_up_chats(2000)
+    texts = (
+        public_chats()
+        if (SHARED / "data").is_dir() and not small_tokenizer
+        else made_up_chats(2000, 5 if small_tokenizer else 60)
+    )
     with (folder / ROWS).open("w", encoding="utf-8") as file:
         for row in chats(count, texts):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -245,7 +250,7 @@ def median(results: Sequence[Measured], field: str) -> float:
 
 
 def compare_packing(samples: int, repeats: int) -> None:
-    """Prints how long planning takes and how full the rows are, for several distributions of lengths."""
+    """Prints how much CPU time planning takes and how full the rows are, for several distributions of lengths."""
     import datasets
     import numpy as np
     from trl import pack_dataset
@@ -261,15 +266,15 @@ def compare_packing(samples: int, repeats: int) -> None:
         "short": source.lognormal(4, 0.6, samples),
     }
     print(f"\n{samples:,} samples into rows of {MAX_LENGTH:,}; medians of {repeats} runs")
-    print("lengths            tunerun ms   fill   trl bfd ms   fill")
+    print("lengths        tunerun cpu ms   fill  trl bfd cpu ms fill")
     for name, values in drawn.items():
         lengths = np.clip(values.astype(np.int64), 1, MAX_LENGTH)
         rows = datasets.Dataset.from_dict({"input_ids": [np.zeros(length, np.int32) for length in lengths]})
         ours, theirs = [], []
         for _ in range(repeats):
-            made, seconds, _ = timed(lambda given=lengths: pack(given, MAX_LENGTH))
+            made, _, seconds = timed(lambda given=lengths: pack(given, MAX_LENGTH))
             ours.append(seconds)
-            packed, seconds, _ = timed(lambda given=rows: pack_dataset(given, MAX_LENGTH, "bfd"))
+            packed, _, seconds = timed(lambda given=rows: pack_dataset(given, MAX_LENGTH, "bfd"))
             theirs.append(seconds)
         fills = [lengths.sum() / (len(part) * MAX_LENGTH) for part in (made, packed)]
         spent = [statistics.median(part) * 1000 for part in (ours, theirs)]
@@ -283,7 +288,7 @@ def show_memory(counts: Sequence[int]) -> None:
         with tempfile.TemporaryDirectory() as name:
             build(Path(name), count, small_tokenizer=True)
             one = in_child("tunerun", Path(name))
-        print(f"{count:<9,}  {one.tokens:<12,}  {one.wall_seconds:6.0f}   {one.peak_mib:8,.0f}")
+        print(f"{count:<9,}  {one.tokens:<12,}  {one.wall_seconds:6.0f}   {one.peak_mib:8,.0f}", flush=True)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import shutil
 
 import numpy as np
@@ -51,9 +52,17 @@ def test_the_arrays_are_flat_little_endian_files_of_the_documented_types(folder)
     }
 
 
+def test_a_store_that_let_go_of_its_memory_reads_the_same(folder):
+    store = TokenStore.open(folder)
+    before = [array.tolist() for array in store.row(0)]
+    store.let_go()
+    assert [array.tolist() for array in store.row(0)] == before
+
+
 def test_the_arrays_are_mapped_read_only(folder):
     store = TokenStore.open(folder)
-    assert isinstance(store.tokens.base, np.memmap)
+    assert isinstance(store.tokens.base, memoryview)
+    assert isinstance(store.tokens.base.obj, mmap.mmap)
     with pytest.raises(ValueError, match="read-only"):
         store.tokens[0] = 1
 

@@ -16,6 +16,9 @@ from tunerun.formats.tokens import Manifest, TokenStore, TokenWriter
 
 Array = npt.NDArray[Any]
 
+# Samples are read from all over the file, and each read maps up to 64 KiB around it.
+_ROWS_AT_ONCE = 64
+
 
 def assemble(
     samples: TokenStore, chosen: Array, folder: Path, *, paired: bool, capacity: int | None, facts: dict[str, Any]
@@ -46,7 +49,10 @@ def _write(samples: TokenStore, chosen: Array, folder: Path, capacity: int | Non
         rows = (chosen[row] for row in pack(samples.lengths()[chosen], capacity))
     labels = samples.labels
     with TokenWriter(folder, labelled=labels is not None) as writer:
-        for row in rows:
+        for number, row in enumerate(rows):
+            if number % _ROWS_AT_ONCE == 0:
+                # Else all of the file would count as memory of this process in the end.
+                samples.let_go()
             label = None if labels is None else bool(labels[row[0]])
             writer.add(*(samples.row(int(index))[:2] for index in row), label=label)
         return writer.finish(packed=capacity is not None, **facts)

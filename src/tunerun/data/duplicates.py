@@ -8,6 +8,7 @@ bins estimates the Jaccard similarity of the two sets, with a standard error of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +55,16 @@ def first_of(keys: Array) -> Array:
     return found
 
 
-def near_copies(tokens: Array, starts: Array, considered: Array) -> NearCopies:
+def near_copies(
+    tokens: Array, starts: Array, considered: Array, *, let_go: Callable[[], None] | None = None
+) -> NearCopies:
     """Finds rows that are nearly the same as an earlier one.
 
     Args:
         tokens: Of all rows, one after the other; shape [tokens], uint32. May be mapped: it is read in order, in chunks.
         starts: Where each row starts, and where the last one ends; shape [rows + 1].
         considered: Which rows are compared; shape [rows]. Exact copies are better left out.
+        let_go: Called after each chunk; gives back the memory of mapped tokens.
     """
     rows = len(starts) - 1
     found = NearCopies(np.full(rows, -1, np.int64), np.zeros(rows, np.float32))
@@ -69,6 +73,8 @@ def near_copies(tokens: Array, starts: Array, considered: Array) -> NearCopies:
     common = _common_shingles(tokens, starts)
     for first, last in _chunks(starts):
         sketches[first:last], filled[first:last] = _sketch(tokens, starts[first : last + 1], common)
+        if let_go is not None:
+            let_go()
     numbers = np.flatnonzero(considered & filled.any(axis=1))
     bands = np.ascontiguousarray(sketches[numbers]).view(np.uint32)
     for band in range(_BANDS):

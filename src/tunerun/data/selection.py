@@ -121,7 +121,7 @@ def _compared(ledger: Ledger, samples: TokenStore, numbers: Array, starts: Array
     files, lines = ledger.files[numbers], ledger.lines[numbers]
     itself = (files == files[original]) & (lines == lines[original])
     original = np.where(itself, np.arange(len(numbers)), original)
-    near = near_copies(samples.tokens, starts, original == np.arange(len(numbers)))
+    near = near_copies(samples.tokens, starts, original == np.arange(len(numbers)), let_go=samples.let_go)
     return _Rows(numbers, apart, original, near.original, near.similarity, apart.copy())
 
 

@@ -15,7 +15,8 @@ Schema 1 had the layout `rows` only, and did not name it.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import mmap
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
@@ -107,6 +108,7 @@ class TokenStore:
     """Shape [rows + 1], int64."""
     labels: Array | None = None
     """Shape [rows], uint8, of the layout `labelled`; else None."""
+    _maps: tuple[mmap.mmap, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
@@ -120,10 +122,15 @@ class TokenStore:
             raise StageError(f"{folder}: holds pairs of rows for objective={manifest.objective}, not single rows.")
         sizes = {TOKENS: manifest.tokens, TRAINED: manifest.tokens, SEGMENTS: manifest.tokens}
         sizes[OFFSETS] = manifest.rows + 1
-        arrays = {name: _map(folder / name, _DTYPES[name], size) for name, size in sizes.items()}
         labelled = manifest.layout == "labelled"
-        labels = _map(folder / LABELS, _DTYPES[LABELS], manifest.rows) if labelled else None
-        return cls(manifest, arrays[TOKENS], arrays[TRAINED], arrays[SEGMENTS], arrays[OFFSETS], labels)
+        if labelled:
+            sizes[LABELS] = manifest.rows
+        maps = {name: _map(folder / name, size * _DTYPES[name].itemsize) for name, size in sizes.items()}
+        # Not `np.memmap`, whose slices cost several times as much.
+        arrays = {name: np.frombuffer(mapped, _DTYPES[name]) for name, mapped in maps.items()}
+        labels = arrays[LABELS] if labelled else None
+        mapped = tuple(found for found in maps.values() if isinstance(found, mmap.mmap))
+        return cls(manifest, arrays[TOKENS], arrays[TRAINED], arrays[SEGMENTS], arrays[OFFSETS], labels, mapped)
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -132,6 +139,11 @@ class TokenStore:
         """Returns tokens, trained flags and segments of a row, each of shape [tokens of the row]."""
         part = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         return self.tokens[part], self.trained[part], self.segments[part]
+
+    def let_go(self) -> None:
+        """Gives back the memory of what was read so far; it is mapped again when it is read again."""
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def lengths(self) -> Array:
         """Returns the number of tokens of each row, shape [rows], int64."""
@@ -227,10 +239,10 @@ class TokenWriter:
         self._files[name].write(values.astype(_DTYPES[name], copy=False).tobytes())
 
 
-def _map(path: Path, dtype: np.dtype[Any], size: int) -> Array:
-    if not path.is_file() or path.stat().st_size != size * dtype.itemsize:
+def _map(path: Path, size_bytes: int) -> mmap.mmap | bytes:
+    if not path.is_file() or path.stat().st_size != size_bytes:
         raise StageError(f"{path}: its size is not what the manifest says. Run the data stage again.")
-    if size == 0:
-        return np.zeros(0, dtype)
-    # A plain view: slices of `memmap` itself cost several times as much.
-    return np.asarray(np.memmap(path, dtype, "r", shape=(size,)))
+    if size_bytes == 0:
+        return b""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
