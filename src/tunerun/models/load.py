@@ -55,6 +55,10 @@ def load_model(
 
     # tunerun shows its own progress.
     logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    if head == "score":
+        # That the folder has no head for scores is no news.
+        logging.set_verbosity_error()
     try:
         model = _class_of(head).from_pretrained(
             folder,
@@ -68,6 +72,8 @@ def load_model(
         )
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise StageError(f"{folder}: the model cannot be loaded: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     # bitsandbytes' weights are already there, and refuse to be moved.
     return model.to(device) if quantisation is None else model
 
