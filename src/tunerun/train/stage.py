@@ -15,7 +15,7 @@ from tunerun.artifacts import Artifact
 from tunerun.base_model import BaseModel, read_base, read_teacher
 from tunerun.config.schema import ADAPTER_METHODS
 from tunerun.errors import Preempted, Problem, StageError, UserError
-from tunerun.models import ask
+from tunerun.models import adapters, ask
 from tunerun.models.ask import Questions
 from tunerun.plan import steps
 from tunerun.plan.steps import TrainStep
@@ -23,6 +23,7 @@ from tunerun.train import batches, checkpoint, ema, loop, material, metrics, noi
 from tunerun.train import network as networks
 from tunerun.train.checkpoint import Checkpoint, Progressed
 from tunerun.train.job import Job
+from tunerun.train.network import Network
 from tunerun.train.objectives import OBJECTIVES
 from tunerun.train.objectives.objective import Examples, Setting
 from tunerun.train.signals import StopRequest, stop_requests
@@ -53,8 +54,8 @@ def run(step: TrainStep, out: Path) -> list[Artifact]:
             reasons = checkpoint.check_identity(found, identity, step.allow)
             kind = f"inexact because {'; '.join(reasons)}" if reasons else "exact, the result is as without the stop"
             print(f"going on from {found.folder.name}: {kind}")
-        job, save = _prepare(step, base, out, identity, found)
-        return _train(job, found, stop, out, save)
+        job, network = _prepare(step, base, out, identity, found)
+        return _train(job, found, stop, out, network)
 
 
 def set_determinism(device: str, threads: int) -> None:
@@ -68,7 +69,7 @@ def set_determinism(device: str, threads: int) -> None:
 
 def _prepare(
     step: TrainStep, base: BaseModel, out: Path, identity: dict[str, Any], found: Checkpoint | None
-) -> tuple[Job, Callable[[Path], None]]:
+) -> tuple[Job, Network]:
     examples, eval_examples = material.open_examples(step, out / artifacts.DATA), _eval_examples(step, out)
     network = networks.build(step, base, found)
     _check_vocabulary(examples, network.module)
@@ -110,7 +111,7 @@ def _prepare(
         reload=lambda checkpoint: _reload(step, base, checkpoint, parameters),
         questions=_questions(step, base),
     )
-    return job, network.save
+    return job, network
 
 
 def _reload(step: TrainStep, base: BaseModel, found: Checkpoint, parameters: Mapping[str, Parameter]) -> None:
@@ -149,7 +150,8 @@ def _with_reference(
 def _embeddings(network: Any) -> frozenset[str]:
     """Returns the names of the parameters of the embeddings and the output layer."""
     modules = [module for module in network.modules() if isinstance(module, torch.nn.Embedding)]
-    owned = {id(value) for module in [*modules, network.get_output_embeddings()] for value in module.parameters()}
+    head = network.score if adapters.gives_scores(network) else network.get_output_embeddings()
+    owned = {id(value) for module in [*modules, head] for value in module.parameters()}
     return frozenset(name for name, value in network.named_parameters() if id(value) in owned)
 
 
@@ -171,9 +173,7 @@ def _check_vocabulary(examples: Examples, network: Any) -> None:
         raise UserError(Problem(where="model.path", what=what, fix=fix))
 
 
-def _train(
-    job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, save: Callable[[Path], None]
-) -> list[Artifact]:
+def _train(job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, network: Network) -> list[Artifact]:
     start = Progressed() if found is None else found.progress
     if stop.signal is not None:
         raise Preempted(f"stopped by {stop.signal.name} before the first step.")
@@ -190,7 +190,12 @@ def _train(
     adapter = job.step.method.kind in ADAPTER_METHODS
     kind, name = ("adapter", artifacts.ADAPTER) if adapter else ("model", artifacts.MERGED)
     with artifacts.publish(out / name) as staging, ema.applied(job.average, job.parameters):
-        save(staging)
+        network.save(staging)
+    made = [artifacts.describe(out, kind, name)]
+    if network.save_merged is not None:
+        with artifacts.publish(out / artifacts.MERGED) as staging:
+            network.save_merged(staging)
+        made.append(artifacts.describe(out, "model", artifacts.MERGED))
     trained = sum(parameter.numel() for parameter in job.parameters.values())
     rate = end.tokens / end.seconds if end.seconds else 0.0
     memory_mib = metrics.peak_memory_bytes(job.step.placement.device) / 2**20
@@ -199,7 +204,7 @@ def _train(
         f"({rate:,.0f} tokens/s)\n"
         f"loss {end.first_loss:.4f} -> {end.last_loss:.4f}, peak memory {memory_mib:,.0f} MiB"
     )
-    return [artifacts.describe(out, kind, name), artifacts.describe(out, "metrics", artifacts.METRICS)]
+    return [*made, artifacts.describe(out, "metrics", artifacts.METRICS)]
 
 
 def _return_to_best(job: Job, end: Progressed) -> None:
