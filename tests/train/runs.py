@@ -20,13 +20,15 @@ FULL = MethodConfig(kind="full")
 LORA = MethodConfig(rank=4, alpha=8.0, dropout=0.1)
 
 
-def make_run(out: Path, *, rows: int = 20, packed: bool = False, seed: int = 0) -> Path:
-    """Makes model.json and data/ with `rows` samples; packed, four samples share a row."""
-    base = out / "base"
-    if not base.is_dir():
-        tiny_qwen2(base)
-    digest = artifacts.sha256(base / "model.safetensors")
-    write_base(out, BaseModel(folder=base, path="org/tiny", revision=None, sha256=digest))
+def make_run(
+    out: Path, *, rows: int = 20, packed: bool = False, seed: int = 0, base: dict[str, Any] | None = None
+) -> Path:
+    """Makes model.json and data/ with `rows` samples; packed, four samples share a row; `base` is of its config."""
+    folder = out / "base"
+    if not folder.is_dir():
+        tiny_qwen2(folder, **(base or {}))
+    digest = artifacts.sha256(folder / "model.safetensors")
+    write_base(out, BaseModel(folder=folder, path="org/tiny", revision=None, sha256=digest))
     samples = random_samples(rows, seed=seed)
     size = 4 if packed else 1
     write_store(out / "data", [samples[start : start + size] for start in range(0, rows, size)], packed=packed)

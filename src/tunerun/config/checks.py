@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Callable
+from typing import Any
 
 from tunerun.config.data_sources import data_paths, data_sources, holds_out
 from tunerun.config.schema import DATA_PARTS, RunConfig, Stage, TrainConfig
@@ -21,7 +22,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _STAGES = typing.get_args(Stage)
 
 Rule = Callable[[RunConfig], list[Problem]]
-Range = tuple[str, float | None, bool, str]
+Range = tuple[str, Any, bool, str]
 """Key, value, whether it is in range, and the range in words."""
 
 
@@ -83,6 +84,13 @@ def _learning_ranges(config: RunConfig) -> list[Range]:
         ("objective.temperature", objective.temperature, objective.temperature > 0, "> 0"),
         ("objective.cross_entropy_fraction", objective.cross_entropy_fraction,
          0 <= objective.cross_entropy_fraction <= 1, "from 0 to 1"),
+        ("method.rank_pattern", dict(method.rank_pattern), all(rank >= 1 for rank in method.rank_pattern.values()),
+         "ranks >= 1"),
+        ("method.alpha_pattern", dict(method.alpha_pattern), all(value > 0 for value in method.alpha_pattern.values()),
+         "alphas > 0"),
+        ("method.pissa_iterations", method.pissa_iterations, method.pissa_iterations >= 0, ">= 0"),
+        ("method.learning_rate_ratio", method.learning_rate_ratio, method.learning_rate_ratio >= 1, ">= 1"),
+        ("method.layers", method.layers, method.layers >= 0, ">= 0"),
         ("objective.label_smoothing", objective.label_smoothing,
          0 <= objective.label_smoothing < (0.5 if objective.kind == "dpo" else 1),
          "at least 0 and below 1 (dpo: below 0.5)"),
@@ -278,6 +286,14 @@ def _method(config: RunConfig) -> list[Problem]:
         problems.append(Problem(where="model.init", what=what, fix="Choose method=full."))
     if config.model.init == "random" and config.model.adapter is not None:
         problems.append(Problem(where="model.adapter", what="an adapter does not fit random weights.", fix="Unset it."))
+    if config.method.kind == "pissa" and config.model.adapter is not None and "train" in config.stages:
+        what = "pissa starts from the weights' own components and cannot go on with an adapter."
+        problems.append(Problem(where="model.adapter", what=what, fix="Choose method=lora, which can."))
+    if config.method.kind == "freeze" and not config.method.layers and not config.method.patterns:
+        problems.append(Problem(where="method.layers", what="nothing would be trained.", fix="Set it to 1 or more."))
+    if config.export.merge_base == "dequantised" and config.method.kind != "qlora":
+        what = "only the base of qlora is quantised in training."
+        problems.append(Problem(where="export.merge_base", what=what, fix="Remove it, or choose method=qlora."))
     if config.method.kind == "qlora" and config.hardware.strategy == "zero3":
         what = "4-bit weights cannot be sharded by ZeRO-3."
         problems.append(Problem(where="hardware.strategy", what=what, fix="Choose hardware=ddp or zero2."))

@@ -16,14 +16,14 @@ def questions(store: TokenStore, like: Questions, *, count: int) -> tuple[Questi
     Args:
         store: Token store.
         like: Tokenizer and stop tokens.
-        count: Most samples; those without a question or without an answer are passed over.
+        count: Most samples; those without a question, without an answer or with an undesirable one are passed over.
 
     Returns:
         The questions, and the text of their answers.
     """
     asked: list[tuple[int, ...]] = []
     references: list[str] = []
-    for row in range(len(store)):
+    for row in range(len(store)) if store.labels is None else np.flatnonzero(store.labels).tolist():
         span = slice(int(store.offsets[row]), int(store.offsets[row + 1]))
         segments = store.segments[span]
         for places in np.split(np.arange(len(segments)), np.flatnonzero(np.diff(segments)) + 1):

@@ -17,11 +17,13 @@ from tunerun import artifacts
 from tunerun.artifacts import Artifact
 from tunerun.base_model import BaseModel, read_base
 from tunerun.evaluate import held_out, text_metrics
+from tunerun.evaluate.preference import Preference, compare, measure
+from tunerun.formats.pairs import PairStore, open_store
 from tunerun.formats.tokens import TokenStore
-from tunerun.models import ask, load
+from tunerun.models import ask, load, vocabulary
 from tunerun.models.ask import Questions
 from tunerun.models.attention import SEGMENTS
-from tunerun.models.score import score
+from tunerun.models.score import Score, score
 from tunerun.plan.steps import EvalStep, Placement
 from tunerun.progress import Progress
 
@@ -35,7 +37,6 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 class _Work:
     """What every model is measured on."""
 
-    store: TokenStore
     prompts: Questions
     """Of the user."""
     questions: Questions
@@ -62,17 +63,22 @@ def run(step: EvalStep, out: Path) -> list[Artifact]:
     base = read_base(out)
     prompts = ask.read_questions(base.folder, step.eval.prompts, chat=step.chat, chat_template=step.model.chat_template)
     split, folder = ("eval", artifacts.EVAL_DATA) if (out / artifacts.EVAL_DATA).is_dir() else ("train", artifacts.DATA)
-    store = TokenStore.open(out / folder)
+    store = open_store(out / folder)
     if split == "train":
         print("eval: no rows were held out (data.eval_fraction, data.eval_path): the loss is that of training rows")
-    work = _Work(store, prompts, *held_out.questions(store, prompts, count=step.eval.generate_rows))
+    work = _Work(prompts, *held_out.questions(_imitated(store), prompts, count=step.eval.generate_rows))
     models: dict[str, Any] = {}
     tokens = 0
     generated: dict[str, list[str]] = {}
+    before: Preference | None = None
     for name, network in _networks(step, base, out):
-        models[name], tokens, generated[name] = _measure(step, network, work)
-    rows = len(store) if step.eval.max_rows is None else min(step.eval.max_rows, len(store))
-    counts = {"rows": rows, "tokens": tokens, "generated_rows": len(work.references)}
+        measured, preference = _scores(step, network, store)
+        models[name], generated[name] = _report(step, network, work, measured)
+        tokens = measured.trained_tokens
+        if preference is not None:
+            models[name]["preference"] = compare(preference, before)
+            before = preference
+    counts = {"rows": _rows(step, store), "tokens": tokens, "generated_rows": len(work.references)}
     target = f"{artifacts.EVAL}/{REPORT}"
     artifacts.write_json(out / target, {"schema": 1, "split": split, **counts, "models": models})
     _print_table(models, split, counts)
@@ -80,6 +86,11 @@ def run(step: EvalStep, out: Path) -> list[Artifact]:
     if work.references:
         made.append(_write_generated(out, work, generated))
     return made
+
+
+def _imitated(store: TokenStore | PairStore) -> TokenStore:
+    """Returns the rows whose answers are as they should be."""
+    return store.chosen if isinstance(store, PairStore) else store
 
 
 def _networks(step: EvalStep, base: BaseModel, out: Path) -> Iterator[tuple[str, Any]]:
@@ -104,23 +115,37 @@ def _load(step: EvalStep, folder: Path, *, random: bool) -> Any:
     device, dtype = step.placement.device, _DTYPES[step.placement.precision]
     if random:
         return load.random_model(folder, seed=step.seed, device=device, attention=SEGMENTS).to(dtype)
-    remote = step.model.trust_remote_code
-    return load.load_model(folder, dtype=dtype, device=device, attention=SEGMENTS, trust_remote_code=remote)
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "attention": SEGMENTS}
+    options["trust_remote_code"] = step.model.trust_remote_code
+    if step.quantisation is None:
+        network = load.load_model(folder, **options)
+    else:
+        network = load.load_dequantised(folder, quantisation=step.quantisation, **options)
+    if step.model.resize_embeddings:
+        # A complete model has the rows already; the base gets those that training gave it.
+        vocabulary.grow_to_tokenizer(network, folder)
+    return network
 
 
-def _measure(step: EvalStep, network: Any, work: _Work) -> tuple[dict[str, Any], int, list[str]]:
-    """Returns what the report says of a model, the tokens its loss is over, and its answers to held-out questions."""
-    rows = len(work.store) if step.eval.max_rows is None else min(step.eval.max_rows, len(work.store))
+def _rows(step: EvalStep, store: TokenStore | PairStore) -> int:
+    return len(store) if step.eval.max_rows is None else min(step.eval.max_rows, len(store))
+
+
+def _scores(step: EvalStep, network: Any, store: TokenStore | PairStore) -> tuple[Score, Preference | None]:
+    """Returns the loss (of the better answers, where there are worse ones), and how these compare."""
+    rows, sides = _rows(step, store), 2 if isinstance(store, PairStore) else 1
+    sizes: dict[str, Any] = {"batch_size": step.eval.batch_size, "device": step.placement.device}
+    with Progress("eval", total=sides * rows, unit="rows") as progress, _precision(step.placement):
+        if isinstance(store, TokenStore) and store.labels is None:
+            return score(network, store, max_rows=rows, advance=progress.advance, **sizes), None
+        preference = measure(network, store, rows, advance=progress.advance, **sizes)
+        return preference.better.score(), preference
+
+
+def _report(step: EvalStep, network: Any, work: _Work, measured: Score) -> tuple[dict[str, Any], list[str]]:
+    """Returns what the report says of a model, and its answers to held-out questions."""
     asked = len(work.prompts.texts) + len(work.questions.texts)
-    with Progress("eval", total=rows + asked, unit="rows") as progress, _precision(step.placement):
-        measured = score(
-            network,
-            work.store,
-            max_rows=rows,
-            batch_size=step.eval.batch_size,
-            device=step.placement.device,
-            advance=progress.advance,
-        )
+    with Progress("answer", total=asked, unit="rows") as progress, _precision(step.placement):
         answers, generated = (
             ask.answer(
                 network,
@@ -139,7 +164,7 @@ def _measure(step: EvalStep, network: Any, work: _Work) -> tuple[dict[str, Any],
     }
     if texts:
         found["text"] = text_metrics.measure(texts, work.references)
-    return found, measured.trained_tokens, texts
+    return found, texts
 
 
 def _write_generated(out: Path, work: _Work, generated: dict[str, list[str]]) -> Artifact:
@@ -163,11 +188,17 @@ def _finite(value: float) -> float | None:
 
 
 def _print_table(models: dict[str, Any], split: str, counts: dict[str, int]) -> None:
-    print(f"{'model':8}{'loss':>10}{'perplexity':>14}   on {counts['rows']} {split} rows")
+    compared = any("preference" in measured for measured in models.values())
+    columns = f"{'accuracy':>10}{'margin':>10}" if compared else ""
+    print(f"{'model':8}{'loss':>10}{'perplexity':>14}{columns}   on {counts['rows']} {split} rows")
     for name, measured in models.items():
         values = (measured["loss"], measured["perplexity"])
         loss, perplexity = ("not finite" if value is None else f"{value:,.4f}" for value in values)
-        print(f"{name:8}{loss:>10}{perplexity:>14}")
+        line = f"{name:8}{loss:>10}{perplexity:>14}"
+        if compared:
+            found = (measured["preference"][key] for key in ("accuracy", "margin"))
+            line += "".join(f"{'-' if value is None else f'{value:.4f}':>10}" for value in found)
+        print(line)
     if not counts["generated_rows"]:
         return
     heads = "".join(f"{head:>10}" for head in ("BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L"))

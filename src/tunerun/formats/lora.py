@@ -186,7 +186,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     if missing and config.get("peft_type", "LORA") == "LORA":
         raise UserError(Problem(where=str(file), what=f"it has no {', '.join(missing)}."))
     # Fields that older versions of peft did not write.
-    defaults = {"rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "bias": "none"}
+    defaults: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "bias": "none"}
     return defaults | {"ensure_weight_tying": False, "trainable_token_indices": None, "use_dora": False} | config
 
 
@@ -215,7 +215,7 @@ _CONV1D_MODULES = {"gpt2": {"c_attn", "q_attn", "c_proj", "c_fc"}}
 
 
 def _update(module: str, factors: Mapping[str, TensorInfo], config: Mapping[str, Any], model_type: str) -> Update | str:
-    lengths = factors["lora_magnitude_vector"] if "lora_magnitude_vector" in factors else None
+    lengths = factors.get("lora_magnitude_vector")
     match {part: info for part, info in factors.items() if info is not lengths}:
         case {"lora_A": a, "lora_B": b, **rest} if not rest:
             transposed = module.rpartition(".")[2] in _CONV1D_MODULES.get(model_type, set())

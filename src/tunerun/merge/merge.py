@@ -7,13 +7,15 @@ rows at a time, the update is added, and the sum is rounded back to the base's t
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from tunerun.artifacts import publish
+from tunerun.artifacts import publish, sha256, write_json
 from tunerun.errors import StageError
 from tunerun.formats.bitsandbytes import round_trip
 from tunerun.formats.floats import Array, from_float32, is_finite, to_float32
-from tunerun.formats.lora import Shift
+from tunerun.formats.lora import WEIGHTS, Shift
 from tunerun.formats.safetensors import ModelWriter, read_rows
 from tunerun.merge.delta import BiasDelta, Delta
 from tunerun.merge.dora import DoraDelta
@@ -24,6 +26,8 @@ from tunerun.progress import Progress
 
 # Values worked on at once: small enough to stay in the cache through every pass.
 _BLOCK_VALUES = 1 << 18
+
+PROVENANCE = "merge.json"
 
 
 def merge_adapter(
@@ -62,7 +66,19 @@ def merge_adapter(
             set_chat_template(staging, chat_template)
         text = json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n"
         (staging / "config.json").write_text(text, encoding="utf-8")
+        write_json(staging / PROVENANCE, _provenance(base, adapter, quantisation))
         _write_weights(plan, staging, max_shard_size_bytes)
+
+
+def _provenance(base: Path, adapter: Path, quantisation: Quantisation | None) -> dict[str, Any]:
+    """Says what a merged model was made of; the base's weights are named, the adapter's identified."""
+    return {
+        "schema": 1,
+        "base": base.name,
+        "merge_base": "full_precision" if quantisation is None else "dequantised",
+        "quantisation": None if quantisation is None else asdict(quantisation),
+        "adapter_sha256": sha256(adapter / WEIGHTS),
+    }
 
 
 def _write_weights(plan: MergePlan, out: Path, max_shard_size_bytes: int) -> None:

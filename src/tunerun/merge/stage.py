@@ -30,6 +30,7 @@ def run(step: MergeStep, out: Path) -> list[Artifact]:
         out / artifacts.MERGED,
         max_shard_size_bytes=step.max_shard_size_bytes,
         chat_template=_template(base, step.chat_template),
+        quantisation=step.quantisation,
     )
     return [artifacts.describe(out, "model", artifacts.MERGED)]
 

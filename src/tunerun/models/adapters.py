@@ -1,7 +1,7 @@
 """Adapters through peft, so that they load anywhere; their weights are float32 and the base is frozen.
 
-LoRA adds scaling * B A to a weight, with scaling = alpha / rank (Hu et al. 2021, arXiv 2106.09685) or alpha / sqrt(rank)
-(rsLoRA, Kalajdzievski 2023, arXiv 2312.03732). DoRA trains the length of each row besides (Liu et al. 2024, arXiv
+LoRA adds scaling * B A to a weight: alpha / rank (Hu et al. 2021, arXiv 2106.09685), or alpha / sqrt(rank) for
+rsLoRA (Kalajdzievski 2023, arXiv 2312.03732). DoRA trains the length of each row besides (Liu et al. 2024, arXiv
 2402.09353). PiSSA starts from the weight's principal components (Meng et al. 2024, arXiv 2404.02948): see `pissa`.
 """
 

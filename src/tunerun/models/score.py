@@ -1,17 +1,18 @@
-"""Mean loss of a model over rows of a token store."""
+"""Mean loss of a model over rows of a token store, and the log-probability of each row's answer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from tunerun.formats.tokens import TokenStore
+from tunerun.formats.tokens import Array, TokenStore
 from tunerun.models.batch import collate
-from tunerun.models.loss import token_loss
+from tunerun.models.loss import segment_log_probs, token_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +68,56 @@ def score(
         advance(len(numbers))
     network.train(was_training)
     return Score(total / trained_tokens if trained_tokens else math.nan, rows, trained_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How likely a model finds the answers of some rows."""
+
+    log_probs: Array
+    """Log-probability of each row's trained tokens, in nats, shape [rows]."""
+    tokens: Array
+    """Number of each row's trained tokens, shape [rows]."""
+
+    @property
+    def per_token(self) -> Array:
+        """Mean log-probability of a token of each row, in nats, shape [rows]."""
+        return self.log_probs / np.maximum(self.tokens, 1)
+
+    def score(self) -> Score:
+        """Returns the mean loss of a token; NaN when there is none."""
+        count = int(self.tokens.sum())
+        return Score(-float(self.log_probs.sum()) / count if count else math.nan, len(self.tokens), count)
+
+
+@torch.inference_mode()
+def answers(
+    network: Any,
+    store: TokenStore,
+    rows: Sequence[int],
+    *,
+    batch_size: int,
+    device: str,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Answers:
+    """Measures the answers of rows of which each is one sample.
+
+    Args:
+        network: A causal transformers model that uses `segment_attention`.
+        store: Token store.
+        rows: Row numbers.
+        batch_size: Rows computed at a time.
+        device: Where the network is.
+        advance: Told the number of rows after each batch.
+    """
+    was_training = network.training
+    network.eval()
+    log_probs, tokens = [np.zeros(0)], [np.zeros(0, np.int64)]
+    for start in range(0, len(rows), batch_size):
+        batch = collate(store, rows[start : start + batch_size], device)
+        log_probs.append(segment_log_probs(network, batch).double().cpu().numpy())
+        counts = batch.target_segments.bincount(minlength=len(batch.segment_lengths))
+        tokens.append(counts.cpu().numpy())
+        advance(len(batch.segment_lengths))
+    network.train(was_training)
+    return Answers(np.concatenate(log_probs), np.concatenate(tokens))

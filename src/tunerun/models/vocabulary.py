@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
 from torch import Tensor
+
+from tunerun.chat.tokenizer import load_tokenizer
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
 
@@ -28,6 +31,25 @@ def grow(model: Any, rows: int) -> None:
     model.resize_token_embeddings(rows, mean_resizing=False)
     for weight in _matrices(model).values():
         weight[before:] = weight[:before].float().mean(0).to(weight.dtype)
+
+
+def grow_to_tokenizer(model: Any, folder: Path) -> int | None:
+    """Gives every token of a folder's tokenizer a row of the embedding.
+
+    Args:
+        model: A transformers model without adapters.
+        folder: Holds the tokenizer.
+
+    Returns:
+        The rows that were there when some were added, else None.
+    """
+    before: int = model.get_input_embeddings().weight.shape[0]
+    wanted = max(load_tokenizer(folder).backend.get_vocab(with_added_tokens=True).values()) + 1
+    if wanted <= before:
+        return None
+    grow(model, wanted)
+    print(f"the embedding grows from {before} to {wanted} rows, which start as the mean of the others")
+    return before
 
 
 def grow_to_adapter(model: Any, tensors: Mapping[str, Tensor], config: LoraConfig) -> None:

@@ -21,10 +21,12 @@ from tunerun.plan.steps import (
     MergeStep,
     ModelStep,
     Placement,
+    Quantisation,
     ServeStep,
     Step,
     TrainStep,
     VerifyStep,
+    quantisation_of,
 )
 
 # Fewer optimiser steps than this rarely change a model.
@@ -172,6 +174,11 @@ def _estimate(config: RunConfig, placement: Placement, device: Device | None) ->
         rank=config.method.rank,
         target_modules=config.method.target_modules,
         modules_to_save=config.method.modules_to_save,
+        rank_pattern=config.method.rank_pattern,
+        bits=config.method.bits,
+        double_quant=config.method.double_quant,
+        layers=config.method.layers,
+        patterns=config.method.patterns,
         row_tokens=config.data.max_length,
         global_batch_size=config.train.global_batch_size,
         precision=placement.precision,
@@ -269,6 +276,7 @@ def _eval_step(config: RunConfig, decided: _Decisions) -> EvalStep:
         chat=_chat(config),
         placement=decided.single,
         seed=config.seed,
+        quantisation=_base_quantisation(config),
     )
 
 
@@ -282,7 +290,15 @@ def _delivery(config: RunConfig, decided: _Decisions) -> list[Step]:
     if merges:
         assert adapter is not None
         shard = size_bytes(config.export.max_shard_size)
-        steps.append(MergeStep(adapter=adapter, chat_template=config.model.chat_template, max_shard_size_bytes=shard))
+        template = config.model.chat_template
+        steps.append(
+            MergeStep(
+                adapter=adapter,
+                chat_template=template,
+                max_shard_size_bytes=shard,
+                quantisation=_base_quantisation(config),
+            )
+        )
     if "export" in config.stages:
         template = None if merged else config.model.chat_template
         steps.append(ExportStep(name=config.name, merged=merged, gguf=config.export.gguf, chat_template=template))
@@ -298,11 +314,17 @@ def _delivery(config: RunConfig, decided: _Decisions) -> list[Step]:
                 prompts=config.eval.prompts,
                 placement=decided.single,
                 seed=config.seed,
+                quantisation=_base_quantisation(config),
             )
         )
     if "serve" in config.stages:
         steps.append(ServeStep(serve=config.serve, placement=decided.single))
     return steps
+
+
+def _base_quantisation(config: RunConfig) -> Quantisation | None:
+    """Returns what the base goes through before the adapter is added, in evaluation, merge and verification alike."""
+    return quantisation_of(config.method) if config.export.merge_base == "dequantised" else None
 
 
 def _adapter(config: RunConfig) -> str | None:

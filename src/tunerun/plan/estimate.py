@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tunerun.config.schema import ADAPTER_METHODS, GgufType
 from tunerun.plan.devices import Device
-from tunerun.plan.memory import Memory, Work, memory, trainable_parameters
+from tunerun.plan.memory import Memory, Work, layers_with_gradients, memory, trainable_parameters
 from tunerun.plan.shape import Sizes
 
 # Share of the data sheet's operations that training reaches: LoRA and full runs on A100 and H100 reported for torch
@@ -93,10 +93,11 @@ def flops_per_token(size: Sizes, work: Work, *, activation_checkpointing: bool) 
     """
     forward = 2.0 * size.matmul_parameters
     attention = 2.0 * work.row_tokens * size.query_width * size.layers
-    backward = forward if work.method in ADAPTER_METHODS else 2 * forward
-    total = forward + backward + 3 * attention
+    share = layers_with_gradients(size, work) / size.layers
+    backward = forward if work.method in ADAPTER_METHODS else 2 * forward * share
+    total = forward + backward + (1 + 2 * share) * attention
     if activation_checkpointing:
-        total += 2.0 * size.layers * size.layer_linear_parameters + attention
+        total += share * (2.0 * size.layers * size.layer_linear_parameters + attention)
     if work.has_reference:
         total += forward + attention
     return total
@@ -162,10 +163,12 @@ def disk(size: Sizes, work: Work, *, checkpoints: int, merged: bool, gguf_types:
         gguf_types: Of the GGUF files.
     """
     trainable = trainable_parameters(size, work)
+    # PiSSA is written as a LoRA of twice the rank; freezing keeps whole models.
+    written = 2 * trainable if work.method == "pissa" else size.parameters if work.method == "freeze" else trainable
     return Disk(
         download_bytes=2 * size.parameters,
-        checkpoints_bytes=int((4 + work.state_bytes) * trainable) * checkpoints,
-        adapter_bytes=4 * trainable if work.method in ADAPTER_METHODS else 0,
+        checkpoints_bytes=int(4 * written + work.state_bytes * trainable) * checkpoints,
+        adapter_bytes=4 * written if work.method in ADAPTER_METHODS else 0,
         merged_bytes=2 * size.parameters if merged else 0,
         gguf_bytes=sum(int(size.parameters * GGUF_BITS[kind] / 8) for kind in gguf_types),
     )

@@ -11,13 +11,15 @@ Assumptions, measured against real runs in tests/plan/test_memory.py:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tunerun.config import typed
 from tunerun.config.schema import ADAPTER_METHODS, MethodKind, ObjectiveKind, Strategy
 from tunerun.errors import Problem, UserError
-from tunerun.plan.shape import Linear, Sizes
+from tunerun.plan import trained
+from tunerun.plan.shape import Sizes
 
 ALL_LINEAR = "all-linear"
 # CUDA's context and libraries; Python with torch, transformers and peft.
@@ -28,8 +30,10 @@ _ALLOCATION_FACTOR = {"cpu": 1.5, "cuda": 1.0}
 # Scores held at a time, as in models/loss.py.
 _PIECE_BYTES = 64 << 20
 _WHOLE_SCORES = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
-# NF4 with double quantisation: 4 + 8/64 + 32/(64 * 256) bits (Dettmers et al. 2023, "QLoRA", section 3).
-_NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+# NF4: one fp32 scale for 64 weights, in double quantisation one of 8 bits and one fp32 scale for 256 of these
+# (Dettmers et al. 2023, "QLoRA", section 3).
+_NF4_BYTES = (4 + 32 / 64) / 8
+_NF4_DOUBLE_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +45,14 @@ class Work:
     rank: int
     target_modules: tuple[str, ...]
     modules_to_save: tuple[str, ...]
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    bits: Literal[4, 8] = 4
+    """Of the base's linear weights, with qlora."""
+    double_quant: bool = True
+    layers: int = 0
+    """Last decoder layers trained, with freeze."""
+    patterns: tuple[str, ...] = ()
+    """Further weights trained, with freeze."""
     row_tokens: int
     """Tokens of a row as computed: `data.max_length`, or the longest row when that is known."""
     global_batch_size: int
@@ -63,7 +75,7 @@ class Work:
 
     @property
     def has_reference(self) -> bool:
-        """Whether the loss compares with the model before training (its frozen base, when an adapter is trained)."""
+        """Whether the loss compares with the model before training, which computes every row once and is not kept."""
         return self.objective in ("dpo", "kto")
 
     @property
@@ -99,19 +111,31 @@ def trainable_parameters(size: Sizes, work: Work) -> int:
     """Counts the weights that move.
 
     Raises:
-        UserError: The method or one of its modules cannot be counted.
+        UserError: One of the method's modules or layers does not exist.
     """
     if work.method == "full":
         return size.parameters
-    if work.method not in ADAPTER_METHODS:
-        raise UserError(
-            Problem(where="method.kind", what=f"{work.method} cannot be planned yet.", fix="Use full or lora.")
-        )
-    linears = _targets(size, work.target_modules)
-    each = sum(work.rank * (linear.inputs + linear.outputs) for linear in linears)
-    if work.method == "dora":
-        each += sum(linear.outputs for linear in linears)
-    return size.layers * each + sum(_module_parameters(size, name) for name in work.modules_to_save)
+    if work.method == "freeze":
+        return _frozen(size, work).parameters
+    targets = _targets(size, work.target_modules)
+    total = sum(_module_parameters(size, name) for name in work.modules_to_save)
+    for name, linear in trained.linears(size):
+        if name.rpartition(".")[2] in targets:
+            total += trained.rank_of(name, work.rank_pattern, work.rank) * (linear.inputs + linear.outputs)
+            total += linear.outputs if work.method == "dora" else 0
+    return total
+
+
+def _frozen(size: Sizes, work: Work) -> trained.Frozen:
+    if work.layers > size.layers:
+        what = f"{work.layers} layers are more than the model's {size.layers}."
+        raise UserError(Problem(where="method.layers", what=what, fix="Choose fewer, or method=full."))
+    return trained.frozen(size, layers=work.layers, patterns=work.patterns)
+
+
+def layers_with_gradients(size: Sizes, work: Work) -> int:
+    """Returns the number of decoder layers whose activations are kept and that gradients pass through."""
+    return _frozen(size, work).layers if work.method == "freeze" else size.layers
 
 
 def memory(size: Sizes, work: Work, *, micro_batch_size: int, activation_checkpointing: bool) -> Memory:
@@ -125,9 +149,9 @@ def memory(size: Sizes, work: Work, *, micro_batch_size: int, activation_checkpo
     """
     tokens = micro_batch_size * work.rows_per_sample * work.row_tokens
     adapter = work.method in ADAPTER_METHODS
-    weights, gradients, optimiser = _adapter_states(size, work) if adapter else _full_states(size, work)
-    if work.has_reference and not adapter:
-        weights += size.parameters * work.number_bytes / _parts(work, "weights")
+    weights, gradients, optimiser = (
+        _full_states(size, work) if work.method == "full" else _partial_states(size, work, adapter=adapter)
+    )
     host = 0.0
     if work.offload or work.paged:
         host, optimiser = optimiser, 0.0
@@ -136,7 +160,8 @@ def memory(size: Sizes, work: Work, *, micro_batch_size: int, activation_checkpo
     if work.strategy in ("zero3", "fsdp2"):
         weights += _gathered_bytes(size, work)
     layer = _layer_activation_bytes(size, work)
-    kept = (size.layers * size.hidden * work.number_bytes + layer) if activation_checkpointing else size.layers * layer
+    layers = layers_with_gradients(size, work)
+    kept = (layers * size.hidden * work.number_bytes + layer) if activation_checkpointing else layers * layer
     return Memory(
         weights_bytes=int(weights),
         gradients_bytes=int(gradients),
@@ -148,10 +173,10 @@ def memory(size: Sizes, work: Work, *, micro_batch_size: int, activation_checkpo
     )
 
 
-def _targets(size: Sizes, names: tuple[str, ...]) -> list[Linear]:
+def _targets(size: Sizes, names: tuple[str, ...]) -> set[str]:
     linears = size.linears
     if names == (ALL_LINEAR,):
-        return list(linears.values())
+        return set(linears)
     problems = [
         Problem(
             where="method.target_modules",
@@ -163,7 +188,7 @@ def _targets(size: Sizes, names: tuple[str, ...]) -> list[Linear]:
     ]
     if problems:
         raise UserError(problems)
-    return [linears[name] for name in names]
+    return set(names)
 
 
 def _module_parameters(size: Sizes, name: str) -> int:
@@ -199,12 +224,20 @@ def _full_states(size: Sizes, work: Work) -> tuple[float, float, float]:
     return weights, gradients, size.parameters * each[2] / _parts(work, "optimiser")
 
 
-def _adapter_states(size: Sizes, work: Work) -> tuple[float, float, float]:
+def _partial_states(size: Sizes, work: Work, *, adapter: bool) -> tuple[float, float, float]:
+    """Returns the states of a model of which a part is trained: weights in an adapter, or some of its own."""
     trainable = trainable_parameters(size, work)
-    base = size.parameters * float(work.number_bytes)
+    largest = max(linear.parameters for linear in size.linears.values())
+    base = (size.parameters if adapter else size.parameters - trainable) * float(work.number_bytes)
     if work.method == "qlora":
+        nf4 = _NF4_DOUBLE_BYTES if work.double_quant else _NF4_BYTES
         linear = size.layers * size.layer_linear_parameters
-        base = linear * _NF4_BYTES + (size.parameters - linear) * work.number_bytes
+        base = linear * (nf4 if work.bits == 4 else 1) + (size.parameters - linear) * work.number_bytes
+        # A layer is computed with a copy in the computation's format.
+        base += largest * work.number_bytes
+    if work.method == "dora":
+        # The weight, its update and their sum, in fp32, while a layer computes its rows' lengths.
+        base += 3 * 4 * largest
     weights = (base + 4 * trainable) / _parts(work, "weights")
     return weights, 4 * trainable / _parts(work, "gradients"), work.state_bytes * trainable / _parts(work, "optimiser")
 

@@ -18,7 +18,6 @@ from tunerun.plan.plan import Plan
 
 # What this version trains and starts; the schema and the estimates already know more.
 TRAINED_OBJECTIVES = ("sft", "pretrain", "dpo", "orpo", "simpo", "kto", "distill")
-TRAINED_METHODS = ("full", "freeze", "lora", "dora", "rslora", "pissa", "lora_plus", "qlora")
 STARTED_STRATEGIES = ("single",)
 STARTED_CLUSTERS = ("local",)
 SERVED_ENGINES = ("auto", "llamacpp", "transformers")
@@ -41,7 +40,6 @@ def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
 def _not_built(config: RunConfig) -> list[Problem]:
     rows = [
         ("objective.kind", config.objective.kind, TRAINED_OBJECTIVES, "train" in config.stages),
-        ("method.kind", config.method.kind, TRAINED_METHODS, "train" in config.stages),
         ("hardware.strategy", config.hardware.strategy, STARTED_STRATEGIES, "train" in config.stages),
         ("cluster.kind", config.cluster.kind, STARTED_CLUSTERS, True),
         ("serve.engine", config.serve.engine, SERVED_ENGINES, "serve" in config.stages),

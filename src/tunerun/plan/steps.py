@@ -152,6 +152,8 @@ class EvalStep:
     """Whether prompts are asked through the chat template, or continued as plain text."""
     placement: Placement
     seed: int
+    quantisation: Quantisation | None = None
+    """What the base's linear layers went through in training and in merged/; null when they are the original ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +166,8 @@ class MergeStep:
     chat_template: str | None
     """Name or file that replaces the model's own template in the merged folder."""
     max_shard_size_bytes: int
+    quantisation: Quantisation | None = None
+    """What the base's linear layers go through first, as in training; null takes the original ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,6 +203,8 @@ class VerifyStep:
     prompts: tuple[str, ...]
     placement: Placement
     seed: int
+    quantisation: Quantisation | None = None
+    """What the base's linear layers went through in training and in merged/; null when they are the original ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

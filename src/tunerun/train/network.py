@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from tunerun import artifacts
 from tunerun.base_model import BaseModel
 from tunerun.chat.template import load_template
-from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.config.schema import ADAPTER_METHODS, MethodConfig
 from tunerun.errors import Problem, UserError
 from tunerun.models import adapters, load, pissa, vocabulary
@@ -58,7 +57,7 @@ def build(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Network
     # A frozen base is not updated, so that rounding it once to the computation's format loses nothing further.
     frozen = torch.bfloat16 if step.placement.precision == "bf16" else torch.float32
     module = _weights(step, base.folder, frozen, resumed=False)
-    known_tokens = _grow(step, base, module)
+    known_tokens = vocabulary.grow_to_tokenizer(module, base.folder) if step.model.resize_embeddings else None
     adapted, initial = _adapter(step, module, found, known_tokens)
     save = partial(adapters.save_adapter, adapted, base_name=base.path, initial=initial)
     return Network(
@@ -72,8 +71,8 @@ def build(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Network
 def _whole(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Network:
     source = base.folder if found is None else found.folder / _MODEL
     module = _weights(step, source, torch.float32, resumed=found is not None)
-    if found is None:
-        _grow(step, base, module)
+    if found is None and step.model.resize_embeddings:
+        vocabulary.grow_to_tokenizer(module, base.folder)
     stored = load.saved_dtype(base.folder)
     if step.method.kind == "freeze":
         freeze(module, step.method)
@@ -138,19 +137,6 @@ def _weights(step: TrainStep, folder: Path, dtype: torch.dtype, *, resumed: bool
         trust_remote_code=step.model.trust_remote_code,
         quantisation=quantisation_of(step.method),
     )
-
-
-def _grow(step: TrainStep, base: BaseModel, module: Any) -> int | None:
-    """Gives tokens that only the tokenizer knows a row of the embedding; returns the rows that were there."""
-    if not step.model.resize_embeddings:
-        return None
-    vocabulary_ids = load_tokenizer(base.folder).backend.get_vocab(with_added_tokens=True).values()
-    before, wanted = module.get_input_embeddings().weight.shape[0], max(vocabulary_ids) + 1
-    if wanted <= before:
-        return None
-    vocabulary.grow(module, wanted)
-    print(f"the embedding grows from {before} to {wanted} rows, which start as the mean of the others")
-    return before
 
 
 def _adapter(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tunerun.errors import MissingExtra
 from tunerun.models import load
+from tunerun.plan.steps import Quantisation
 from tunerun.verify import gguf_model
 from tunerun.verify.gates import Difference, Gate, compare, logits_of
 
@@ -55,7 +56,14 @@ def near_tie_nats(mean_kl_nats: float) -> float:
     return 3.0 * math.sqrt(2.0 * mean_kl_nats)
 
 
-def merge_gate(base: Path, adapter: Path, merged: Path, texts: Sequence[list[int]], device: str) -> Gate:
+def merge_gate(
+    base: Path,
+    adapter: Path,
+    merged: Path,
+    texts: Sequence[list[int]],
+    device: str,
+    quantisation: Quantisation | None = None,
+) -> Gate:
     """Compares the adapter on its base with the merged model, both computed in float32.
 
     The bound is what rounding the exact merge to the format of merged/ does on the same texts, twice: two correct
@@ -67,11 +75,16 @@ def merge_gate(base: Path, adapter: Path, merged: Path, texts: Sequence[list[int
         merged: The merged folder.
         texts: Token ids.
         device: `cpu` or `cuda`.
+        quantisation: What the base's linear layers went through in training and in merged/.
     """
     from tunerun.models.adapters import load_adapter
 
     dtype = load.saved_dtype(merged)
-    network = load.load_model(base, dtype=torch.float32, device=device)
+    if quantisation is None:
+        network = load.load_model(base, dtype=torch.float32, device=device)
+    else:
+        # On the CPU, where bitsandbytes rounds as the merge does.
+        network = load.load_dequantised(base, quantisation=quantisation, dtype=torch.float32, device="cpu").to(device)
     adapted = load_adapter(network, adapter, trainable=False)
     wanted = logits_of(adapted, texts)
     with adapted.disable_adapter():

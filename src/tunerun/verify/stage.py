@@ -14,7 +14,8 @@ from tunerun.base_model import read_base
 from tunerun.chat.template import ChatTemplate, load_template
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.errors import GateError, StageError
-from tunerun.formats.tokens import TokenStore
+from tunerun.formats.pairs import PairStore, open_store
+from tunerun.formats.tokens import read_manifest
 from tunerun.plan.steps import VerifyStep
 from tunerun.progress import Progress
 from tunerun.verify import logits, probes, tokens
@@ -77,7 +78,7 @@ def _logit_gates(
 ) -> Iterator[Gate]:
     device = step.placement.device
     if step.merged and step.adapter is not None:
-        yield logits.merge_gate(base, out / step.adapter, source, texts, device)
+        yield logits.merge_gate(base, out / step.adapter, source, texts, device, step.quantisation)
     if files:
         reference = logits.model_logits(source, texts, device)
         for kind, path in files:
@@ -92,7 +93,7 @@ def _data_gate(template: ChatTemplate | None, out: Path) -> Iterator[Gate]:
     """Yields whether the template that is served is, byte for byte, the one the data were rendered with."""
     if not (out / artifacts.DATA).is_dir():
         return
-    trained = TokenStore.open(out / artifacts.DATA).manifest.template_sha256
+    trained = read_manifest(out / artifacts.DATA).template_sha256
     served = None if template is None else template.sha256
     same = trained == served
     reason = "" if same else "the data were rendered with another template. Run the data stage and training again."
@@ -107,7 +108,10 @@ def _data_gate(template: ChatTemplate | None, out: Path) -> Iterator[Gate]:
 
 def _rows(step: VerifyStep, out: Path) -> list[list[int]]:
     folders = [out / name for name in (artifacts.EVAL_DATA, artifacts.DATA) if (out / name).is_dir()]
-    return probes.store_rows(TokenStore.open(folders[0])) if step.level == "full" and folders else []
+    if step.level != "full" or not folders:
+        return []
+    store = open_store(folders[0])
+    return probes.store_rows(store.chosen if isinstance(store, PairStore) else store)
 
 
 def _gguf(out: Path, kind: str) -> Path:
