@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.nn import Parameter
 
 from tunerun import artifacts
@@ -189,8 +190,11 @@ def _train(
         _return_to_best(job, end)
     adapter = job.step.method.kind in ADAPTER_METHODS
     kind, name = ("adapter", artifacts.ADAPTER) if adapter else ("model", artifacts.MERGED)
-    with artifacts.publish(out / name) as staging, ema.applied(job.average, job.parameters):
-        save(staging)
+    try:
+        with artifacts.publish(out / name) as staging, ema.applied(job.average, job.parameters):
+            save(staging)
+    except SafetensorError as error:
+        raise StageError(f"{out / name} could not be written: {error}") from error
     trained = sum(parameter.numel() for parameter in job.parameters.values())
     rate = end.tokens / end.seconds if end.seconds else 0.0
     memory_mib = metrics.peak_memory_bytes(job.step.placement.device) / 2**20
