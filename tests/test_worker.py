@@ -74,7 +74,7 @@ def test_a_stage_that_is_done_lists_what_it_made(run_dir):
 def test_each_kind_of_error_has_its_code_and_no_traceback(run_dir, behaviour, code, message):
     returned, stderr, told = run(run_dir, "data", behaviour)
     assert (returned, told["exit_code"], told["error"], told["artifacts"]) == (code, code, message, [])
-    assert stderr.strip() == message
+    assert stderr.strip() == f"tunerun: {message}"
 
 
 def test_a_file_that_cannot_be_read_is_a_message(run_dir, tmp_path):

@@ -52,6 +52,11 @@ def test_a_sound_config_has_no_problems():
         ({"data": {}}, "data.path", "no data"),
         ({"data__eval_fraction": 0.1, "data__eval_path": ["e"]}, "data.eval_fraction", "only one"),
         ({"train__eval_steps": 5}, "train.eval_steps", "no rows are held out"),
+        ({"train__keep_best": True}, "train.keep_best", "Set train.eval_steps"),
+        ({"train__early_stopping_evals": 3}, "train.early_stopping_evals", "Set train.eval_steps"),
+        ({"train__on_nonfinite": "rollback"}, "train.on_nonfinite", "Set train.checkpoint_steps"),
+        ({"eval__generate_rows": 5, "objective__kind": "kto"}, "eval.generate_rows", "no single answer"),
+        ({"train__ema_decay": 1.0}, "train.ema_decay", "between 0 and 1"),
         ({"data__columns": {"usr": "q"}}, "data.columns.usr", "Parts:"),
         (
             {"data__path": [], "data__sources": {"s": {"path": ["d"], "columns": {"usr": "q"}}}},

@@ -140,3 +140,18 @@ def test_tokens_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None
 def test_the_step_survives_the_plan(tmp_path: Path) -> None:
     step = train_step()
     assert isinstance(steps.from_json(json.loads(json.dumps(steps.to_json(step)))), TrainStep)
+
+
+def test_the_running_average_is_published_instead_of_the_last_weights(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    averaged, plain = make_run(tmp_path / "averaged"), make_run(tmp_path / "plain")
+    run(train_step(ema_decay=0.9, checkpoint_steps=5), averaged)
+    run(train_step(), plain)
+    before = load_file(averaged / artifacts.CHECKPOINTS / "step-5" / checkpoint.AVERAGE)
+    last, published = (load_file(out / artifacts.ADAPTER / adapters.WEIGHTS) for out in (plain, averaged))
+    # The last step is the sixth, number 5 from 0: the decay is still (1 + 5) / (10 + 5).
+    for name, weight in before.items():
+        saved = "base_model.model." + name.replace(".default.", ".")
+        assert torch.allclose(published[saved], 0.4 * weight + 0.6 * last[saved], atol=1e-7)
+        assert not torch.equal(published[saved], last[saved])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from statistics import fmean, pstdev
 
 from tunerun.errors import StageError
 
@@ -66,8 +65,11 @@ def is_spike(loss: float, before: Sequence[float]) -> bool:
     """
     if len(before) < _SPIKE_AFTER:
         return False
-    mean = fmean(before)
-    return loss > _SPIKE_FACTOR * mean and loss > mean + _SPIKE_DEVIATIONS * pstdev(before, mean)
+    mean = sum(before) / len(before)
+    if loss <= _SPIKE_FACTOR * mean:
+        return False
+    variance = sum((value - mean) ** 2 for value in before) / len(before)
+    return loss > mean + _SPIKE_DEVIATIONS * math.sqrt(variance)
 
 
 def names(samples: Iterable[int]) -> str:

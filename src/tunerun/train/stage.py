@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.nn import Parameter
 
 from tunerun import artifacts
@@ -189,13 +190,16 @@ def _train(job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, net
         _return_to_best(job, end)
     adapter = job.step.method.kind in ADAPTER_METHODS
     kind, name = ("adapter", artifacts.ADAPTER) if adapter else ("model", artifacts.MERGED)
-    with artifacts.publish(out / name) as staging, ema.applied(job.average, job.parameters):
-        network.save(staging)
-    made = [artifacts.describe(out, kind, name)]
-    if network.save_merged is not None:
-        with artifacts.publish(out / artifacts.MERGED) as staging:
-            network.save_merged(staging)
-        made.append(artifacts.describe(out, "model", artifacts.MERGED))
+    try:
+        with artifacts.publish(out / name) as staging, ema.applied(job.average, job.parameters):
+            network.save(staging)
+        made = [artifacts.describe(out, kind, name)]
+        if network.save_merged is not None:
+            with artifacts.publish(out / artifacts.MERGED) as staging:
+                network.save_merged(staging)
+            made.append(artifacts.describe(out, "model", artifacts.MERGED))
+    except SafetensorError as error:
+        raise StageError(f"{out}: the weights could not be written: {error}") from error
     trained = sum(parameter.numel() for parameter in job.parameters.values())
     rate = end.tokens / end.seconds if end.seconds else 0.0
     memory_mib = metrics.peak_memory_bytes(job.step.placement.device) / 2**20

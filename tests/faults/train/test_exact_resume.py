@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.train.objective_runs import OBJECTIVES, make_objective_run, objective_step
 from tests.train.runs import FULL, LORA, Killed, kill_before, losses, make_run, train_step
 from tunerun.plan.steps import TrainStep
 from tunerun.train.stage import run
@@ -23,15 +25,23 @@ CASES = {
     "Lion": train_step(LORA, optimizer="lion", learning_rate=1e-3),
     "Adafactor": train_step(FULL, optimizer="adafactor", learning_rate=1e-3),
     "Muon": train_step(FULL, optimizer="muon"),
+    "dpo": objective_step(OBJECTIVES["dpo"], LORA),
+    "kto": objective_step(OBJECTIVES["kto"], LORA),
 }
+
+
+def _make(out: Path, step: TrainStep, *, packed: bool) -> Path:
+    if step.objective.kind != "sft":
+        return make_objective_run(out, step.objective, rows=ROWS)
+    return make_run(out, rows=ROWS, packed=packed)
 
 
 def _resumed_equals_straight(tmp_path: Path, step: TrainStep, stops: list[int], *, packed: bool) -> None:
     """Trains straight through, and stopped before each of some steps, numbered from 0."""
-    straight = make_run(tmp_path / "straight", rows=ROWS, packed=packed)
+    straight = _make(tmp_path / "straight", step, packed=packed)
     wanted = run(step, straight)[0]
     for stop in stops:
-        stopped = make_run(tmp_path / f"stopped-{stop}", rows=ROWS, packed=packed)
+        stopped = _make(tmp_path / f"stopped-{stop}", step, packed=packed)
         with kill_before(stop), pytest.raises(Killed):
             run(step, stopped)
         assert not (stopped / wanted.path).exists()
@@ -49,6 +59,7 @@ def test_resuming_is_exact(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", CASES)
 def test_resuming_at_every_step_is_exact(tmp_path: Path, name: str) -> None:
     if name == "8-bit AdamW":
@@ -58,8 +69,6 @@ def test_resuming_at_every_step_is_exact(tmp_path: Path, name: str) -> None:
 
 
 def _with_checkpoints(step: TrainStep, *, every: int, steps: int | None = None) -> TrainStep:
-    from dataclasses import replace
-
     return replace(step, train=replace(step.train, checkpoint_steps=every, max_steps=steps))
 
 
@@ -85,8 +94,6 @@ def test_an_exact_resume_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_an_allowed_key_may_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dataclasses import replace
-
     out = make_run(tmp_path, rows=ROWS)
     with kill_before(3), pytest.raises(Killed):
         run(train_step(checkpoint_steps=2), out)
