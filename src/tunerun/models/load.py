@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,10 @@ def load_model(
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
     # tunerun shows its own progress.
-    logging.disable_progress_bar()
+    disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -88,6 +89,8 @@ def _quantised(quantisation: Quantisation, dtype: torch.dtype, device: str) -> d
     from transformers import BitsAndBytesConfig
 
     require("bitsandbytes", "quant")
+    # Its int8 layers say at every step that they take half precision.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if quantisation.bits == 8:
         config = BitsAndBytesConfig(load_in_8bit=True)
     else:
