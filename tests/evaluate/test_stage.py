@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from tests.tiny import CHATML, random_samples, write_store
+<<<<<<< HEAD
 from tests.train.objective_runs import OBJECTIVES, make_objective_run, objective_step, random_pairs, write_pairs
 from tests.train.runs import FULL, make_run, train_step
+=======
+from tests.train.runs import FULL, LORA, make_run, train_step
+>>>>>>> methods
 from tunerun import artifacts
-from tunerun.config.schema import EvalConfig, ModelConfig
+from tunerun.config.schema import EvalConfig, MethodConfig, ModelConfig
 from tunerun.errors import UserError
 from tunerun.evaluate.preference import Preference, compare
 from tunerun.evaluate.stage import run
@@ -52,6 +56,16 @@ def test_a_base_model_alone_is_measured_on_its_training_rows_and_says_so(
     answers = report["models"]["base"]["answers"]
     assert [answer["prompt"] for answer in answers] == list(PROMPTS)
     assert all(answer["tokens"] <= 5 for answer in answers)
+
+
+@pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
+def test_a_base_without_rows_for_new_tokens_is_measured_all_the_same(tmp_path: Path, method: MethodConfig) -> None:
+    out = make_run(tmp_path, base={"vocab_size": 310, "pad_token_id": 0, "eos_token_id": 1})
+    model = ModelConfig(path="org/tiny", resize_embeddings=True)
+    train_stage.run(train_step(method, model=model), out)
+    made: dict[str, Any] = {"tuned": artifacts.MERGED} if method is FULL else {"adapter": artifacts.ADAPTER}
+    models = _report(_step(model=model, **made), out)["models"]
+    assert models["tuned"]["loss"] < models["base"]["loss"]
 
 
 def test_an_adapter_is_measured_beside_its_base_on_held_out_rows(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tunerun.models import adapters, load
 from tunerun.models.attention import SEGMENTS
 from tunerun.models.batch import MicroBatch
 from tunerun.models.loss import token_loss
+from tunerun.train.network import freeze
 
 
 def peak_bytes() -> int:
@@ -54,8 +55,11 @@ def main(config: dict[str, Any], row_tokens: int, rows: int, method: str, recomp
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         network = load.random_model(Path(folder), seed=0, device="cpu", attention=SEGMENTS)
-    if method == "lora":
-        network = adapters.add_adapter(network, MethodConfig(rank=16, alpha=32.0), seed=0).get_base_model()
+    if method == "freeze":
+        freeze(network, MethodConfig(kind="freeze", layers=1))
+    elif method != "full":
+        chosen: Any = method
+        network = adapters.add_adapter(network, MethodConfig(kind=chosen, rank=16), seed=0).get_base_model()
     network.train()
     if recompute:
         network.gradient_checkpointing_enable({"use_reentrant": False})

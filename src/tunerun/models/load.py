@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +52,7 @@ def load_model(
         StageError: The weights are damaged or do not fit the config.
     """
     from safetensors import SafetensorError
+<<<<<<< HEAD
     from transformers.utils import logging
 
     # tunerun shows its own progress.
@@ -59,6 +61,13 @@ def load_model(
     if head == "score":
         # That the folder has no head for scores is no news.
         logging.set_verbosity_error()
+=======
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    # tunerun shows its own progress.
+    disable_progress_bar()
+>>>>>>> methods
     try:
         model = _class_of(head).from_pretrained(
             folder,
@@ -105,6 +114,8 @@ def _quantised(quantisation: Quantisation, dtype: torch.dtype, device: str) -> d
     from transformers import BitsAndBytesConfig
 
     require("bitsandbytes", "quant")
+    # Its int8 layers say at every step that they take half precision.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if quantisation.bits == 8:
         config = BitsAndBytesConfig(load_in_8bit=True)
     else:

@@ -275,4 +275,7 @@ def _layer_activation_bytes(size: Sizes, work: Work) -> float:
     attention = 3 * size.query_width + 2 * size.kv_width
     feed_forward = 3 * size.intermediate
     ranks = 0 if full else work.rank * len(inputs)
-    return norms + number * (linear_inputs + attention + feed_forward + ranks)
+    # DoRA scales what the weight gives and what the update gives, and keeps both.
+    outputs = sum(linear.outputs for name, linear in size.linears.items() if name in adapted)
+    scaled = 2 * outputs if work.method == "dora" else 0
+    return norms + number * (linear_inputs + attention + feed_forward + ranks + scaled)

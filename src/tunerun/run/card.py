@@ -57,6 +57,11 @@ def _method(found: Results) -> str:
         rows.append(
             ("rank, alpha, dropout", f"{config.method.rank}, {config.method.alpha:g}, {config.method.dropout:g}")
         )
+    if config.method.kind == "qlora":
+        merged = "the original weights" if config.export.merge_base == "full_precision" else "the quantised base"
+        rows.append(("base in training", f"{config.method.bits} bits; the adapter is merged into {merged}"))
+    if config.method.kind == "freeze":
+        rows.append(("trained", ", ".join([f"last {config.method.layers} layers", *config.method.patterns])))
     steps = [row["step"] for row in found.metrics if "loss" in row]
     rows += [
         ("optimiser steps", f"{steps[-1]:,}" if steps else "0"),
