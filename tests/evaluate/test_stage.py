@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 
 from tests.tiny import CHATML, random_samples, write_store
-<<<<<<< HEAD
 from tests.train.objective_runs import OBJECTIVES, make_objective_run, objective_step, random_pairs, write_pairs
-from tests.train.runs import FULL, make_run, train_step
-=======
 from tests.train.runs import FULL, LORA, make_run, train_step
->>>>>>> methods
 from tunerun import artifacts
 from tunerun.config.schema import EvalConfig, MethodConfig, ModelConfig
 from tunerun.errors import UserError

@@ -52,22 +52,14 @@ def load_model(
         StageError: The weights are damaged or do not fit the config.
     """
     from safetensors import SafetensorError
-<<<<<<< HEAD
-    from transformers.utils import logging
+    from transformers.utils import logging as reports
 
     # tunerun shows its own progress.
-    logging.disable_progress_bar()
-    verbosity = logging.get_verbosity()
+    reports.disable_progress_bar()
+    verbosity = reports.get_verbosity()
     if head == "score":
         # That the folder has no head for scores is no news.
-        logging.set_verbosity_error()
-=======
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    # tunerun shows its own progress.
-    disable_progress_bar()
->>>>>>> methods
+        reports.set_verbosity_error()
     try:
         model = _class_of(head).from_pretrained(
             folder,
@@ -82,7 +74,7 @@ def load_model(
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise StageError(f"{folder}: the model cannot be loaded: {error}") from error
     finally:
-        logging.set_verbosity(verbosity)
+        reports.set_verbosity(verbosity)
     # bitsandbytes' weights are already there, and refuse to be moved.
     return model.to(device) if quantisation is None else model
 
