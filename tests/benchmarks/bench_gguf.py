@@ -114,7 +114,11 @@ def main() -> None:
         )
         scratch = sum(file.stat().st_size for file in [merged, *peft.glob("*.safetensors")])
         ours = outputs["fused"] / "export" / f"demo-{options.type}.gguf"
-        print(json.dumps({"scratch_megabytes": round(scratch / 1e6), "differing_tensors": differing_tensors(ours, theirs)}))
+        print(
+            json.dumps(
+                {"scratch_megabytes": round(scratch / 1e6), "differing_tensors": differing_tensors(ours, theirs)}
+            )
+        )
         plain = folder / "base-bf16.gguf"
         compare(
             "base -> bf16",

@@ -12,8 +12,8 @@ from tests.export import upstream
 from tests.export.models import build_model
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import load_tokenizer
-from tunerun.export.special import read_special
 from tunerun.export.model import Model, read_model
+from tunerun.export.special import read_special
 from tunerun.export.write import write_gguf
 from tunerun.formats.merged import plan_copy
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 import transformers
-from tests.export.models import SENTENCES, TEMPLATE, build_tokenizer, edit_json
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+from tests.export.models import SENTENCES, TEMPLATE, build_tokenizer, edit_json
 
 SPACE = "▁"
 SIZES: dict[str, Any] = {
@@ -158,7 +159,9 @@ def build_pieces(folder: Path, *, gemma: bool, size: int) -> None:
         "unk_token": "<unk>",
         "add_bos_token": True,
         "chat_template": "{{ bos_token }}" + TEMPLATE.replace("<|im_start|>", chat[0]).replace("<|im_end|>", chat[1]),
-        "added_tokens_decoder": {str(entry["id"]): {key: entry[key] for key in entry if key != "id"} for entry in added},
+        "added_tokens_decoder": {
+            str(entry["id"]): {key: entry[key] for key in entry if key != "id"} for entry in added
+        },
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
@@ -173,12 +176,17 @@ def _train_words(count: int) -> list[str]:
     """Words by rank: those of several letters in the order in which they were merged, then the letters."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(" "), behavior="merged_with_next"), pre_tokenizers.Metaspace(prepend_scheme="never")]
+        [
+            pre_tokenizers.Split(Regex(" "), behavior="merged_with_next"),
+            pre_tokenizers.Metaspace(prepend_scheme="never"),
+        ]
     )
     trainer = trainers.BpeTrainer(vocab_size=count, show_progress=False, special_tokens=[])
     tokenizer.train_from_iterator(SENTENCES * 3, trainer)
     words = [text for text, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
-    letters = dict.fromkeys([*(text for text in words if len(text) == 1), *"abcdefghijklmnopqrstuvwxyz ,.!?".replace(" ", SPACE)])
+    letters = dict.fromkeys(
+        [*(text for text in words if len(text) == 1), *"abcdefghijklmnopqrstuvwxyz ,.!?".replace(" ", SPACE)]
+    )
     return [text for text in words if len(text) > 1] + [*letters]
 
 
@@ -245,13 +253,11 @@ def build_internlm2(folder: Path) -> Any:
     for layer in range(SIZES["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
         query, key, value = (state.pop(f"{prefix}self_attn.{part}_proj.weight") for part in "qkv")
-        groups = [
-            part.reshape(2, count * size, -1) for part, count in ((query, queries), (key, 1), (value, 1))
-        ]
+        groups = [part.reshape(2, count * size, -1) for part, count in ((query, queries), (key, 1), (value, 1))]
         tensors[f"{prefix}attention.wqkv.weight"] = torch.cat(groups, dim=1).reshape(-1, query.shape[1]).contiguous()
     for name, tensor in state.items():
         for theirs, ours in INTERNLM2_NAMES.items():
-            name = name.replace(theirs, ours)  # noqa: PLW2901
+            name = name.replace(theirs, ours)
         tensors[name] = tensor
     (folder / "model.safetensors").unlink()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})

@@ -10,12 +10,12 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel
+
 from tests.export import upstream
 from tests.export.compare import differing_fields, differing_tensors, read_fields
 from tests.export.conftest import export
 from tests.export.families import build_family
 from tests.export.test_one_pass import LINEAR, build_adapter
-
 from tunerun.chat.tokenizer import read_object
 from tunerun.errors import UserError
 from tunerun.export.adapter import write_adapter

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+
 from tests.export.compare import read_fields
 from tests.export.models import TEMPLATE, build_tokenizer
-
 from tunerun import artifacts
 from tunerun.config.schema import GgufConfig
 from tunerun.errors import StageError, UserError
@@ -46,7 +46,9 @@ def test_only_the_converter_is_unpacked(tmp_path: Path) -> None:
     }
     package, sha256 = pack(tmp_path, members)
     unpack(package, tmp_path / "kept", sha256=sha256)
-    found = sorted(str(path.relative_to(tmp_path / "kept")) for path in (tmp_path / "kept").rglob("*") if path.is_file())
+    found = sorted(
+        str(path.relative_to(tmp_path / "kept")) for path in (tmp_path / "kept").rglob("*") if path.is_file()
+    )
     assert found == ["conversion/base.py", "convert_hf_to_gguf.py", "gguf-py/gguf/a.py"]
 
 

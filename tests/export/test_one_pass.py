@@ -11,10 +11,10 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+
 from tests.export.compare import differing_fields, differing_tensors, read_fields
 from tests.export.families import build_family
 from tests.export.models import edit_json
-
 from tunerun import artifacts
 from tunerun.base_model import BaseModel, write_base
 from tunerun.config.schema import GgufConfig
@@ -60,7 +60,9 @@ def start_run(tmp_path: Path, family: str) -> Path:
 
 
 @pytest.mark.parametrize("family", ADAPTERS)
-def test_one_pass_gives_the_bytes_of_merging_first(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pass_gives_the_bytes_of_merging_first(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = start_run(tmp_path, family)
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -17,9 +17,7 @@ from tunerun.formats.ggml import FLOAT_TYPES
 
 llama_cpp = pytest.importorskip("llama_cpp")
 
-QUANTISED = [
-    name for name, kind in FILE_TYPES.items() if kind.base not in FLOAT_TYPES and not kind.needs_importance
-]
+QUANTISED = [name for name, kind in FILE_TYPES.items() if kind.base not in FLOAT_TYPES and not kind.needs_importance]
 
 
 def quantise(source: Path, file_type: str) -> Path:

@@ -87,7 +87,9 @@ def damage(data: bytes, header_bytes: int, generator: random.Random) -> bytes:
             case 0:
                 broken[place] = generator.randrange(256)
             case 1:
-                broken[place : place + 8] = struct.pack("<Q", generator.choice([0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1]))
+                broken[place : place + 8] = struct.pack(
+                    "<Q", generator.choice([0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1])
+                )
             case 2:
                 del broken[place : place + generator.randint(1, 16)]
             case _:

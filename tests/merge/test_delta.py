@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tunerun.formats.delta import Delta
 from tunerun.formats.floats import STORAGE, from_float32
 from tunerun.formats.lora import Update
 from tunerun.formats.safetensors import read_header
-from tunerun.formats.delta import Delta
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 

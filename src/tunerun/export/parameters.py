@@ -82,7 +82,9 @@ def check_config(config: Mapping[str, Any], architecture: Architecture) -> list[
     name = architecture.name
     activation = config.get("hidden_activation") or config.get("hidden_act", architecture.activations[0])
     if activation not in architecture.activations:
-        problems.append(_problem("hidden_act", f"llama.cpp's {name} has {architecture.activations[0]}, not {activation}."))
+        problems.append(
+            _problem("hidden_act", f"llama.cpp's {name} has {architecture.activations[0]}, not {activation}.")
+        )
     kind = rope_of(config)["rope_type"]
     if kind not in architecture.rope_types:
         problems.append(_problem("rope_parameters", f"rotary scaling of type {kind} is not supported for {name}."))

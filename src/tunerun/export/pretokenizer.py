@@ -20,8 +20,7 @@ _PUNCTUATION = r"| ?[^\s\p{L}\p{N}]+[\r\n]*" + _ENDS
 _LETTERS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"
 _QWEN2 = _CONTRACTIONS + _LETTERS + r"|\p{N}" + _PUNCTUATION
 _QWEN35 = (
-    _CONTRACTIONS
-    + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3 = _CONTRACTIONS + _LETTERS + r"|\p{N}{1,3}" + _PUNCTUATION
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -31,8 +30,7 @@ _CASED_PUNCTUATION = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _ENDS
 _TEKKEN = f"{_BEFORE}{_UPPER}*{_LOWER}+|{_BEFORE}{_UPPER}+{_LOWER}*" + r"|\p{N}" + _CASED_PUNCTUATION
 _GPT4O = (
     f"{_BEFORE}{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|{_BEFORE}{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
-    + r"|\p{N}{1,3}"
-    + _CASED_PUNCTUATION
+    r"|\p{N}{1,3}" + _CASED_PUNCTUATION
 )
 _DIGIT = r"\p{N}"
 
@@ -51,7 +49,9 @@ _NAMES = {
 
 def name(data: Mapping[str, Any]) -> str:
     """Returns llama.cpp's name for the splitting of a tokenizer.json that `check` has no complaint about."""
-    return _NAMES[_patterns(data["pre_tokenizer"]), _ignores_merges(data)]
+    patterns = _patterns(data["pre_tokenizer"])
+    assert patterns is not None, "checked"
+    return _NAMES[patterns, _ignores_merges(data)]
 
 
 def check(file: Path, data: Mapping[str, Any]) -> list[Problem]:

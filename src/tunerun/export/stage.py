@@ -16,9 +16,9 @@ from tunerun.chat.tokenizer import load_tokenizer, read_object
 from tunerun.errors import Problem, UserError, require
 from tunerun.export.adapter import write_adapter
 from tunerun.export.converter import convert, find_converter
+from tunerun.export.model import read_model
 from tunerun.export.modelfile import render_modelfile, serve_facts
 from tunerun.export.special import SpecialTokens, read_special, without_generation_blocks
-from tunerun.export.model import read_model
 from tunerun.export.write import write_gguf
 from tunerun.formats.architectures import GGUF_ARCHITECTURES, Architecture
 from tunerun.formats.merged import MergePlan, plan_copy, plan_merge

@@ -163,4 +163,3 @@ def _looks_special(text: str) -> bool:
 
 def _padding(number: int) -> Piece:
     return Piece(text=f"[PAD{number}]", score=_PADDING_SCORE, type=UNUSED)
-

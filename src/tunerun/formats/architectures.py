@@ -11,6 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+_OUTER = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
     """How a model that transformers knows is written for llama.cpp."""
@@ -47,11 +54,6 @@ class Architecture:
     """Whether added tokens are special only when they say so, and not also when they look it."""
 
 
-_OUTER = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
 _NORMS = {
     "input_layernorm.weight": "attn_norm.weight",
     "post_attention_layernorm.weight": "ffn_norm.weight",
@@ -150,7 +152,14 @@ GGUF_ARCHITECTURES: Mapping[str, Architecture] = {
     "Gemma3ForCausalLM": Architecture(
         name="gemma3",
         layer=_FOUR_NORMS | _ATTENTION | _HEAD_NORMS | _MLP,
-        keys=(*_SIZES, *_ROPE, *_HEAD_SIZES, "rope.freq_base_swa", "final_logit_softcapping", "attention.sliding_window"),
+        keys=(
+            *_SIZES,
+            *_ROPE,
+            *_HEAD_SIZES,
+            "rope.freq_base_swa",
+            "final_logit_softcapping",
+            "attention.sliding_window",
+        ),
         norm_offset=1,
         activations=_GELU,
         rope_types=("default", "linear"),
