@@ -40,17 +40,30 @@ def files_sha256(files: Sequence[Path], what: str) -> list[str]:
     return digests
 
 
-def folder_sha256(files: Sequence[Path], root: Path) -> str:
+def folder_sha256(files: Sequence[Path], root: Path, what: str = "model") -> str:
     """Returns one hash over files: of their `name sha256` lines in order of name, as in `artifacts.describe`.
 
     Args:
         files: Within `root`.
         root: The names are relative to it.
+        what: Says in the progress what is hashed.
     """
     ordered = sorted(files)
-    digests = files_sha256(ordered, "model")
+    digests = files_sha256(ordered, what)
     rows = [f"{file.relative_to(root).as_posix()} {digest}\n" for file, digest in zip(ordered, digests, strict=True)]
     return hashlib.sha256("".join(rows).encode()).hexdigest()
+
+
+def path_sha256(path: Path, what: str) -> str:
+    """Returns what `artifacts.describe` returns for a file or a folder.
+
+    Args:
+        path: Of a file or folder.
+        what: Says in the progress what is hashed.
+    """
+    if not path.is_dir():
+        return files_sha256([path], what)[0]
+    return folder_sha256([file for file in path.rglob("*") if file.is_file()], path, what)
 
 
 def memo_path() -> Path:

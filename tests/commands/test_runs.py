@@ -94,3 +94,27 @@ def test_a_wrong_override_of_a_resumed_run_is_refused():
         cli.dispatch(["resume", "outputs/mine", "train.epoch=2"])
     with pytest.raises(UserError, match="has several values"):
         cli.dispatch(["resume", "outputs/mine", "train.epochs=2,3"])
+
+
+def test_runs_are_chosen_by_state_and_word_and_sorted_by_time(monkeypatch, capfd):
+    assert cli.dispatch(TYPED) == ExitCode.DONE
+    monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:stage-error")
+    assert cli.dispatch([*TYPED[:3], "run_dir=outputs/broken", "name=broken"]) == ExitCode.STAGE_FAILED
+    capfd.readouterr()
+
+    def listed(*arguments: str) -> list[str]:
+        assert cli.dispatch(["runs", *arguments]) == ExitCode.DONE
+        return [line.split()[-1] for line in capfd.readouterr().out.splitlines()[1:]]
+
+    assert listed() == ["outputs/broken", "outputs/mine"]
+    assert listed("--state", "done") == ["outputs/mine"]
+    assert listed("--like", "BROKEN") == ["outputs/broken"]
+    assert sorted(listed("--sort", "took")) == ["outputs/broken", "outputs/mine"]
+    assert cli.dispatch(["runs", "--like", "nothing"]) == ExitCode.DONE
+    assert capfd.readouterr().out == "none of the 2 runs in outputs is like that\n"
+
+
+@pytest.mark.parametrize(("arguments", "hint"), [(["--state", "don"], "done"), (["--sort", "los"], "loss")])
+def test_a_mistyped_state_or_order_is_answered_with_the_near_ones(arguments, hint):
+    with pytest.raises(UserError, match=hint):
+        cli.dispatch(["runs", *arguments])

@@ -10,6 +10,7 @@ import pytest
 from tests.run import scenario
 from tunerun import cli
 from tunerun.commands import sweep
+from tunerun.config.resolve import resolve
 from tunerun.errors import ExitCode, UserError
 
 BASE = ("-m", "model.path=model", "method=lora", "stages=[data,train]")
@@ -32,12 +33,16 @@ def swept(folder: Path) -> tuple[Path, list[dict[str, object]]]:
     return sweep_dir, json.loads((sweep_dir / "results.json").read_text(encoding="utf-8"))["trials"]
 
 
+def by_trial(trials: list[dict]) -> list[dict]:
+    return sorted(trials, key=lambda trial: trial["trial"])
+
+
 def test_each_point_has_a_directory_and_a_line_in_the_results(folder, capfd):
     assert cli.dispatch([*BASE, "data.path=rows.txt", "train.learning_rate=1e-3,1e-4"]) == ExitCode.DONE
     sweep_dir, trials = swept(folder)
-    assert [(trial["trial"], trial["overrides"], trial["exit_code"]) for trial in trials] == [
-        (0, ["train.learning_rate=0.001"], 0),
-        (1, ["train.learning_rate=0.0001"], 0),
+    assert [(trial["trial"], trial["parameters"], trial["exit_code"]) for trial in by_trial(trials)] == [
+        (0, {"train.learning_rate": "0.001"}, 0),
+        (1, {"train.learning_rate": "0.0001"}, 0),
     ]
     weights = [(sweep_dir / str(number) / "adapter/weights.txt").read_text() for number in (0, 1)]
     assert "0.001" in weights[0]
@@ -48,17 +53,36 @@ def test_each_point_has_a_directory_and_a_line_in_the_results(folder, capfd):
 def test_a_trial_that_fails_does_not_stop_the_others(folder, capfd):
     assert cli.dispatch([*BASE, "data.path=broken.txt,rows.txt"]) == ExitCode.STAGE_FAILED
     sweep_dir, trials = swept(folder)
-    assert [trial["exit_code"] for trial in trials] == [1, 0]
+    assert [(trial["exit_code"], trial["status"]) for trial in by_trial(trials)] == [(1, "failed"), (0, "done")]
     assert not (sweep_dir / "0/adapter").exists()
     assert (sweep_dir / "1/adapter").is_dir()
     assert capfd.readouterr().out.splitlines()[-1] == f"sweep: {sweep_dir}"
 
 
-def test_a_signal_stops_the_sweep_after_the_trial_it_hit(folder, monkeypatch, capfd):
-    monkeypatch.setattr(sweep.runner, "execute", lambda plan, config: ExitCode.PREEMPTED)
+def test_a_stopped_sweep_goes_on_where_it_stopped(folder, monkeypatch, capfd):
+    real, calls = sweep.runner.execute, []
+
+    def once(plan, config):
+        calls.append(plan.run_dir)
+        return ExitCode.PREEMPTED if len(calls) == 2 else real(plan, config=config)
+
+    monkeypatch.setattr(sweep.runner, "execute", once)
     assert cli.dispatch([*BASE, "data.path=rows.txt", "seed=1,2,3"]) == ExitCode.PREEMPTED
+    sweep_dir, trials = swept(folder)
+    assert [trial["status"] for trial in by_trial(trials)] == ["done", "preempted", "waiting"]
+    assert f"go on: tunerun resume {sweep_dir}" in capfd.readouterr().out
+
+    assert cli.dispatch(["resume", str(sweep_dir)]) == ExitCode.DONE
     _, trials = swept(folder)
-    assert [trial["exit_code"] for trial in trials] == [75]
+    assert [(trial["status"], trial["exit_code"]) for trial in by_trial(trials)] == [("done", 0)] * 3
+    assert "unchanged, skipped" in capfd.readouterr().out
+
+
+def test_a_sweep_is_resumed_as_it_was_started(folder, capfd):
+    cli.dispatch([*BASE, "data.path=rows.txt", "seed=1,2"])
+    sweep_dir, _ = swept(folder)
+    with pytest.raises(UserError, match="resumed as it was started"):
+        cli.dispatch(["resume", str(sweep_dir), "seed=3"])
 
 
 @pytest.mark.parametrize(
@@ -73,3 +97,77 @@ def test_nothing_starts_when_one_point_is_wrong(arguments, message, folder):
     with pytest.raises(UserError, match=message):
         cli.dispatch([*BASE, *arguments])
     assert not (folder / "outputs").exists()
+
+
+REPORT = {"schema": 1, "split": "eval", "rows": 2, "tokens": 9, "models": {"base": {}, "tuned": {}}}
+
+
+@pytest.fixture
+def measured(folder, monkeypatch):
+    """A sweep of three trials whose measures are known: trial 1 is the best."""
+    losses = iter([0.5, 0.25, 0.75])
+    real = sweep.runner.execute
+
+    def execute(plan, config):
+        code = real(plan, config=config)
+        loss = next(losses)
+        answers: list = []
+        models = {name: {"loss": loss, "perplexity": 1.0, "answers": answers} for name in ("base", "tuned")}
+        (Path(plan.run_dir) / "eval").mkdir(exist_ok=True)
+        (Path(plan.run_dir) / "eval/report.json").write_text(json.dumps({**REPORT, "models": models}))
+        return code
+
+    monkeypatch.setattr(sweep.runner, "execute", execute)
+    assert cli.dispatch([*BASE, "data.path=rows.txt", "train.learning_rate=1e-2,1e-3,1e-4"]) == ExitCode.DONE
+    return swept(folder)[0]
+
+
+def test_the_trials_are_ranked_in_every_format(measured, capfd):
+    ranked = json.loads((measured / "results.json").read_text())["trials"]
+    assert [(trial["rank"], trial["trial"], trial["metrics"]["eval_loss"]) for trial in ranked] == [
+        (1, 1, 0.25),
+        (2, 0, 0.5),
+        (3, 2, 0.75),
+    ]
+    csv = (measured / "results.csv").read_text().splitlines()
+    assert csv[0].startswith("rank,trial,train.learning_rate,eval_loss,")
+    assert csv[1].startswith("1,1,0.001,0.25,")
+    assert (measured / "results.md").read_text().splitlines()[2].startswith("| 1 | 1 | 0.001 | 0.25 |")
+    page = (measured / "results.html").read_text()
+    assert page.count("<svg") == 2
+    assert "best so far" in page
+    assert "http" not in page
+    cli.dispatch(["sweep", "show", str(measured)])
+    shown = capfd.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown[-4:]] == ["trial", "1", "0", "2"]
+
+
+def test_the_best_trial_becomes_a_recipe_that_composes_to_it(measured, capfd):
+    capfd.readouterr()
+    assert cli.dispatch(["sweep", "best", str(measured), "winner"]) == ExitCode.DONE
+    out = capfd.readouterr().out
+    assert out.splitlines()[0] == "train.learning_rate=0.001"
+    assert resolve(["+recipe=winner"]).config.train.learning_rate == 0.001
+
+
+@pytest.mark.parametrize("arguments", [["best"], ["worst", "x"], ["show", "x", "y"], []])
+def test_a_verb_that_says_too_little_is_answered_with_its_usage(arguments):
+    with pytest.raises(UserError, match="tunerun sweep best"):
+        cli.dispatch(["sweep", *arguments])
+
+
+def test_only_the_best_goes_through_all_stages(folder, monkeypatch, capfd):
+    real = sweep.runner.execute
+
+    def execute(plan, config):
+        code = real(plan, config=config)
+        row = {"step": 1, "loss": abs(config.seed - 2), "tokens_per_second": 1.0}
+        (Path(plan.run_dir) / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        return code
+
+    monkeypatch.setattr(sweep.runner, "execute", execute)
+    wanted = ["stages=[data,train,merge]", "seed=1,2,3", "sweep.finish_best=true", "sweep.metric=train_loss"]
+    assert cli.dispatch([*BASE[:3], "data.path=rows.txt", *wanted]) == ExitCode.DONE
+    sweep_dir, trials = swept(folder)
+    assert [trial["trial"] for trial in trials] == [1, 0, 2]
+    assert [(sweep_dir / str(number) / "merged").exists() for number in range(3)] == [False, True, False]

@@ -1,4 +1,4 @@
-"""`tunerun resume RUN [key=value] [--allow KEY]`: goes on with a run that stopped."""
+"""`tunerun resume RUN [key=value] [--allow KEY]`: goes on with a run, or a sweep, that stopped."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tunerun.commands import arguments
+from tunerun.commands import arguments, sweep
 from tunerun.commands.prepare import plan_for, require_ready
 from tunerun.config import resolve, typed
 from tunerun.errors import UserError
 from tunerun.run import rundir, runner
+from tunerun.sweep import trials
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,6 +30,8 @@ def main(argv: Sequence[str]) -> int:
     folders = [item for item in rest if "=" not in item]
     overrides = [item for item in rest if "=" in item]
     named = Path(arguments.one(folders, "the directory of a run"))
+    if trials.is_sweep(named):
+        return sweep.resume(named.absolute(), [*overrides, *options])
     if any(item.partition("=")[0].lstrip("+") == "run_dir" for item in overrides):
         raise UserError("run_dir cannot be changed: the run goes on where it is.")
     config = resolve.rebuild(typed.plain(rundir.load_config(named)), overrides)

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunerun import artifacts
 from tunerun.commands import arguments
 from tunerun.commands.prepare import OUTPUTS, Prepared, prepare, require_ready
 from tunerun.config.register import new_run_id
-from tunerun.config.resolve import group_names, resolve
-from tunerun.errors import ExitCode, TunerunError, UserError
-from tunerun.run import runner
-from tunerun.sweep.grid import expand
+from tunerun.config.resolve import resolve
+from tunerun.errors import ExitCode, Problem, TunerunError, UserError
+from tunerun.run import inspect, record, results, runner
+from tunerun.sweep import measures, table, trials
+from tunerun.sweep.table import Row
+from tunerun.sweep.trials import Trial
+
+# What a trial is measured by; the rest can wait for the winner.
+_TRIAL_STAGES = ("data", "train", "eval")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Entry:
+    """A trial and what it will do."""
+
+    trial: Trial
+    prepared: Prepared
+    whole: Prepared
+    """With all stages; the same as `prepared` unless the best one only is finished."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,22 +48,69 @@ def main(argv: Sequence[str]) -> int:
     if any(item.partition("=")[0].lstrip("+") == "run_dir" for item in overrides):
         raise UserError("run_dir cannot be set with -m: each trial has a directory of its own.")
     sweep_dir = (OUTPUTS / "sweeps" / new_run_id()).absolute()
-    points = expand(overrides, group_names())
-    trials = [_prepare(point, sweep_dir / str(number), options) for number, point in enumerate(points)]
-    results: list[dict[str, object]] = []
-    for number, (point, trial) in enumerate(zip(points, trials, strict=True)):
-        varied = [item for item in point if item not in overrides]
-        print(f"trial {number + 1} of {len(trials)}: {' '.join(varied)}", flush=True)
-        code = _run(trial)
-        results.append({"trial": number, "overrides": varied, "exit_code": int(code)})
-        artifacts.write_json(sweep_dir / "results.json", {"schema": 1, "trials": results})
-        if code == ExitCode.PREEMPTED:
+    found = trials.grid_trials(overrides)
+    entries = [_entry(trial, sweep_dir / str(trial.number), arguments.config_dir(options)) for trial in found]
+    trials.write(sweep_dir, argv, found)
+    return _run_all(entries, sweep_dir)
+
+
+def resume(sweep_dir: Path, argv: Sequence[str]) -> int:
+    """Goes on with a sweep: trials that are done are skipped, a stopped one goes on, the others are run.
+
+    Args:
+        sweep_dir: Of the sweep.
+        argv: Further arguments, of which there may be none.
+
+    Raises:
+        UserError: The folder is no sweep, or a recipe gives other trials than it did.
+    """
+    if argv:
+        raise UserError("a sweep is resumed as it was started; overrides belong to single trials.")
+    typed, numbers = trials.read(sweep_dir)
+    options, overrides = arguments.split(typed, flags=("-m", "--multirun"), values=("--config-dir", "-cd"))
+    found = trials.grid_trials(overrides)
+    if {trial.digest: trial.number for trial in found} != numbers:
+        what = "its arguments now give other trials than they did."
+        raise UserError(Problem(where=str(sweep_dir), what=what, fix="Start a new sweep."))
+    folder = arguments.config_dir(options)
+    return _run_all([_entry(trial, sweep_dir / str(trial.number), folder) for trial in found], sweep_dir)
+
+
+def _run_all(entries: Sequence[_Entry], sweep_dir: Path) -> int:
+    metric = entries[0].prepared.config.sweep.metric
+    codes: dict[int, ExitCode] = {}
+    for position, entry in enumerate(entries, start=1):
+        print(f"trial {position} of {len(entries)}: {' '.join(entry.trial.varied)}", flush=True)
+        codes[entry.trial.number] = _run(entry.prepared)
+        rows = [_row(item, sweep_dir, codes) for item in entries]
+        table.write(sweep_dir, rows, metric)
+        if codes[entry.trial.number] == ExitCode.PREEMPTED:
             break
+    else:
+        codes |= _finish_best(entries, rows, metric)
+    print(f"\n{table.render(rows, metric)}\n")
+    if ExitCode.PREEMPTED in codes.values():
+        print(f"go on: tunerun resume {sweep_dir}")
+    else:
+        print(f"the best as a recipe: tunerun sweep best {sweep_dir}")
     print(f"sweep: {sweep_dir}")
-    codes = {result["exit_code"] for result in results}
-    if ExitCode.PREEMPTED in codes:
+    if ExitCode.PREEMPTED in codes.values():
         return ExitCode.PREEMPTED
-    return ExitCode.DONE if codes == {ExitCode.DONE} else ExitCode.STAGE_FAILED
+    return ExitCode.DONE if set(codes.values()) == {ExitCode.DONE} else ExitCode.STAGE_FAILED
+
+
+def _finish_best(entries: Sequence[_Entry], rows: Sequence[Row], metric: str) -> dict[int, ExitCode]:
+    """Runs the stages that were left out of the trials for the winner."""
+    winner = table.best(rows, metric)
+    if winner is None:
+        return {}
+    entry = next(item for item in entries if item.trial.number == winner.trial)
+    if entry.whole is entry.prepared:
+        return {}
+    print(
+        f"best of {len(entries)}: trial {winner.trial} ({' '.join(entry.trial.varied)}); its other stages", flush=True
+    )
+    return {winner.trial: _run(entry.whole)}
 
 
 def _run(trial: Prepared) -> ExitCode:
@@ -60,8 +122,32 @@ def _run(trial: Prepared) -> ExitCode:
         return error.exit_code
 
 
-def _prepare(point: list[str], run_dir: Path, options: dict[str, list[str]]) -> Prepared:
-    resolved = resolve(point, arguments.config_dir(options))
-    prepared = prepare(replace(resolved, config=replace(resolved.config, run_dir=str(run_dir))))
-    require_ready(prepared)
-    return prepared
+def _entry(trial: Trial, run_dir: Path, config_dir: Path | None) -> _Entry:
+    resolved = resolve(trial.point, config_dir)
+    whole = prepare(replace(resolved, config=replace(resolved.config, run_dir=str(run_dir))))
+    require_ready(whole)
+    if not whole.config.sweep.finish_best:
+        return _Entry(trial=trial, prepared=whole, whole=whole)
+    stages = tuple(stage for stage in resolved.config.stages if stage in _TRIAL_STAGES)
+    short = replace(resolved, config=replace(resolved.config, run_dir=str(run_dir), stages=stages))
+    return _Entry(trial=trial, prepared=prepare(short), whole=whole)
+
+
+def _row(entry: _Entry, sweep_dir: Path, codes: dict[int, ExitCode]) -> Row:
+    number = entry.trial.number
+    folder = sweep_dir / str(number)
+    code = codes.get(number)
+    if not (folder / artifacts.RECORD).is_file():
+        status = "waiting" if code is None else "preempted" if code == ExitCode.PREEMPTED else "failed"
+        return Row(
+            trial=number, parameters=entry.trial.parameters, status=status, exit_code=code, seconds=0.0, metrics={}
+        )
+    kept = record.read(folder)
+    return Row(
+        trial=number,
+        parameters=entry.trial.parameters,
+        status=inspect.state(folder, kept),
+        exit_code=code,
+        seconds=inspect.seconds(kept),
+        metrics=measures.measure(results.read(folder)),
+    )

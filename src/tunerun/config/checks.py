@@ -153,7 +153,7 @@ def _data(config: RunConfig) -> list[Problem]:
         fix = f"Set only one of {' and '.join(f'data.{key}' for key in chosen)}."
         problems.append(Problem(where=f"data.{chosen[-1]}", what=what, fix=fix))
     if data.path and data.sources:
-        fix = "Set data.path=[] to use the sources, or data.sources={} to use the path."
+        fix = "Set data.path=[] to use the sources, or '~data.sources' to use the path."
         problems.append(Problem(where="data.sources", what="data.path is set too.", fix=fix))
     for name, source in data.sources.items():
         where = f"data.sources.{name}"

@@ -324,11 +324,34 @@ class TrackConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SweepConfig:
+    """How the trials of `tunerun -m` are compared."""
+
+    metric: Literal["eval_loss", "train_loss", "tokens_per_second", "gguf_bytes", "quantisation_kl"] = "eval_loss"
+    """What ranks the trials: the loss on held-out rows after training, the last training loss, the median speed, the
+    size of the smallest GGUF file, or the largest divergence of a GGUF file from the merged model."""
+    finish_best: bool = False
+    """Run the stages after eval for the best trial only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EnvConfig:
     """Where things are kept on this machine."""
 
     cache_dir: str | None = None
     """Folder for downloaded models; null takes the hub's own (HF_HOME)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LockConfig:
+    """What a run has to find as it was; `tunerun lock RUN` writes these."""
+
+    model_sha256: str | None = None
+    """Hash of the base model's files."""
+    data_sha256: Mapping[str, str] = field(default_factory=dict)
+    """Hash of each local file or folder of data, by its path."""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    """Version of each package that can change a result."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -367,5 +390,9 @@ class RunConfig:
     """The endpoint."""
     track: TrackConfig = TrackConfig()
     """Trackers."""
+    sweep: SweepConfig = SweepConfig()
+    """Many runs."""
     env: EnvConfig = EnvConfig()
     """This machine."""
+    lock: LockConfig = LockConfig()
+    """What a run has to find as it was."""

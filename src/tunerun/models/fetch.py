@@ -77,6 +77,10 @@ def run(step: ModelStep, out: Path) -> list[Artifact]:
         weights=step.weights,
         remote_code=step.model.trust_remote_code,
     )
+    if step.sha256 is not None and step.weights and base.sha256 != step.sha256:
+        what = f"{step.model.path} has sha256 {base.sha256[:12]}.., and the lock asks for {step.sha256[:12]}.."
+        fix = "Get the model that the recipe was locked with, or unlock: '~lock.model_sha256'"
+        raise UserError(Problem(where="lock.model_sha256", what=what, fix=fix))
     write_base(out, base)
     return [artifacts.describe(out, "model", artifacts.MODEL)]
 

@@ -219,7 +219,9 @@ def _steps(config: RunConfig, decided: _Decisions) -> tuple[Step, ...]:
 
 def _model_step(config: RunConfig) -> ModelStep:
     weights = config.model.init == "pretrained" and set(config.stages) != {"data"}
-    return ModelStep(model=config.model, cache_dir=config.env.cache_dir, weights=weights)
+    return ModelStep(
+        model=config.model, cache_dir=config.env.cache_dir, weights=weights, sha256=config.lock.model_sha256
+    )
 
 
 def _train_step(config: RunConfig, decided: _Decisions) -> TrainStep:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 from pathlib import Path
 
+from tunerun import hashes, paths
 from tunerun import machine as machines
-from tunerun import paths
 from tunerun.config.data_sources import data_paths
 from tunerun.config.schema import RunConfig
 from tunerun.errors import Problem
@@ -31,6 +32,7 @@ def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
         *_files(config),
         *_gpus(plan, machine),
         *_extras(config),
+        *_locked(config),
         *(_run_dir(plan) or _disk(plan)),
     ]
 
@@ -68,6 +70,33 @@ def _files(config: RunConfig) -> list[Problem]:
         if value is not None and paths.looks_local(value) and not Path(paths.resolve_asset(value)).exists():
             found.append(Problem(where=key, what=f"there is no file or folder {value}."))
     return found
+
+
+def _locked(config: RunConfig) -> list[Problem]:
+    """Finds what is not as the lock has it; the model's weights are hashed when they are loaded."""
+    found = []
+    for name, version in config.lock.packages.items():
+        here = _version(name)
+        if here != version:
+            what = f"{name} {version} is asked for, and {here or 'none'} is installed."
+            fix = f"Install it (pip install {name}=={version}), or unlock: '~lock.packages.{name}'"
+            found.append(Problem(where=f"lock.packages.{name}", what=what, fix=fix))
+    for path, digest in config.lock.data_sha256.items():
+        target = Path(path).expanduser()
+        # What is missing is said of the key that names it.
+        here = hashes.path_sha256(target, "data") if target.exists() else digest
+        if here != digest:
+            what = f"{path} is not what it was (sha256 {here[:12]}.., the lock has {digest[:12]}..)."
+            fix = "Get the file that the recipe was locked with, or unlock: '~lock.data_sha256'"
+            found.append(Problem(where="lock.data_sha256", what=what, fix=fix))
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _gpus(plan: Plan, machine: Machine) -> list[Problem]:

@@ -64,6 +64,8 @@ class ModelStep:
     """Folder for downloads; null takes the hub's own."""
     weights: bool
     """Whether the weights are needed, or only the tokenizer and the config."""
+    sha256: str | None = None
+    """What the weights have to hash to; null takes any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,7 +212,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
 
 # Keys that change neither weights nor files: a step is not run again for them.
 UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
-    "model": ("cache_dir", "model.shape", "model.adapter", "model.chat_template", "model.init"),
+    "model": ("cache_dir", "model.shape", "model.adapter", "model.chat_template", "model.init", "sha256"),
     "data": ("cache_dir", "data.cache"),
     "train": (
         "model.shape",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tunerun import artifacts, columns
 from tunerun.errors import Problem, UserError
@@ -16,11 +19,24 @@ from tunerun.run.summary import short
 _MAX_PATH_COLUMNS = 48
 
 
-def list_runs(outputs: Path) -> str:
-    """Lays out a table of the runs below a folder, the newest first, at most 100 columns wide.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """Which runs are listed, and in which order."""
+
+    states: tuple[str, ...] = ()
+    """States such as `done` or `failed`; empty for all."""
+    words: tuple[str, ...] = ()
+    """Each occurs in the run's name, folder or base model; case does not matter."""
+    order: Literal["created", "took", "loss"] = "created"
+    """The newest, the longest, or the lowest loss after training first."""
+
+
+def list_runs(outputs: Path, choice: Choice = Choice()) -> str:
+    """Lays out a table of the runs below a folder, at most 100 columns wide.
 
     Args:
         outputs: Searched with all its folders.
+        choice: Which runs, in which order.
 
     Raises:
         UserError: The folder does not exist.
@@ -28,20 +44,45 @@ def list_runs(outputs: Path) -> str:
     if not outputs.is_dir():
         raise UserError(Problem(where=str(outputs), what="is not a folder.", fix="Runs are put into ./outputs."))
     folders = [path.parent for path in outputs.rglob(artifacts.RECORD)]
-    if not folders:
-        return f"no runs in {outputs}"
     runs, unreadable = [], []
     for folder in folders:
         try:
             runs.append((record.read(folder), folder))
         except UserError as error:
             unreadable += columns.fill(f"skipped: {error}", MAX_COLUMNS, rest="    ")
-    runs.sort(key=lambda run: run[0].created, reverse=True)
+    kept = [run for run in runs if _is_chosen(*run, choice)]
+    if not kept:
+        what = f"no runs in {outputs}" if not runs else f"none of the {len(runs)} runs in {outputs} is like that"
+        return "\n".join([what, *unreadable])
+    kept.sort(key=lambda run: run[0].created, reverse=True)
+    if choice.order != "created":
+        kept.sort(key=lambda run: _rank(run[0], run[1], choice.order))
     rows = [
-        (entry.created[:16].replace("T", " "), state(folder, entry), _took(entry), _loss(folder), short(folder))
-        for entry, folder in runs
+        (
+            entry.created[:16].replace("T", " "),
+            state(folder, entry),
+            duration(seconds(entry)),
+            _loss(folder),
+            short(folder),
+        )
+        for entry, folder in kept
     ]
     return "\n".join([_table(("created (UTC)", "state", "took", "loss", "run"), rows), *unreadable])
+
+
+def _is_chosen(entry: Record, folder: Path, choice: Choice) -> bool:
+    about = f"{entry.name} {folder} {(entry.base_model or {'path': ''})['path']}".lower()
+    return (not choice.states or state(folder, entry) in choice.states) and all(
+        word.lower() in about for word in choice.words
+    )
+
+
+def _rank(entry: Record, folder: Path, order: str) -> float:
+    if order == "took":
+        return -seconds(entry)
+    losses = _losses(folder)
+    # Runs without a loss come last.
+    return losses[-1] if losses and losses[-1] is not None else math.inf
 
 
 def show(run_dir: Path) -> str:
@@ -87,16 +128,18 @@ def _results(found: Results) -> list[str]:
 
 
 def _loss(folder: Path) -> str:
+    return " -> ".join("not finite" if loss is None else f"{loss:.3g}" for loss in _losses(folder))
+
+
+def _losses(folder: Path) -> list[float | None]:
+    """Returns the losses that were measured: of the base model, and of the tuned one."""
     path = folder / artifacts.EVAL / "report.json"
-    if not path.is_file():
-        return ""
-    models = artifacts.read_json(path)["models"]
-    return " -> ".join("not finite" if item["loss"] is None else f"{item['loss']:.3g}" for item in models.values())
+    return [item["loss"] for item in artifacts.read_json(path)["models"].values()] if path.is_file() else []
 
 
-def _took(entry: Record) -> str:
-    seconds = [item.seconds for item in entry.stages.values() if item.seconds is not None]
-    return duration(sum(seconds))
+def seconds(entry: Record) -> float:
+    """Returns how long a run's stages took."""
+    return sum(item.seconds for item in entry.stages.values() if item.seconds is not None)
 
 
 def _made(entry: Record) -> Sequence[artifacts.Artifact]:

@@ -11,11 +11,10 @@ from typing import Any
 
 from tunerun import artifacts
 from tunerun.launch.terminal import duration, size
-from tunerun.run import charts, redact, results
+from tunerun.run import charts, page, redact, results
 from tunerun.run.charts import Point, Series, number
 from tunerun.run.results import Results
 
-_STYLE = Path(__file__).with_name("report.css")
 _VERDICTS = {"pass": "good", "fail": "bad", "not_proved": "open"}
 _STATUS = {"done": "good", "skipped": "good", "running": "open", "preempted": "open", "failed": "bad"}
 _MAX_EXAMPLES = 10
@@ -45,14 +44,7 @@ def render(found: Results) -> str:
         _settings(found),
         _environment(found),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(found.record.name)}: run report</title>"
-        f"<style>\n{_STYLE.read_text(encoding='utf-8')}</style></head>\n<body><main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main></body></html>\n"
-    )
+    return page.render(f"{found.record.name}: run report", sections)
 
 
 def _header(found: Results) -> str:

@@ -29,7 +29,7 @@ def render(run_dir: Path, name: str) -> str:
 def short(path: Path) -> str:
     """Returns a path as one would type it from here."""
     relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
+    return os.path.normpath(path) if relative.startswith("..") else relative
 
 
 def _loss(found: Results) -> list[str]:

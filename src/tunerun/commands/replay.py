@@ -1,0 +1,108 @@
+"""`tunerun replay RUN`: runs it again from its record, in a new directory, and says whether it came to the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tunerun import artifacts, paths
+from tunerun.commands import arguments
+from tunerun.commands.prepare import OUTPUTS, Prepared, plan_for, require_ready
+from tunerun.config.data_sources import data_paths
+from tunerun.config.register import new_run_id
+from tunerun.config.schema import RunConfig
+from tunerun.errors import ExitCode, UserError
+from tunerun.hashes import path_sha256
+from tunerun.plan import plan as plans
+from tunerun.run import compare, provenance, results, runner
+from tunerun.run.compare import Difference
+from tunerun.run.results import Results
+from tunerun.run.summary import short
+
+
+def main(argv: Sequence[str]) -> int:
+    """Says what differs from the record, runs, and compares artifacts and metrics.
+
+    Args:
+        argv: The run directory, and optionally `run_dir=FOLDER` for the new one.
+
+    Returns:
+        0 when the replay came to the same, 3 when it did not, or the code the run ended with.
+
+    Raises:
+        UserError: The folder is no run, or it cannot be run here.
+    """
+    _, rest = arguments.split(argv, flags=(), values=())
+    targets = [item.partition("=")[2] for item in rest if item.startswith("run_dir=")]
+    named = Path(arguments.one([item for item in rest if not item.startswith("run_dir=")], "the directory of a run"))
+    recorded = results.read(named)
+    if recorded.record.status != "done":
+        raise UserError(f"{named} did not run to its end ({recorded.record.status}): tunerun resume {short(named)}")
+    folder = Path(targets[-1]) if targets else OUTPUTS / recorded.record.name / new_run_id()
+    prepared = _prepared(recorded, folder.absolute())
+    before = changed_since(recorded, prepared.config)
+    print(_heading(before, named))
+    require_ready(prepared)
+    code = runner.execute(prepared.plan, config=prepared.config, summarise=lambda _, name: f"{name}: done again")
+    if code != ExitCode.DONE:
+        return code
+    found = compare.differences(recorded, results.read(folder))
+    print("\n" + _verdict(found, named, folder))
+    return ExitCode.GATE_FAILED if any(item.section in compare.RESULTS for item in found) else ExitCode.DONE
+
+
+def changed_since(recorded: Results, config: RunConfig) -> list[Difference]:
+    """Finds what is not as a run's record has it: code, packages, machine, variables and data files.
+
+    Args:
+        recorded: The run.
+        config: Of its replay.
+    """
+    now = provenance.collect(Path.cwd(), os.environ)
+    then = recorded.record.provenance
+    found = compare.compare("environment", compare.environment(then), compare.environment(now))
+    files = {name: digest for name, digest in recorded.record.data.items() if " " in name}
+    here = {f"{key} {path}": Path(paths.resolve_asset(path)) for key, path in data_paths(config.data)}
+    hashed = {name: path_sha256(path, "data") for name, path in here.items() if name in files and path.exists()}
+    return found + compare.compare("data", {name: files[name] for name in hashed}, hashed)
+
+
+def _prepared(recorded: Results, folder: Path) -> Prepared:
+    """Builds the plan anew, with what the recorded plan had decided for the user."""
+    config = recorded.config
+    revision = (recorded.record.base_model or {})["revision"]
+    path = artifacts.read_json(recorded.run_dir / artifacts.PLAN)
+    train = plans.from_json(path).train
+    hardware: dict[str, Any] = {}
+    if recorded.record.threads is not None:
+        hardware["threads"] = recorded.record.threads
+    training: dict[str, Any] = {}
+    if train is not None:
+        training["micro_batch_size"] = train.micro_batch_size
+        training["activation_checkpointing"] = train.activation_checkpointing
+    return plan_for(
+        replace(
+            config,
+            run_dir=str(folder),
+            model=replace(config.model, revision=revision or config.model.revision),
+            hardware=replace(config.hardware, **hardware),
+            train=replace(config.train, **training),
+        )
+    )
+
+
+def _heading(found: Sequence[Difference], named: Path) -> str:
+    if not found:
+        return f"replay of {short(named.absolute())}: code, packages, machine and data are as recorded"
+    table = compare.render(found, ("recorded", "now"))
+    return f"replay of {short(named.absolute())}; not as recorded:\n{table}\n"
+
+
+def _verdict(found: Sequence[Difference], named: Path, folder: Path) -> str:
+    wrong = [item for item in found if item.section in compare.RESULTS]
+    if not wrong:
+        return f"identical: metrics and artifacts of {short(folder)} are those of {short(named.absolute())}"
+    return "not identical:\n" + compare.render(wrong, (short(named.absolute()), short(folder)))
