@@ -35,7 +35,7 @@ TEXTS = [
     "  two  spaces\n\n\ttab 1234567 3.14 x=1e-9;\r\n\r\n  end  ",
     "HTTPServer parseXML camelCase ---->//comment\n/path/to",
     "你好，世界！今天天气怎么样？ нещо на",
-    "<tool_call>{\"a\": [1, 22, 333]}",
+    '<tool_call>{"a": [1, 22, 333]}',
 ]
 
 

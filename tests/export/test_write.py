@@ -61,7 +61,6 @@ def edit_tokenizer(model: Path, field: str, value: Any) -> None:
         ("normalizer", {"type": "Lowercase"}, "normalizer"),
         ("model.ignore_merges", True, "model.ignore_merges"),
         ("model.byte_fallback", True, "normalizer"),
-        ("model.type", "WordPiece", "model"),
     ],
 )
 def test_tokenizers_without_an_equal_are_refused(model: Path, field: str, value: Any, where: str) -> None:
