@@ -1,6 +1,6 @@
 """Makes a quantised GGUF from a base and an adapter with tunerun, and with peft and llama.cpp, side by side.
 
-Run: `python tests/benchmarks/bench_gguf.py LLAMA_CPP [--layers 14] [--repeats 3] [--type q4_k_m]`, LLAMA_CPP being the
+Run: `python tests/benchmarks/bench_gguf.py LLAMA_CPP [--layers 15] [--repeats 3] [--type q4_k_m]`, LLAMA_CPP being the
 `vendor/llama.cpp` folder of llama-cpp-python's source package. Builds a random bfloat16 Qwen2 and an adapter of rank 16
 on all linear layers. Each side runs in fresh processes, turn about: peft merges, convert_hf_to_gguf.py writes bfloat16
 and llama_model_quantize reads it again; tunerun reads base and adapter once. A second comparison is the base alone to
@@ -82,7 +82,7 @@ def main() -> None:
     """Builds, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("llama_cpp", type=Path)
-    parser.add_argument("--layers", type=int, default=14)
+    parser.add_argument("--layers", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--type", default="q4_k_m")
     options = parser.parse_args()

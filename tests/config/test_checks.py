@@ -45,6 +45,11 @@ def test_a_sound_config_has_no_problems():
         ({"stages": []}, "stages", "is empty"),
         ({"stages": ["train"]}, "stages", "needs the data stage"),
         ({"stages": ["merge"]}, "stages", "no adapter"),
+        (
+            {"stages": ["export"], "export": {"gguf": {"types": ["f16"], "adapter": True}}},
+            "export.gguf.adapter",
+            "no adapter",
+        ),
         ({"stages": ["data", "verify"]}, "stages", "nothing to compare"),
         ({"export": {}}, "export.gguf.types", "nothing to write"),
         ({"model": {}}, "model.path", "no model"),

@@ -95,6 +95,14 @@ def test_internlm2_answers_as_the_llama_that_it_is(tmp_path: Path) -> None:
         loaded.close()
 
 
+def test_internlm2_has_the_tensors_of_the_llama_that_it_is(tmp_path: Path) -> None:
+    """The fused tensor is taken apart; names and bytes are those of the Llama, which its own test compares."""
+    build_internlm2(tmp_path / "fused")
+    build_family(tmp_path / "llama", "llama2", dtype=torch.float32)
+    files = [export(tmp_path / name, tmp_path / f"{name}-out", ["f32"])["f32"] for name in ("fused", "llama")]
+    assert not differing_tensors(*files)
+
+
 @pytest.mark.parametrize("family", ["llama2", "gemma2", "phi3"])
 def test_tokens_are_the_same_without_tokenizer_model(family: str, tmp_path: Path) -> None:
     """llama.cpp's converter gives every token one score here, and with it other tokens."""
@@ -122,12 +130,9 @@ def check_parity(folder: Path, source: Path, file_type: str, pre_tokenizer: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file_type", ["f16", "bf16", "q8_0"])
-@pytest.mark.parametrize("family", [*FAMILIES, "internlm2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_converted_alike(family: str, file_type: str, tmp_path: Path, source: Path) -> None:
     if importlib.util.find_spec("sentencepiece") is None:
         pytest.skip("llama.cpp's converter needs sentencepiece")
-    if family == "internlm2":
-        build_internlm2(tmp_path)
-    else:
-        build_family(tmp_path, family, dtype=torch.float16 if file_type == "q8_0" else torch.bfloat16)
+    build_family(tmp_path, family, dtype=torch.float16 if file_type == "q8_0" else torch.bfloat16)
     check_parity(tmp_path, source, file_type, PRE_TOKENIZERS.get(family, "qwen2"))

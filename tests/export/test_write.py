@@ -55,12 +55,12 @@ def edit_tokenizer(model: Path, field: str, value: Any) -> None:
         ("pre_tokenizer.pretokenizers.0.pattern", {"Regex": PATTERN + "|x"}, "pre_tokenizer"),
         (
             "pre_tokenizer",
-            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": True},
+            {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True, "trim_offsets": True},
             "pre_tokenizer",
         ),
         ("normalizer", {"type": "Lowercase"}, "normalizer"),
         ("model.ignore_merges", True, "model.ignore_merges"),
-        ("model.byte_fallback", True, "model"),
+        ("model.byte_fallback", True, "normalizer"),
     ],
 )
 def test_tokenizers_without_an_equal_are_refused(model: Path, field: str, value: Any, where: str) -> None:

@@ -15,13 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tunerun.paths import user_cache
-
 
 def find_source() -> Path | None:
     """Returns llama.cpp's folder: named by TUNERUN_LLAMA_CPP_SOURCE, cached, or downloaded; None when it cannot be."""
     if named := os.environ.get("TUNERUN_LLAMA_CPP_SOURCE"):
         return Path(named)
+    from tunerun.paths import user_cache  # not there when this file runs as a script
+
     cache = user_cache() / "llama_cpp"
     release = f"llama_cpp_python-{version('llama_cpp_python')}"
     source = cache / release / "vendor" / "llama.cpp"

@@ -19,7 +19,7 @@ from tunerun.formats.architectures import Architecture
 from tunerun.formats.floats import Float32, is_finite, to_float32
 from tunerun.formats.ggml import TYPES
 from tunerun.formats.gguf import GgufFile, GgufTensor
-from tunerun.formats.lora import Adapter, Update, read_adapter
+from tunerun.formats.lora import Adapter, Shift, Update, read_adapter
 from tunerun.formats.safetensors import read_tensor
 
 _EMBEDDING = "token_embd.weight"
@@ -70,13 +70,17 @@ def _targets(
     targets: list[_Target] = []
     problems = []
     for name, update in adapter.updates.items():
-        if name in fused:
+        if isinstance(update, Shift):
+            problems.append(_problem(adapter, name, "is a bias, and a GGUF adapter holds low-rank updates only."))
+        elif update.lengths is not None:
+            problems.append(_problem(adapter, name, "has DoRA's lengths, which llama.cpp does not know."))
+        elif name in fused:
             targets += [(ours, update, order) for ours, order in fused[name].items()]
         elif name in names:
             targets.append((names[name], update, head_order(names[name], update.shape[0], config, architecture)))
         else:
             problems.append(_problem(adapter, name, f"llama.cpp's {architecture.name} has no tensor for it."))
-    for name in adapter.replacements:
+    for name in (*adapter.replacements, *adapter.token_rows):
         problems.append(_problem(adapter, name, "was trained whole, and a GGUF adapter holds low-rank updates only."))
     return targets, problems
 

@@ -49,7 +49,9 @@ _NAMES = {
 
 def name(data: Mapping[str, Any]) -> str:
     """Returns llama.cpp's name for the splitting of a tokenizer.json that `check` has no complaint about."""
-    return _NAMES[_patterns(data["pre_tokenizer"]), _ignores_merges(data)]
+    patterns = _patterns(data["pre_tokenizer"])
+    assert patterns is not None, "checked"
+    return _NAMES[patterns, _ignores_merges(data)]
 
 
 def check(file: Path, data: Mapping[str, Any]) -> list[Problem]:

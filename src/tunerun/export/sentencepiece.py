@@ -112,7 +112,7 @@ def _scheme(data: Mapping[str, Any]) -> Literal["always", "first", "never"] | No
             return None
 
 
-def _splits_nothing(data: Mapping[str, Any], metaspace: Mapping[str, Any]) -> bool:
+def _splits_nothing(data: Mapping[str, Any], metaspace: Mapping[Any, Any]) -> bool:
     """Says whether splitting at spaces changes no token: when a space is only ever the first character of one."""
     return not metaspace.get("split", True) or not any(_SPACE in text[1:] for text in data["model"]["vocab"])
 

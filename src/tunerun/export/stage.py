@@ -23,7 +23,7 @@ from tunerun.export.write import write_gguf
 from tunerun.formats.architectures import GGUF_ARCHITECTURES, Architecture
 from tunerun.formats.merged import MergePlan, plan_copy, plan_merge
 from tunerun.models.folder import carry_files, set_chat_template
-from tunerun.plan.steps import ExportStep
+from tunerun.plan.steps import ExportStep, Quantisation
 
 MODELFILE = "Modelfile"
 SERVE_FACTS = "serve.json"
@@ -73,7 +73,7 @@ def _write_own(step: ExportStep, source: Path, out: Path, scratch: Path, staging
     if step.merged or step.adapter is None:
         folder, weights = source, plan_copy(source)
     else:
-        folder, weights = scratch, _merge_files(source, out / step.adapter, scratch)
+        folder, weights = scratch, _merge_files(source, out / step.adapter, scratch, step.quantisation)
     tokenizer = load_tokenizer(folder)
     template = load_template(folder, tokenizer.named, step.chat_template)
     special = read_special(folder, tokenizer, template)
@@ -106,9 +106,9 @@ def _adapter_file(step: ExportStep) -> str:
     return f"{step.name}-lora.gguf"
 
 
-def _merge_files(base: Path, adapter: Path, folder: Path) -> MergePlan:
+def _merge_files(base: Path, adapter: Path, folder: Path, quantisation: Quantisation | None) -> MergePlan:
     """Puts together all of the merged model but its weights, which are merged as they are written."""
-    weights = plan_merge(base, adapter)
+    weights = plan_merge(base, adapter, quantisation)
     carry_files(base, folder, adapter=adapter)
     artifacts.write_json(folder / "config.json", dict(weights.config))
     return weights

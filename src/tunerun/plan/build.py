@@ -331,6 +331,7 @@ def _delivery(config: RunConfig, decided: _Decisions) -> list[Step]:
                 gguf=config.export.gguf,
                 chat_template=template,
                 adapter=adapter,
+                quantisation=_base_quantisation(config),
             )
         )
     if "verify" in config.stages and config.verify.level != "off":

@@ -192,7 +192,9 @@ class ExportStep:
     chat_template: str | None
     """Name or file that replaces the base model's own template; merged/ already has it."""
     adapter: str | None = None
-    """Folder in the run directory, or an absolute path; merged while the files are written when merged/ is not there."""
+    """Folder in the run directory, or an absolute path; merged in passing when merged/ is not there."""
+    quantisation: Quantisation | None = None
+    """What the base goes through before it is merged in passing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
