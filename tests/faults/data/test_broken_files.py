@@ -189,7 +189,7 @@ def test_a_field_of_a_megabyte_is_only_a_long_row(tmp_path, run):
 def test_paths_that_cannot_be_read(tmp_path, run):
     (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
     for path, what in (
-        (tmp_path / "loop.json", "does not exist|cannot be read"),
+        (tmp_path / "loop.json", "leads to no file"),
         (tmp_path / "none.json", "does not exist"),
         (tmp_path / "model.bin", "not a kind of file"),
     ):
