@@ -4,14 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.tiny import CHATML, random_samples, write_store
+from tests.train.objective_runs import OBJECTIVES, make_objective_run, objective_step, random_pairs, write_pairs
 from tests.train.runs import FULL, make_run, train_step
 from tunerun import artifacts
 from tunerun.config.schema import EvalConfig, ModelConfig
 from tunerun.errors import UserError
+from tunerun.evaluate.preference import Preference, compare
 from tunerun.evaluate.stage import run
+from tunerun.models.score import Answers
 from tunerun.plan.steps import EvalStep, Placement
 from tunerun.train import stage as train_stage
 
@@ -118,3 +122,41 @@ def test_the_last_answer_of_a_row_is_asked_for_with_all_that_comes_before(tmp_pa
     assert questions.token_ids == ((1, 2, 3, 4), (9,))
     assert references == [like.tokenizer.backend.decode(ids) for ids in ([5, 6], [10])]
     assert len(held_out.questions(store, like, count=1)[1]) == 1
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_better_answers_are_compared_with_worse_ones(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = make_objective_run(tmp_path, OBJECTIVES[name], rows=8, held_out=6)
+    if name == "dpo":
+        # What was trained on: random answers say nothing of others.
+        write_pairs(out / artifacts.EVAL_DATA, random_pairs(8))
+    train_stage.run(objective_step(OBJECTIVES[name], FULL, epochs=8.0, learning_rate=3e-3), out)
+    report = _report(_step(tuned=artifacts.MERGED), out)
+    base, tuned = (report["models"][model]["preference"] for model in ("base", "tuned"))
+    assert base["reward_margin"] is None
+    assert tuned["margin"] - base["margin"] != 0
+    if name == "dpo":
+        assert tuned["reward_accuracy"] == 1.0
+        assert tuned["reward_margin"] > 1.0
+        assert tuned["margin"] > base["margin"]
+    else:
+        assert tuned["accuracy"] is None
+    assert "accuracy    margin" in capsys.readouterr().out
+
+
+def test_a_preference_is_the_share_and_the_mean_of_differences() -> None:
+    now = Preference(
+        better=Answers(np.array([-2.0, -9.0]), np.array([1, 3])),
+        worse=Answers(np.array([-4.0, -4.0]), np.array([1, 2])),
+        paired=True,
+    )
+    assert compare(now, None) == {"accuracy": 0.5, "margin": 0.5, "reward_accuracy": None, "reward_margin": None}
+    before = Preference(
+        better=Answers(np.array([-3.0, -7.0]), np.array([1, 3])),
+        worse=Answers(np.array([-4.0, -1.0]), np.array([1, 2])),
+        paired=True,
+    )
+    found = compare(now, before)
+    assert (found["reward_accuracy"], found["reward_margin"]) == (1.0, 1.0)

@@ -237,6 +237,37 @@ def test_kto_trainer(tmp_path: Path, method: str) -> None:
     _compare(_ours(job), _losses(trainer))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_reward_trainer(tmp_path: Path, method: str) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    class Ready(trl.RewardTrainer):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+    job = _job(make_objective_run(tmp_path, OBJECTIVES["reward"], rows=40), OBJECTIVES["reward"], method)
+    job.save_weights(tmp_path / "start")
+    folder = tmp_path / "start" / "model" if method == "full" else tmp_path / "base"
+    pad = job.network.config.pad_token_id
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=torch.float32, pad_token_id=pad
+    )
+    if method == "lora":
+        model = PeftModel.from_pretrained(model, str(tmp_path / "start" / artifacts.ADAPTER), is_trainable=True)
+    data = [
+        {f"{side}_ids": row["prompt_ids"] + row[f"{side}_ids"] for side in ("chosen", "rejected")}
+        for row in _pair_rows(job)
+    ]
+    trainer = Ready(
+        model=model,
+        args=trl.RewardConfig(**_settings(tmp_path)),
+        train_dataset=datasets.Dataset.from_list(data),
+        processing_class=_tokenizer(tmp_path),
+    )
+    _compare(_ours(job), _losses(trainer))
+
+
 def _as_text(rows: list[dict[str, list[int]]]) -> Any:
     """ORPO's and CPO's trainers want text columns; what they make of them is replaced."""
     return datasets.Dataset.from_list([{"prompt": "", "chosen": "", "rejected": "", **row} for row in rows])

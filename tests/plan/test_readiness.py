@@ -35,7 +35,6 @@ def test_a_run_that_this_machine_can_do_has_no_obstacles():
         ({"data__path": ["rows.jsonl", "./gone"]}, "data.path: there is no file or folder ./gone."),
         ({"data__eval_path": ["gone.csv"]}, "data.eval_path: there is no file or folder gone.csv."),
         ({"model__adapter": "/gone/adapter"}, "model.adapter: there is no file or folder /gone/adapter."),
-        ({"objective__kind": "reward"}, "objective.kind: this version plans reward but cannot run it."),
         ({"cluster__kind": "slurm"}, "cluster.kind: this version plans slurm but cannot run it. It runs: local."),
         (
             {"train__optimizer": "paged_adamw"},

@@ -25,7 +25,7 @@ from tunerun.train.job import Job
 from tunerun.train.stage import run
 
 LORA = MethodConfig(rank=4, alpha=8.0)
-NAMES = [name for name in OBJECTIVES if name != "reward"]
+NAMES = list(OBJECTIVES)
 
 
 def _gradients(job: Job, index: int) -> torch.Tensor:

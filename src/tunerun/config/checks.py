@@ -17,6 +17,7 @@ from tunerun.errors import Problem
 from tunerun.network import is_loopback
 
 PACKABLE = ("sft", "pretrain", "distill")
+REWARD_METHODS = ("full", "lora", "dora", "rslora", "lora_plus")
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)B", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _STAGES = typing.get_args(Stage)
@@ -175,6 +176,24 @@ def _objective(config: RunConfig) -> list[Problem]:
         what = f"the loss {objective.loss} has no label smoothing."
         fix = "Set objective.label_smoothing=0 or objective.loss=sigmoid."
         problems.append(Problem(where="objective.label_smoothing", what=what, fix=fix))
+    if objective.kind == "reward" and "train" in config.stages:
+        problems.extend(_reward(config))
+    return problems
+
+
+def _reward(config: RunConfig) -> list[Problem]:
+    """A reward model gives a score instead of text."""
+    problems = []
+    if config.method.kind not in REWARD_METHODS:
+        what = f"{config.method.kind} cannot train the head that gives the score."
+        problems.append(Problem(where="method.kind", what=what, fix=f"Choose {', '.join(REWARD_METHODS)}."))
+    if config.model.adapter is not None or config.model.init == "random":
+        key = "model.init" if config.model.adapter is None else "model.adapter"
+        what = "a reward model starts from a pretrained model alone."
+        problems.append(Problem(where=key, what=what, fix="Unset it."))
+    if "serve" in config.stages or "publish" in config.stages:
+        fix = "Leave serve and publish out of the stages."
+        problems.append(Problem(where="stages", what="a reward model gives scores and cannot be served.", fix=fix))
     return problems
 
 

@@ -121,13 +121,16 @@ def save_adapter(adapted: Any, target: Path, *, base_name: str, initial: Mapping
     if not isinstance(config.target_modules, str):
         # peft keeps a set, whose order is another one in each process.
         config.target_modules = sorted(config.target_modules)
+    if gives_scores(adapted.get_base_model()):
+        # peft names the heads of classifiers anew each time that it loads one.
+        config.modules_to_save = sorted(set(config.modules_to_save))
     config.save_pretrained(str(target))
 
 
 def _peft_config(model: Any, method: MethodConfig) -> LoraConfig:
     targets = _linear_names(model) if method.target_modules == (ALL_LINEAR,) else list(method.target_modules)
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if gives_scores(model) else "CAUSAL_LM",
         r=method.rank,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
@@ -168,9 +171,14 @@ def _check_modules(model: Any, method: MethodConfig) -> None:
 
 def _linear_names(model: Any) -> list[str]:
     """Returns the last names of all linear layers but the output layer."""
-    head = model.get_output_embeddings()
+    head = model.score if gives_scores(model) else model.get_output_embeddings()
     layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     return sorted({name.rpartition(".")[2] for name, module in layers.items() if module is not head})
+
+
+def gives_scores(model: Any) -> bool:
+    """Says whether a transformers model gives a score for a row, as reward models do."""
+    return model.get_output_embeddings() is None
 
 
 def _trainable_in_float32(adapted: Any) -> Any:

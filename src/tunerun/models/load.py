@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,6 +15,9 @@ from tunerun.plan.steps import Quantisation
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
+
+Head = Literal["tokens", "score"]
+"""What a model gives: logits of the next token, or one score for a row (a classifier with one label)."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,6 +30,7 @@ def load_model(
     attention: str = "sdpa",
     trust_remote_code: bool = False,
     quantisation: Quantisation | None = None,
+    head: Head = "tokens",
 ) -> Any:
     """Loads the weights of a model folder; only safetensors are read.
 
@@ -37,6 +41,7 @@ def load_model(
         attention: Name of an attention function known to transformers.
         trust_remote_code: Whether Python code in the folder may run.
         quantisation: How bitsandbytes holds the linear layers but the head; None leaves them as they are.
+        head: What the model gives; a score's weights are drawn from torch's generator when the folder has none.
 
     Returns:
         A transformers model in evaluation mode.
@@ -46,25 +51,37 @@ def load_model(
         StageError: The weights are damaged or do not fit the config.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     # tunerun shows its own progress.
     logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    if head == "score":
+        # That the folder has no head for scores is no news.
+        logging.set_verbosity_error()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = _class_of(head).from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=attention,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            **({} if head == "tokens" else {"num_labels": 1}),
             **({} if quantisation is None else _quantised(quantisation, dtype, device)),
         )
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise StageError(f"{folder}: the model cannot be loaded: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     # bitsandbytes' weights are already there, and refuse to be moved.
     return model.to(device) if quantisation is None else model
+
+
+def _class_of(head: Head) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForCausalLM if head == "tokens" else AutoModelForSequenceClassification
 
 
 def load_dequantised(

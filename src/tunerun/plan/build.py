@@ -98,13 +98,23 @@ def trains_weights(config: RunConfig) -> bool:
     return "train" in config.stages and config.method.kind not in ADAPTER_METHODS
 
 
+def _makes_scorer(config: RunConfig) -> bool:
+    return "train" in config.stages and config.objective.kind == "reward"
+
+
 def _decide(config: RunConfig, facts: Facts) -> _Decisions:
     device = _device(config, facts.machine)
     single = _single_placement(config, facts.machine, device)
     train = _train_placement(config, facts.machine, single)
     found = _estimate(config, train, device) if "train" in config.stages else None
     notes: list[str] = []
-    if "merge" in config.stages and trains_weights(config):
+    if _makes_scorer(config):
+        left_out = ", ".join(stage for stage in config.stages if stage in ("eval", "merge", "export", "verify"))
+        notes.append(
+            f"a reward model gives scores, not text: train writes it whole to merged/, and nothing runs of {left_out};"
+            " train.eval_steps measures it on held-out pairs"
+        )
+    elif "merge" in config.stages and trains_weights(config):
         notes.append(f"method {config.method.kind} trains whole weights: nothing to merge, train writes merged/")
     if found is not None and found.activation_checkpointing and config.train.activation_checkpointing is None:
         notes.append("activations are computed twice: without that the memory estimate does not fit the device")
@@ -233,6 +243,8 @@ def _steps(config: RunConfig, decided: _Decisions) -> tuple[Step, ...]:
         )
     if "train" in config.stages:
         steps.append(_train_step(config, decided))
+    if _makes_scorer(config):
+        return tuple(steps)
     if "eval" in config.stages:
         steps.append(_eval_step(config, decided))
     steps.extend(_delivery(config, decided))

@@ -17,7 +17,7 @@ from tunerun.machine import Machine
 from tunerun.plan.plan import Plan
 
 # What this version trains and starts; the schema and the estimates already know more.
-TRAINED_OBJECTIVES = ("sft", "pretrain", "dpo", "orpo", "simpo", "kto", "distill")
+TRAINED_OBJECTIVES = ("sft", "pretrain", "dpo", "orpo", "simpo", "kto", "reward", "distill")
 STARTED_STRATEGIES = ("single",)
 STARTED_CLUSTERS = ("local",)
 SERVED_ENGINES = ("auto", "llamacpp", "transformers")

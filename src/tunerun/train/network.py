@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tunerun import artifacts
 from tunerun.base_model import BaseModel
 from tunerun.chat.template import load_template
+from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.config.schema import ADAPTER_METHODS, MethodConfig
 from tunerun.errors import Problem, UserError
 from tunerun.models import adapters, load, pissa, vocabulary
@@ -36,6 +37,8 @@ class Network:
     """Writes the trained weights into a checkpoint's staging folder, in the precision that is trained."""
     save: Callable[[Path], None]
     """Writes the result of the training: an adapter, or a complete model folder."""
+    save_merged: Callable[[Path], None] | None = None
+    """Of a reward model with an adapter, which no later stage merges: writes the complete model folder."""
     rate_factors: Mapping[str, float] = field(default_factory=dict)
     """Learning rates of parameters as multiples of the schedule's, by name; 1 where a name is missing."""
 
@@ -64,6 +67,7 @@ def build(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Network
         module=adapted.get_base_model(),
         save_checkpoint=lambda folder: save(folder / artifacts.ADAPTER),
         save=save,
+        save_merged=(lambda folder: _merged(adapted, folder, step, base)) if step.objective.kind == "reward" else None,
         rate_factors=_rate_factors(step.method, adapted.get_base_model()),
     )
 
@@ -125,8 +129,16 @@ def _complete(write: Callable[..., None], folder: Path, dtype: torch.dtype, step
         set_chat_template(folder, template.text)
 
 
+def _merged(adapted: Any, folder: Path, step: TrainStep, base: BaseModel) -> None:
+    module, size = adapted.merge_and_unload(), step.max_shard_size_bytes
+    write = partial(load.save_model, module, base=base.folder, max_shard_size_bytes=size)
+    _complete(write, folder, load.saved_dtype(base.folder), step, base)
+
+
 def _weights(step: TrainStep, folder: Path, dtype: torch.dtype, *, resumed: bool) -> Any:
     device = step.placement.device
+    if step.objective.kind == "reward":
+        return _scorer(step, folder, dtype, resumed=resumed)
     if step.model.init == "random" and not resumed:
         return load.random_model(folder, seed=step.seed, device=device, attention=SEGMENTS).to(dtype)
     return load.load_model(
@@ -137,6 +149,19 @@ def _weights(step: TrainStep, folder: Path, dtype: torch.dtype, *, resumed: bool
         trust_remote_code=step.model.trust_remote_code,
         quantisation=quantisation_of(step.method),
     )
+
+
+def _scorer(step: TrainStep, folder: Path, dtype: torch.dtype, *, resumed: bool) -> Any:
+    """Loads a model with a fresh head for a score, or the one of a checkpoint."""
+    torch.manual_seed(step.seed)
+    device, remote = step.placement.device, step.model.trust_remote_code
+    module = load.load_model(
+        folder, dtype=dtype, device=device, attention=SEGMENTS, trust_remote_code=remote, head="score"
+    )
+    if not resumed:
+        # transformers finds the last token of a padded row by it.
+        module.config.pad_token_id = load_tokenizer(folder).token_id("pad_token")
+    return module
 
 
 def _adapter(

@@ -16,7 +16,7 @@ from tunerun.artifacts import Artifact
 from tunerun.base_model import BaseModel, read_base, read_teacher
 from tunerun.config.schema import ADAPTER_METHODS
 from tunerun.errors import Preempted, Problem, StageError, UserError
-from tunerun.models import ask
+from tunerun.models import adapters, ask
 from tunerun.models.ask import Questions
 from tunerun.plan import steps
 from tunerun.plan.steps import TrainStep
@@ -24,6 +24,7 @@ from tunerun.train import batches, checkpoint, ema, loop, material, metrics, noi
 from tunerun.train import network as networks
 from tunerun.train.checkpoint import Checkpoint, Progressed
 from tunerun.train.job import Job
+from tunerun.train.network import Network
 from tunerun.train.objectives import OBJECTIVES
 from tunerun.train.objectives.objective import Examples, Setting
 from tunerun.train.signals import StopRequest, stop_requests
@@ -54,8 +55,8 @@ def run(step: TrainStep, out: Path) -> list[Artifact]:
             reasons = checkpoint.check_identity(found, identity, step.allow)
             kind = f"inexact because {'; '.join(reasons)}" if reasons else "exact, the result is as without the stop"
             print(f"going on from {found.folder.name}: {kind}")
-        job, save = _prepare(step, base, out, identity, found)
-        return _train(job, found, stop, out, save)
+        job, network = _prepare(step, base, out, identity, found)
+        return _train(job, found, stop, out, network)
 
 
 def set_determinism(device: str, threads: int) -> None:
@@ -69,7 +70,7 @@ def set_determinism(device: str, threads: int) -> None:
 
 def _prepare(
     step: TrainStep, base: BaseModel, out: Path, identity: dict[str, Any], found: Checkpoint | None
-) -> tuple[Job, Callable[[Path], None]]:
+) -> tuple[Job, Network]:
     examples, eval_examples = material.open_examples(step, out / artifacts.DATA), _eval_examples(step, out)
     network = networks.build(step, base, found)
     _check_vocabulary(examples, network.module)
@@ -111,7 +112,7 @@ def _prepare(
         reload=lambda checkpoint: _reload(step, base, checkpoint, parameters),
         questions=_questions(step, base),
     )
-    return job, network.save
+    return job, network
 
 
 def _reload(step: TrainStep, base: BaseModel, found: Checkpoint, parameters: Mapping[str, Parameter]) -> None:
@@ -150,7 +151,8 @@ def _with_reference(
 def _embeddings(network: Any) -> frozenset[str]:
     """Returns the names of the parameters of the embeddings and the output layer."""
     modules = [module for module in network.modules() if isinstance(module, torch.nn.Embedding)]
-    owned = {id(value) for module in [*modules, network.get_output_embeddings()] for value in module.parameters()}
+    head = network.score if adapters.gives_scores(network) else network.get_output_embeddings()
+    owned = {id(value) for module in [*modules, head] for value in module.parameters()}
     return frozenset(name for name, value in network.named_parameters() if id(value) in owned)
 
 
@@ -172,9 +174,7 @@ def _check_vocabulary(examples: Examples, network: Any) -> None:
         raise UserError(Problem(where="model.path", what=what, fix=fix))
 
 
-def _train(
-    job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, save: Callable[[Path], None]
-) -> list[Artifact]:
+def _train(job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, network: Network) -> list[Artifact]:
     start = Progressed() if found is None else found.progress
     if stop.signal is not None:
         raise Preempted(f"stopped by {stop.signal.name} before the first step.")
@@ -188,13 +188,7 @@ def _train(
             tracker.close()
     if job.step.train.keep_best and end.best_step not in (None, end.step):
         _return_to_best(job, end)
-    adapter = job.step.method.kind in ADAPTER_METHODS
-    kind, name = ("adapter", artifacts.ADAPTER) if adapter else ("model", artifacts.MERGED)
-    try:
-        with artifacts.publish(out / name) as staging, ema.applied(job.average, job.parameters):
-            save(staging)
-    except SafetensorError as error:
-        raise StageError(f"{out / name} could not be written: {error}") from error
+    made = _publish(job, network, out)
     trained = sum(parameter.numel() for parameter in job.parameters.values())
     rate = end.tokens / end.seconds if end.seconds else 0.0
     memory_mib = metrics.peak_memory_bytes(job.step.placement.device) / 2**20
@@ -203,7 +197,27 @@ def _train(
         f"({rate:,.0f} tokens/s)\n"
         f"loss {end.first_loss:.4f} -> {end.last_loss:.4f}, peak memory {memory_mib:,.0f} MiB"
     )
-    return [artifacts.describe(out, kind, name), artifacts.describe(out, "metrics", artifacts.METRICS)]
+    return [*made, artifacts.describe(out, "metrics", artifacts.METRICS)]
+
+
+def _publish(job: Job, network: Network, out: Path) -> list[Artifact]:
+    """Writes what was trained, averaged when that was asked for.
+
+    Raises:
+        StageError: It could not be written.
+        OSError: As before, when the system says why.
+    """
+    adapter = job.step.method.kind in ADAPTER_METHODS
+    wanted = [("adapter", artifacts.ADAPTER, network.save) if adapter else ("model", artifacts.MERGED, network.save)]
+    if network.save_merged is not None:
+        wanted.append(("model", artifacts.MERGED, network.save_merged))
+    for _, name, save in wanted:
+        try:
+            with artifacts.publish(out / name) as staging, ema.applied(job.average, job.parameters):
+                save(staging)
+        except SafetensorError as error:
+            raise StageError(f"{out / name} could not be written: {error}") from error
+    return [artifacts.describe(out, kind, name) for kind, name, _ in wanted]
 
 
 def _return_to_best(job: Job, end: Progressed) -> None:

@@ -108,8 +108,14 @@ def add_sums(one: Sums, other: Sums) -> dict[str, tuple[Tensor, int]]:
 
 
 def means(sums: Sums) -> dict[str, float]:
-    """Turns metrics into numbers; what counted nothing is left out."""
-    return {name: float(value) / count for name, (value, count) in sums.items() if count}
+    """Turns metrics into numbers; what counted nothing is left out.
+
+    Of answers without pairs, the margin is the difference of the mean rewards.
+    """
+    found = {name: float(value) / count for name, (value, count) in sums.items() if count}
+    if {"rewards/chosen", "rewards/rejected"} <= found.keys():
+        found.setdefault("rewards/margins", found["rewards/chosen"] - found["rewards/rejected"])
+    return found
 
 
 def summed(**values: Tensor) -> Sums:
