@@ -188,18 +188,7 @@ def _train(job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, net
             tracker.close()
     if job.step.train.keep_best and end.best_step not in (None, end.step):
         _return_to_best(job, end)
-    adapter = job.step.method.kind in ADAPTER_METHODS
-    kind, name = ("adapter", artifacts.ADAPTER) if adapter else ("model", artifacts.MERGED)
-    try:
-        with artifacts.publish(out / name) as staging, ema.applied(job.average, job.parameters):
-            network.save(staging)
-        made = [artifacts.describe(out, kind, name)]
-        if network.save_merged is not None:
-            with artifacts.publish(out / artifacts.MERGED) as staging:
-                network.save_merged(staging)
-            made.append(artifacts.describe(out, "model", artifacts.MERGED))
-    except SafetensorError as error:
-        raise StageError(f"{out}: the weights could not be written: {error}") from error
+    made = _publish(job, network, out)
     trained = sum(parameter.numel() for parameter in job.parameters.values())
     rate = end.tokens / end.seconds if end.seconds else 0.0
     memory_mib = metrics.peak_memory_bytes(job.step.placement.device) / 2**20
@@ -209,6 +198,26 @@ def _train(job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, net
         f"loss {end.first_loss:.4f} -> {end.last_loss:.4f}, peak memory {memory_mib:,.0f} MiB"
     )
     return [*made, artifacts.describe(out, "metrics", artifacts.METRICS)]
+
+
+def _publish(job: Job, network: Network, out: Path) -> list[Artifact]:
+    """Writes what was trained, averaged when that was asked for.
+
+    Raises:
+        StageError: It could not be written.
+        OSError: As before, when the system says why.
+    """
+    adapter = job.step.method.kind in ADAPTER_METHODS
+    wanted = [("adapter", artifacts.ADAPTER, network.save) if adapter else ("model", artifacts.MERGED, network.save)]
+    if network.save_merged is not None:
+        wanted.append(("model", artifacts.MERGED, network.save_merged))
+    for _, name, save in wanted:
+        try:
+            with artifacts.publish(out / name) as staging, ema.applied(job.average, job.parameters):
+                save(staging)
+        except SafetensorError as error:
+            raise StageError(f"{out / name} could not be written: {error}") from error
+    return [artifacts.describe(out, kind, name) for kind, name, _ in wanted]
 
 
 def _return_to_best(job: Job, end: Progressed) -> None:
