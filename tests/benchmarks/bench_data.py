@@ -124,6 +124,7 @@ def run_tunerun(folder: Path) -> Measured:
     from tunerun.chat.tokenizer import load_tokenizer
     from tunerun.config.schema import DataConfig, ObjectiveConfig
     from tunerun.data import stage
+    from tunerun.data.inputs import find_inputs
     from tunerun.plan.steps import DataStep
 
     tokenizer = load_tokenizer(folder / MODEL)
@@ -131,7 +132,9 @@ def run_tunerun(folder: Path) -> Measured:
     step = DataStep(data=data, objective=ObjectiveConfig(kind="sft"), chat_template=None, seed=0)
     encoder = stage.build_encoder(step, folder / MODEL, tokenizer)
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        report, wall, cpu = timed(lambda: stage.prepare(step, encoder, tokenizer, Path(out) / "data", Path(out)))
+        target = Path(out) / "data"
+        _, wall, cpu = timed(lambda: stage.prepare(step, find_inputs(step), encoder, tokenizer, target, Path(out)))
+        report = json.loads((target / stage.REPORT).read_text(encoding="utf-8"))
     return measured(wall, cpu, report["tokens"], report["trained_tokens"], report["rows"])
 
 

@@ -55,17 +55,22 @@ def run(step: DataStep, out: Path) -> list[Artifact]:
     shutil.rmtree(failed, ignore_errors=True)
     if not step.data.cache:
         with artifacts.publish(out / artifacts.DATA) as folder:
-            prepare(step, inputs, model, folder, failed)
+            _prepare_with(model, step, inputs, folder, failed)
     else:
         key = cache.key_of(step, [file for given in inputs for file in given.files], model)
         with cache.one_at_a_time(key), artifacts.publish(out / artifacts.DATA) as folder:
             if cache.take(key, folder):
                 print("data: prepared before, taken from the cache")
             else:
-                prepare(step, inputs, model, folder, failed)
+                _prepare_with(model, step, inputs, folder, failed)
                 cache.keep(key, folder)
     print(summary(artifacts.read_json(out / artifacts.DATA / REPORT)))
     return [artifacts.describe(out, "data", artifacts.DATA)]
+
+
+def _prepare_with(model: Path, step: DataStep, inputs: Sequence[Input], folder: Path, failed: Path) -> None:
+    tokenizer = load_tokenizer(model)
+    prepare(step, inputs, build_encoder(step, model, tokenizer), tokenizer, folder, failed)
 
 
 def build_encoder(step: DataStep, folder: Path, tokenizer: Tokenizer) -> Encoder:
@@ -91,21 +96,22 @@ def build_encoder(step: DataStep, folder: Path, tokenizer: Tokenizer) -> Encoder
     return kto.encoder(renderer) if step.objective.kind == "kto" else preference.encoder(renderer)
 
 
-def prepare(step: DataStep, inputs: Sequence[Input], model: Path, folder: Path, failed: Path) -> None:
+def prepare(
+    step: DataStep, inputs: Sequence[Input], encoder: Encoder, tokenizer: Tokenizer, folder: Path, failed: Path
+) -> None:
     """Fills a folder with the train set, the eval set, the report and the preview.
 
     Args:
         step: What to do.
         inputs: What is read.
-        model: Folder of the base model.
+        encoder: Of the objective.
+        tokenizer: Of the base model.
         folder: To fill.
         failed: Folder for the report when the data are wrong.
 
     Raises:
         UserError: The data are wrong; all faults found are listed.
     """
-    tokenizer = load_tokenizer(model)
-    encoder = build_encoder(step, model, tokenizer)
     data, bad_rows = step.data, folder / report.BAD_ROWS
     scratch, facts = folder / _SCRATCH, _facts(step, encoder, tokenizer)
     folder.mkdir(parents=True)
