@@ -176,7 +176,7 @@ def _row_number(attributes: Mapping[str, str], last: int) -> int:
 
 
 def _cell_column(attributes: Mapping[str, str], last: int) -> int:
-    column: int = coordinate_to_tuple(attributes["r"])[1] if "r" in attributes else last + 1
+    column: int = coordinate_to_tuple(attributes["r"])[1] if attributes.get("r") else last + 1
     if column <= last:
         raise ValueError(f"cell {attributes['r']} comes too late")
     return column
