@@ -5,6 +5,7 @@ import io
 import re
 import zipfile
 
+import defusedxml.ElementTree
 import openpyxl
 import pytest
 from hypothesis import given, settings
@@ -90,7 +91,7 @@ def test_values_are_the_texts_that_excel_shows(tmp_path):
         ("yyyy/m/d", 45322, "2024-01-31"), ('yyyy"年"m"月"d"日"', 45322, "2024-01-31"), ("[Red]0", 7, "7"),
         ('0" days"', 7, "7"), ("h:mm AM/PM", 0.5, "12:00:00"), ("[h]:mm", 1.5, "36:00:00"),
         ("mmm-yy", 45322, "2024-01-31"),
-        ("m/d/yyyy h:mm", 45322.5, "2024-01-31T12:00:00"), ("yyyy-mm-dd", -1, "-1"), ("yyyy-mm-dd", 60, "60"),
+        ("m/d/yyyy h:mm", 45322.5, "2024-01-31T12:00:00"), ("yyyy-mm-dd", 59, "1900-02-28"),
         ("General", 7, "7"), ('"$"#,##0', 1234, "1234"),
     ],
 )  # fmt: skip
@@ -98,6 +99,21 @@ def test_a_number_format_decides_between_days_and_numbers(tmp_path, code, number
     made = book([["v"], [number]])
     made.active["A2"].number_format = code
     assert values(saved(tmp_path, made)) == [{"v": text}]
+
+
+def test_days_are_known_in_formats_that_only_east_asian_excel_has(tmp_path):
+    path = saved(tmp_path, book([["v"], [45322]]))
+    # Format 31 is built in, as days with Chinese signs.
+    rewritten(path, "xl/styles.xml", lambda xml: xml.replace(b'numFmtId="0" fontId="0"', b'numFmtId="31" fontId="0"'))
+    assert values(path) == [{"v": "2024-01-31"}]
+
+
+def test_a_column_beyond_the_declared_extent_is_read(tmp_path):
+    path = saved(tmp_path, book([["q", "a"], ["x", "y"], ["z", "w"]]))
+    rewritten(path, SHEET, lambda xml: re.sub(rb'<dimension ref="[^"]*"', b'<dimension ref="A1:A2"', xml))
+    assert values(path) == [{"q": "x", "a": "y"}, {"q": "z", "a": "w"}]
+    rewritten(path, SHEET, lambda xml: re.sub(rb"<dimension[^>]*>", b"", xml))
+    assert values(path) == [{"q": "x", "a": "y"}, {"q": "z", "a": "w"}]
 
 
 def test_days_may_be_counted_from_1904(tmp_path):
@@ -175,10 +191,10 @@ def test_what_other_programs_write_is_read(tmp_path):
     # An extent that is too small, a prefix, no references, rich text with its pronunciation, and an escape.
     rows = (
         '<x:row><x:c t="inlineStr"><x:is><x:t>q</x:t></x:is></x:c><x:c t="inlineStr"><x:is><x:t>a</x:t></x:is></x:c>'
-        '</x:row><x:row r="7"><x:c t="inlineStr"><x:is><x:r><x:t>be</x:t></x:r><x:r><x:t>d_x000D_</x:t></x:r><x:rPh>'
-        '<x:t>no</x:t></x:rPh></x:is></x:c><x:c r="B7" t="d"><x:v>2024-01-31</x:v></x:c></x:row>'
+        '</x:row><x:row r="7"><x:c t="inlineStr"><x:is><x:r><x:t>be</x:t></x:r><x:r><x:t>d_x000D_</x:t></x:r>'
+        '<x:rPh sb="0" eb="1"><x:t>no</x:t></x:rPh></x:is></x:c><x:c r="B7" t="d"><x:v>2024-01-31</x:v></x:c></x:row>'
     )
-    space = "http://purl.oclc.org/ooxml/spreadsheetml/main"
+    space = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
     xml = f'<x:worksheet xmlns:x="{space}"><x:dimension ref="A1"/><x:sheetData>{rows}</x:sheetData></x:worksheet>'
     rewritten(path, SHEET, lambda _: xml.encode())
     assert [(row.line, row.value) for row in read_rows(path)] == [(7, {"q": "bed\r", "a": "2024-01-31"})]
@@ -196,6 +212,9 @@ def shared(path, texts):
     rewritten(path, SHEET, lambda _: f"<worksheet {space}><sheetData>{cells}</sheetData></worksheet>".encode())
     related = b'<Relationship Id="rIdS" Type="http://x/sharedStrings" Target="sharedStrings.xml"/></Relationships>'
     rewritten(path, "xl/_rels/workbook.xml.rels", lambda xml: xml.replace(b"</Relationships>", related))
+    kind = "application/vnd.openxmlformats-officedocument.spreadsheetml.sharedStrings+xml"
+    listed = f'<Override PartName="/xl/sharedStrings.xml" ContentType="{kind}"/></Types>'.encode()
+    rewritten(path, "[Content_Types].xml", lambda xml: xml.replace(b"</Types>", listed))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("xl/sharedStrings.xml", f"<sst {space}>{''.join(texts)}</sst>")
     return path
@@ -203,18 +222,21 @@ def shared(path, texts):
 
 def test_shared_texts_are_read(tmp_path):
     path = saved(tmp_path, book([["q"], ["x"]]))
-    rich = "<si><r><t>be</t></r><r><t xml:space='preserve'>d </t></r><rPh><t>no</t></rPh></si>"
-    shared(
-        path, ["<si><t>q</t></si>", rich, "<si><t>_x005F_x000D__x000D_</t></si>", "<si><t/></si>", "<si><t>a</t></si>"]
-    )
-    assert [row["q"] for row in values(path)] == ["bed ", "_x000D_\r", "a"]
+    rich = "<si><r><t>be</t></r><r><t xml:space='preserve'>d </t></r><rPh sb='0' eb='1'><t>no</t></rPh></si>"
+    shared(path, ["<si><t>q</t></si>", rich, "<si><t>x_x000D_</t></si>", "<si><t/></si>", "<si><t>a</t></si>"])
+    assert [row["q"] for row in values(path)] == ["bed ", "x\r", "a"]
 
 
-def test_a_shared_text_that_is_not_there_makes_a_bad_row(tmp_path):
+def test_a_shared_text_that_is_not_there_is_told(tmp_path):
     path = shared(saved(tmp_path, book([["q"], ["x"]])), ["<si><t>q</t></si>"])
     rewritten(path, SHEET, lambda xml: xml.replace(b"</row>", b'</row><row r="2"><c t="s"><v>7</v></c></row>'))
-    (bad,) = read_rows(path)
-    assert (bad.line, bad.reason) == (2, "bad-cell")
+    with pytest.raises(UserError, match="the workbook is damaged or cut off"):
+        values(path)
+
+
+def test_openpyxl_parses_with_defusedxml():
+    assert openpyxl.DEFUSEDXML
+    assert openpyxl.xml.functions.iterparse is defusedxml.ElementTree.iterparse
 
 
 @pytest.mark.parametrize("part", [SHEET, "xl/workbook.xml", "xl/sharedStrings.xml", "xl/styles.xml"])

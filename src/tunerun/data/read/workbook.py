@@ -7,11 +7,13 @@ Columns are also known by their letter: one without a name is in the rows under 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from tunerun.data.read.cells import Style, number_text
+from openpyxl.utils import get_column_letter
+
+from tunerun.data.read.cells import cell_text
 from tunerun.data.read.source import fail
-from tunerun.data.read.xlsx import Cell, Sheet, Workbook, merged_ranges, open_workbook, plain, sheet_rows
+from tunerun.data.read.xlsx import Range, extras_of, open_workbook, sheet_rows
 from tunerun.data.rows import BadRow, Row, RowFault
 
 WORKBOOK_SUFFIXES = (".xlsx", ".xlsm")
@@ -27,9 +29,6 @@ FOREIGN_TABLES = {
 }
 """What to do with tables of other kinds."""
 
-_GENERAL = Style("number", 0)
-_BOOLEANS = {"0": "FALSE", "1": "TRUE"}
-
 
 def workbook(file: BinaryIO, name: str, sheet: str | None) -> Iterator[Row | BadRow]:
     """Yields the rows of a sheet as dicts of texts by column name; blank rows are skipped.
@@ -43,45 +42,47 @@ def workbook(file: BinaryIO, name: str, sheet: str | None) -> Iterator[Row | Bad
         UserError: The workbook cannot be read, the sheet has to be chosen, or its header is unusable.
     """
     with open_workbook(file, name) as book:
-        chosen = _chosen(book, sheet)
-        yield from _rows(book, chosen, f"{name}[{chosen.title}]")
+        yield from _rows(_chosen(book, name, sheet), name)
 
 
-def _chosen(book: Workbook, title: str | None) -> Sheet:
-    titles = ", ".join(sheet.title for sheet in book.sheets)
+def _chosen(book: Any, name: str, title: str | None) -> Any:
+    titles = ", ".join(sheet.title for sheet in book.worksheets)
     if title is not None:
-        found = next((sheet for sheet in book.sheets if sheet.title == title), None)
+        found = next((sheet for sheet in book.worksheets if sheet.title == title), None)
         if found is None:
-            fail(book.name, None, f"has no sheet {title!r}.", f"It has {titles or 'none'}.")
+            fail(name, None, f"has no sheet {title!r}.", f"It has {titles or 'none'}.")
         return found
-    filled = [sheet for sheet in book.sheets if _has_rows(book, sheet)]
-    shown = [sheet for sheet in filled if not sheet.hidden]
+    filled = [sheet for sheet in book.worksheets if any(cells for _, cells in sheet_rows(sheet, name))]
+    shown = [sheet for sheet in filled if sheet.sheet_state == "visible"]
     if not filled:
-        fail(book.name, None, "holds no rows.")
+        fail(name, None, "holds no rows.")
     if len(shown) != 1:
         what = "several sheets have rows" if shown else "only hidden sheets have rows"
         listed = ", ".join(sheet.title for sheet in shown or filled)
-        fail(book.name, None, f"{what}: {listed}.", f"Name one, such as data.sheet={(shown or filled)[0].title!r}.")
+        fail(name, None, f"{what}: {listed}.", f"Name one, such as data.sheet={(shown or filled)[0].title!r}.")
     return shown[0]
 
 
-def _has_rows(book: Workbook, sheet: Sheet) -> bool:
-    return any(any(cell.raw for cell in cells) for _, cells in sheet_rows(book, sheet))
-
-
-def _rows(book: Workbook, sheet: Sheet, name: str) -> Iterator[Row | BadRow]:
-    merges = _Merges(merged_ranges(book, sheet))
+def _rows(sheet: Any, book_name: str) -> Iterator[Row | BadRow]:
+    name = f"{book_name}[{sheet.title}]"
+    extras = extras_of(sheet, book_name)
+    merges = _Merges(extras.merged)
     titles: Mapping[int, str] | None = None
     letters: Mapping[str, str] = {}
-    for number, cells in sheet_rows(book, sheet):
-        if not any(cell.raw or cell.formula for cell in cells):
+    for number, cells in sheet_rows(sheet, book_name):
+        if not cells and number not in extras.uncomputed:
             continue
         try:
+            if number in extras.uncomputed:
+                place = extras.uncomputed[number]
+                detail = f"cell {place} holds a formula that was never computed: open the file in Excel and save it."
+                raise RowFault("formula-without-value", detail)
+            texts = {cell.column: _text(cell) for cell in cells}
             if titles is None:
-                titles = _titles(book, cells, name, number)
-                letters = {_letters(column): title for column, title in titles.items()}
+                titles = _titles(texts, name, number)
+                letters = {get_column_letter(column): title for column, title in titles.items()}
                 continue
-            value = _value(book, cells, titles, number)
+            value = _value(texts, titles)
             if any(value.values()):
                 merges.check(number, max(titles, default=0))
                 yield Row(name, number, value, letters)
@@ -91,67 +92,44 @@ def _rows(book: Workbook, sheet: Sheet, name: str) -> Iterator[Row | BadRow]:
             yield BadRow(name, number, fault.reason, fault.detail)
 
 
-def _titles(book: Workbook, cells: Sequence[Cell], name: str, number: int) -> dict[int, str]:
+def _titles(texts: Mapping[int, str], name: str, number: int) -> dict[int, str]:
     found: dict[int, str] = {}
-    for cell in cells:
-        title = _text(book, cell, number)
+    for column, title in texts.items():
         if title in found.values():
             fail(name, number, f"the column {title!r} is there twice.", "Give each column a name of its own.")
         if title.strip():
-            found[cell.column] = title
+            found[column] = title
     return found
 
 
-def _value(book: Workbook, cells: Sequence[Cell], titles: Mapping[int, str], number: int) -> dict[str, str]:
+def _value(texts: Mapping[int, str], titles: Mapping[int, str]) -> dict[str, str]:
     value = dict.fromkeys(titles.values(), "")
-    for cell in cells:
-        text = _text(book, cell, number)
-        if cell.column in titles:
-            value[titles[cell.column]] = text
+    for column, text in texts.items():
+        if column in titles:
+            value[titles[column]] = text
         elif text:
-            letters = _letters(cell.column)
+            letters = get_column_letter(column)
             if letters in value:
                 raise RowFault("wrong-columns", f"column {letters} has no name, and another is called {letters}.")
             value[letters] = text
     return value
 
 
-def _text(book: Workbook, cell: Cell, number: int) -> str:
-    place = f"{_letters(cell.column)}{number}"
-    if cell.formula and not cell.raw and cell.kind != "str":
-        detail = f"cell {place} holds a formula that was never computed: open the file in Excel and save it."
-        raise RowFault("formula-without-value", detail)
-    if cell.raw is None:
-        return ""
-    if cell.kind == "e":
-        raise RowFault("error-cell", f"cell {place} holds the error {cell.raw}.")
+def _text(cell: Any) -> str:
+    if cell.data_type == "e":
+        raise RowFault("error-cell", f"cell {cell.coordinate} holds the error {cell.value}.")
     try:
-        if cell.kind == "s":
-            return book.texts[int(cell.raw)]
-        if cell.kind == "b":
-            return _BOOLEANS[cell.raw]
-        if cell.kind == "n":
-            style = book.styles[cell.style] if cell.style else _GENERAL
-            return number_text(cell.raw.strip(), style, book.from_1904) if cell.raw.strip() else ""
-    except (ValueError, LookupError) as error:
-        raise RowFault("bad-cell", f"cell {place} is damaged: {cell.raw[:40]!r} is not what it says.") from error
-    return plain(cell.raw)
-
-
-def _letters(column: int) -> str:
-    text = ""
-    while column:
-        column, rest = divmod(column - 1, 26)
-        text = chr(ord("A") + rest) + text
-    return text
+        return cell_text(cell)
+    except (ValueError, LookupError, OverflowError) as error:
+        raise RowFault("bad-cell", f"cell {cell.coordinate} is damaged: {error}.") from error
 
 
 class _Merges:
     """Merged cells, asked about rows in increasing order."""
 
-    def __init__(self, ranges: Sequence[tuple[int, int, int, int]]) -> None:
+    def __init__(self, ranges: Sequence[Range]) -> None:
         self._waiting = list(reversed(ranges))
-        self._active: list[tuple[int, int, int, int]] = []
+        self._active: list[Range] = []
 
     def check(self, row: int, columns: int) -> None:
         """Refuses a row some of whose values stand in another row or column.
@@ -164,6 +142,6 @@ class _Merges:
         self._active = [found for found in self._active if found[2] >= row]
         for top, left, bottom, right in self._active:
             if left <= columns and (top < row or left < min(right, columns)):
-                cells = f"{_letters(left)}{top}:{_letters(right)}{bottom}"
-                detail = f"the cells {cells} are merged, so that only {_letters(left)}{top} has a value: split them."
+                first, last = f"{get_column_letter(left)}{top}", f"{get_column_letter(right)}{bottom}"
+                detail = f"the cells {first}:{last} are merged, so that only {first} has a value: split them."
                 raise RowFault("merged-cells", detail)
