@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable
 
 from tunerun.config.data_sources import data_paths, holds_out
-from tunerun.config.schema import ADAPTER_METHODS, RunConfig, Stage
+from tunerun.config.schema import ADAPTER_METHODS, MEASURED_TYPES, RunConfig, Stage
 from tunerun.errors import Problem
 from tunerun.network import is_loopback
 
@@ -42,6 +42,7 @@ def size_bytes(text: str) -> int:
 
 def _ranges(config: RunConfig) -> list[Problem]:
     method, train, data, evaluation = config.method, config.train, config.data, config.eval
+    gguf = config.export.gguf
     rows: list[tuple[str, float | None, bool, str]] = [
         ("seed", config.seed, config.seed >= 0, ">= 0"),
         ("method.rank", method.rank, method.rank >= 1, ">= 1"),
@@ -74,7 +75,8 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("eval.max_new_tokens", evaluation.max_new_tokens, evaluation.max_new_tokens >= 1, ">= 1"),
         ("eval.batch_size", evaluation.batch_size, evaluation.batch_size >= 1, ">= 1"),
         ("eval.max_rows", evaluation.max_rows, _positive(evaluation.max_rows), ">= 1"),
-        ("export.gguf.context", config.export.gguf.context, _positive(config.export.gguf.context), ">= 1"),
+        ("export.gguf.context", gguf.context, _positive(gguf.context), ">= 1"),
+        ("export.gguf.imatrix_tokens", gguf.imatrix_tokens, gguf.imatrix_tokens > 0, ">= 1"),
         ("serve.port", config.serve.port, 0 <= config.serve.port <= 65535, "from 0 to 65535"),
         ("serve.context", config.serve.context, _positive(config.serve.context), ">= 1"),
         ("serve.max_concurrent", config.serve.max_concurrent, config.serve.max_concurrent >= 1, ">= 1"),
@@ -123,6 +125,13 @@ def _needs(config: RunConfig) -> list[Problem]:
     if "export" in stages and config.export.gguf.adapter and not adapted:
         fix = "Set export.gguf.adapter=false, or train or name an adapter."
         problems.append(Problem(where="export.gguf.adapter", what="there is no adapter to write.", fix=fix))
+    measured = sorted(set(config.export.gguf.types) & set(MEASURED_TYPES))
+    if "export" in stages and measured and not config.export.gguf.imatrix:
+        what = f"{', '.join(measured)} need to know which weights matter."
+        problems.append(Problem(where="export.gguf.types", what=what, fix="Set export.gguf.imatrix=true."))
+    if "export" in stages and config.export.gguf.imatrix and "data" not in stages:
+        fix = "Add data to the stages, or set export.gguf.imatrix=false."
+        problems.append(Problem(where="export.gguf.imatrix", what="there are no data to measure on.", fix=fix))
     if "verify" in stages and not {"merge", "export", "train"} & set(stages):
         fix = "Add merge or export, or leave verify out."
         problems.append(Problem(where="stages", what="verify has nothing to compare.", fix=fix))
