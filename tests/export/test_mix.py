@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from tunerun.config.schema import GgufType
+from tunerun.config.schema import MEASURED_TYPES, GgufType
 from tunerun.export.mix import FILE_TYPES, Sizes, choose_types
 
 SIZES = Sizes(layers=24, heads=14, key_value_heads=2, architecture="qwen2")
@@ -18,7 +18,8 @@ def shapes(hidden: int = 896, layers: int = 24) -> dict[str, tuple[int, ...]]:
 
 
 def test_every_type_that_the_config_accepts_is_known() -> None:
-    assert {name for name, kind in FILE_TYPES.items() if not kind.needs_importance} == set(get_args(GgufType))
+    assert set(FILE_TYPES) == set(get_args(GgufType))
+    assert {name for name, kind in FILE_TYPES.items() if kind.needs_importance} == set(MEASURED_TYPES)
 
 
 def test_qwen2_half_a_billion_falls_back_as_it_does_upstream() -> None:

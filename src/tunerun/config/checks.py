@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tunerun.config.data_sources import data_paths, data_sources, holds_out
-from tunerun.config.schema import ADAPTER_METHODS, DATA_PARTS, RunConfig, Stage, TrainConfig
+from tunerun.config.schema import ADAPTER_METHODS, DATA_PARTS, MEASURED_TYPES, RunConfig, Stage, TrainConfig
 from tunerun.errors import Problem
 from tunerun.network import is_loopback
 
@@ -45,7 +45,7 @@ def size_bytes(text: str) -> int:
 
 
 def _ranges(config: RunConfig) -> list[Problem]:
-    data, evaluation = config.data, config.eval
+    data, evaluation, gguf = config.data, config.eval, config.export.gguf
     rows: list[Range] = [
         ("seed", config.seed, config.seed >= 0, ">= 0"),
         ("data.max_length", data.max_length, data.max_length >= 8, ">= 8"),
@@ -60,7 +60,8 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("eval.batch_size", evaluation.batch_size, evaluation.batch_size >= 1, ">= 1"),
         ("eval.generate_rows", evaluation.generate_rows, evaluation.generate_rows >= 0, ">= 0"),
         ("eval.max_rows", evaluation.max_rows, _positive(evaluation.max_rows), ">= 1"),
-        ("export.gguf.context", config.export.gguf.context, _positive(config.export.gguf.context), ">= 1"),
+        ("export.gguf.context", gguf.context, _positive(gguf.context), ">= 1"),
+        ("export.gguf.imatrix_tokens", gguf.imatrix_tokens, gguf.imatrix_tokens > 0, ">= 1"),
         ("serve.port", config.serve.port, 0 <= config.serve.port <= 65535, "from 0 to 65535"),
         ("serve.context", config.serve.context, _positive(config.serve.context), ">= 1"),
         ("serve.max_concurrent", config.serve.max_concurrent, config.serve.max_concurrent >= 1, ">= 1"),
@@ -161,6 +162,13 @@ def _needs(config: RunConfig) -> list[Problem]:
     if "export" in stages and config.export.gguf.adapter and not adapted:
         fix = "Set export.gguf.adapter=false, or train or name an adapter."
         problems.append(Problem(where="export.gguf.adapter", what="there is no adapter to write.", fix=fix))
+    measured = sorted(set(config.export.gguf.types) & set(MEASURED_TYPES))
+    if "export" in stages and measured and not config.export.gguf.imatrix:
+        what = f"{', '.join(measured)} need to know which weights matter."
+        problems.append(Problem(where="export.gguf.types", what=what, fix="Set export.gguf.imatrix=true."))
+    if "export" in stages and config.export.gguf.imatrix and "data" not in stages:
+        fix = "Add data to the stages, or set export.gguf.imatrix=false."
+        problems.append(Problem(where="export.gguf.imatrix", what="there are no data to measure on.", fix=fix))
     if "verify" in stages and not {"merge", "export", "train"} & set(stages):
         fix = "Add merge or export, or leave verify out."
         problems.append(Problem(where="stages", what="verify has nothing to compare.", fix=fix))

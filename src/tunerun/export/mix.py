@@ -31,6 +31,11 @@ class FileType:
     needs_importance: bool = False
     """Whether llama.cpp refuses to write it without an importance matrix."""
 
+    @property
+    def uses_importance(self) -> bool:
+        """Whether it has so few bits (4 at most) that a matrix pays."""
+        return self.base.startswith(("Q2", "Q3", "Q4", "IQ"))
+
 
 FILE_TYPES = {
     "f32": FileType(number=0, base="F32"),

@@ -16,6 +16,7 @@ from tunerun.chat.tokenizer import load_tokenizer, read_object
 from tunerun.errors import Problem, UserError, require
 from tunerun.export.adapter import write_adapter
 from tunerun.export.converter import convert, find_converter
+from tunerun.export.importance import read_importance
 from tunerun.export.model import read_model
 from tunerun.export.modelfile import render_modelfile, serve_facts
 from tunerun.export.special import SpecialTokens, read_special, without_generation_blocks
@@ -78,7 +79,11 @@ def _write_own(step: ExportStep, source: Path, out: Path, scratch: Path, staging
     template = load_template(folder, tokenizer.named, step.chat_template)
     special = read_special(folder, tokenizer, template)
     model = read_model(folder, step.name, weights=weights, tokenizer=tokenizer, special=special, template=template)
-    paths = write_gguf(model, step.gguf.types, staging, threads=os.cpu_count() or 1)
+    importance = None
+    if step.gguf.imatrix:
+        adapter = None if step.merged or step.adapter is None else out / step.adapter
+        importance = read_importance(model, source, adapter, out, most_tokens=step.gguf.imatrix_tokens)
+    paths = write_gguf(model, step.gguf.types, staging, threads=os.cpu_count() or 1, importance=importance)
     return paths, model.template, special, _context_tokens(step, model.config, model.architecture)
 
 
@@ -87,6 +92,9 @@ def _write_foreign(step: ExportStep, source: Path, out: Path, scratch: Path, sta
     if step.adapter is not None and not step.merged:
         what = f"llama.cpp's converter writes this model, and it needs {out / artifacts.MERGED}."
         raise UserError(Problem(where="stages", what=what, fix="Add merge to the stages."))
+    if step.gguf.imatrix:
+        what = "an importance matrix is not measured for models that llama.cpp's converter writes."
+        raise UserError(Problem(where="export.gguf.imatrix", what=what, fix="Set export.gguf.imatrix=false."))
     converter = find_converter(step.gguf.llama_cpp)
     tokenizer = load_tokenizer(source)
     template = load_template(source, tokenizer.named, step.chat_template)

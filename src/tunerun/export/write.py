@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tunerun.export.mix import FILE_TYPES, choose_types
 from tunerun.export.model import Model
 from tunerun.export.parameters import add_parameters, read_sizes
 from tunerun.export.tensors import Computed, Source, read_blocks
-from tunerun.formats.floats import Array, is_finite, to_float32
+from tunerun.formats.floats import Array, Float32, is_finite, to_float32
 from tunerun.formats.ggml import Encoder, TensorType
 from tunerun.formats.gguf import GgufFile, GgufTensor
 from tunerun.progress import Progress
@@ -25,7 +26,13 @@ from tunerun.progress import Progress
 _SAMPLING = {"top_p": "top_p", "min_p": "min_p", "temperature": "temp"}
 
 
-def write_gguf(model: Model, types: Sequence[str], out: Path, *, threads: int) -> dict[str, Path]:
+# A file, its type of a tensor, and the importance of the tensor's columns in it.
+_Target = tuple[GgufFile, TensorType, Float32 | None]
+
+
+def write_gguf(
+    model: Model, types: Sequence[str], out: Path, *, threads: int, importance: Mapping[str, Float32] | None = None
+) -> dict[str, Path]:
     """Writes one file of each type.
 
     Args:
@@ -33,6 +40,7 @@ def write_gguf(model: Model, types: Sequence[str], out: Path, *, threads: int) -
         types: Keys of `FILE_TYPES`.
         out: Folder for the files, which are named `<name>-<type>.gguf`.
         threads: For quantising.
+        importance: Mean square of each input, by GGUF name; used for types of few bits.
 
     Returns:
         The files by type, in the order of `types`.
@@ -44,14 +52,17 @@ def write_gguf(model: Model, types: Sequence[str], out: Path, *, threads: int) -
     """
     shapes = {name: source.shape for name, source in model.sources.items()}
     paths = {kind: out / f"{model.name}-{kind}.gguf" for kind in types}
-    chosen = {kind: choose_types(shapes, kind, read_sizes(model.config, model.architecture)) for kind in paths}
+    weighed = {kind: importance if importance and FILE_TYPES[kind].uses_importance else {} for kind in types}
+    sizes = read_sizes(model.config, model.architecture)
+    chosen = {kind: choose_types(shapes, kind, replace(sizes, importance=bool(weighed[kind]))) for kind in paths}
     with ExitStack() as stack:
         encoder = stack.enter_context(Encoder(threads=threads))
         files = {kind: stack.enter_context(_create(path, model, kind, chosen[kind])) for kind, path in paths.items()}
         total = sum(math.prod(shape) for shape in shapes.values())
         progress = stack.enter_context(Progress("export", total=total, unit="weights"))
         for name, source in model.sources.items():
-            _write_tensor(name, source, [(files[kind], chosen[kind][name]) for kind in files], encoder)
+            targets = [(files[kind], chosen[kind][name], weighed[kind].get(name)) for kind in files]
+            _write_tensor(name, source, targets, encoder)
             progress.advance(math.prod(source.shape))
     return paths
 
@@ -61,25 +72,24 @@ def _create(path: Path, model: Model, kind: str, types: Mapping[str, TensorType]
     return GgufFile(path, _header(model, kind), tensors)
 
 
-def _write_tensor(
-    name: str, source: Source | Computed, targets: Sequence[tuple[GgufFile, TensorType]], encoder: Encoder
-) -> None:
+def _write_tensor(name: str, source: Source | Computed, targets: Sequence[_Target], encoder: Encoder) -> None:
     where = source.where if isinstance(source, Source) else name
     for first, rows, dtype in read_blocks(source):
         if not is_finite(rows, dtype):
             raise StageError(f"{where} holds a value that is infinite or not a number.")
         # The same rows go into many files: those of one type are encoded once, and not at all when the weights
         # have that type already.
-        encoded: dict[str, Array] = {dtype: rows.view(np.uint8)}
+        encoded: dict[tuple[str, bool], Array] = {(dtype, weighed): rows.view(np.uint8) for weighed in (False, True)}
         values = None
-        for file, kind in targets:
-            if kind.name not in encoded:
+        for file, kind, importance in targets:
+            key = (kind.name, importance is not None)
+            if key not in encoded:
                 values = to_float32(rows, dtype) if values is None else values
                 try:
-                    encoded[kind.name] = encoder.encode(values, kind)
+                    encoded[key] = encoder.encode(values, kind, importance)
                 except StageError as error:
                     raise StageError(f"{where}: {error}") from error
-            file.write_rows(name, first, encoded[kind.name])
+            file.write_rows(name, first, encoded[key])
 
 
 def _header(model: Model, kind: str) -> Any:

@@ -243,7 +243,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "train": ("model", "data"),
     "eval": ("model", "data", "train"),
     "merge": ("model", "train"),
-    "export": ("model", "train", "merge"),
+    "export": ("model", "data", "train", "merge"),
     "verify": ("model", "data", "train", "merge", "export"),
     "serve": ("model", "merge", "export"),
 }
