@@ -379,6 +379,8 @@ def _warnings(config: RunConfig, decided: _Decisions, volume: Volume | None) -> 
         warnings.append(
             f"only about {volume.optimiser_steps} optimiser steps: raise train.epochs or lower train.global_batch_size"
         )
+    if config.objective.kind == "distill" and found is not None:
+        warnings.append("the memory estimate leaves out the teacher, whose weights are held beside the model's")
     if config.model.trust_remote_code:
         warnings.append("model.trust_remote_code=true lets Python code of the model run")
     if volume is not None and not (holds_out(config.data)):
