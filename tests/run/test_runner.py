@@ -159,6 +159,19 @@ def test_a_stopped_training_with_a_checkpoint_may_not(small, monkeypatch, run_di
         small(learning_rate=0.2)
 
 
+def test_what_changes_only_bits_neither_trains_a_finished_run_again_nor_refuses_a_stopped_one(
+    small, monkeypatch, run_dir
+):
+    monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:stage-error")
+    small()
+    (run_dir / "checkpoints/step-3").mkdir(parents=True)
+    monkeypatch.delenv("TUNERUN_TEST_BEHAVIOUR")
+    assert small(micro_batch_size=4) == ExitCode.DONE
+    assert statuses(run_dir)["train"] == "done"
+    assert small(micro_batch_size=2) == ExitCode.DONE
+    assert statuses(run_dir)["train"] == "skipped"
+
+
 def test_preparing_data_only_in_a_trained_run_changes_nothing(small, run_dir):
     small()
     assert small(stages=("data",)) == ExitCode.DONE
