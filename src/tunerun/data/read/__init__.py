@@ -15,8 +15,17 @@ from tunerun.data.read.hub import hub_files
 from tunerun.data.read.index import INDEX, indexed_files
 from tunerun.data.read.json_rows import json_array, json_lines, json_value
 from tunerun.data.read.remote import open_remote
-from tunerun.data.read.source import PACKED_SUFFIXES, check_file, decode_fault, fail, lines, reading, text_stream
-from tunerun.data.read.workbook import FOREIGN_TABLES, WORKBOOK_SUFFIXES, workbook
+from tunerun.data.read.source import (
+    FOREIGN_TABLES,
+    PACKED_SUFFIXES,
+    WORKBOOK_SUFFIXES,
+    check_file,
+    decode_fault,
+    fail,
+    lines,
+    reading,
+    text_stream,
+)
 from tunerun.data.rows import BadRow, DataFile, Row
 from tunerun.errors import Problem, UserError
 from tunerun.paths import looks_local, resolve_asset
@@ -141,6 +150,9 @@ def _parsed(raw: BinaryIO, kind: str, name: str, sheet: str | None) -> Iterator[
     if kind in COLUMNAR_SUFFIXES:
         yield from columnar(raw, kind, name)
     elif kind in WORKBOOK_SUFFIXES:
+        # openpyxl takes longer to import than most files to read.
+        from tunerun.data.read.workbook import workbook
+
         yield from workbook(raw, name, sheet)
     else:
         with text_stream(raw, name) as (stream, head):

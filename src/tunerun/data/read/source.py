@@ -29,6 +29,20 @@ OLD_MAC_FIX = "Save it with LF or CRLF line ends."
 PACKED_SUFFIXES = (".gz", ".zst")
 """Endings of text files that are unpacked while they are read; the content decides, not the name."""
 
+WORKBOOK_SUFFIXES = (".xlsx", ".xlsm")
+"""Endings of Excel workbooks."""
+
+FOREIGN_TABLES = {
+    ".xls": "Save it as .xlsx or CSV.",
+    ".xlsb": "Save it as .xlsx or CSV.",
+    ".ods": "Save it as .xlsx or CSV.",
+    ".numbers": "Export it as .xlsx or CSV.",
+    ".docx": "Save its table as .xlsx or CSV.",
+    ".zip": "Unpack it.",
+    ".pkl": "Write its rows as JSON lines; pickles can run code and are not opened.",
+}
+"""What to do with tables of other kinds."""
+
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _BUFFER_BYTES = 1 << 18

@@ -16,19 +16,6 @@ from tunerun.data.read.source import fail
 from tunerun.data.read.xlsx import Range, extras_of, open_workbook, sheet_rows
 from tunerun.data.rows import BadRow, Row, RowFault
 
-WORKBOOK_SUFFIXES = (".xlsx", ".xlsm")
-
-FOREIGN_TABLES = {
-    ".xls": "Save it as .xlsx or CSV.",
-    ".xlsb": "Save it as .xlsx or CSV.",
-    ".ods": "Save it as .xlsx or CSV.",
-    ".numbers": "Export it as .xlsx or CSV.",
-    ".docx": "Save its table as .xlsx or CSV.",
-    ".zip": "Unpack it.",
-    ".pkl": "Write its rows as JSON lines; pickles can run code and are not opened.",
-}
-"""What to do with tables of other kinds."""
-
 
 def workbook(file: BinaryIO, name: str, sheet: str | None) -> Iterator[Row | BadRow]:
     """Yields the rows of a sheet as dicts of texts by column name; blank rows are skipped.
