@@ -1,10 +1,12 @@
 """Trains a tiny Qwen2 with tunerun and with TRL's SFTTrainer, side by side, on the same tokens.
 
-Run: `python tests/benchmarks/bench_train.py [--epochs 1] [--repeats 3] [--threads 1]`. Full fine-tuning of a random
-model (hidden 256, 4 layers, vocabulary 4096) on 64 samples of 7.5 thousand tokens in 8 optimiser steps an epoch, in
-bfloat16. The runners take turns in fresh processes; time is that of training alone, first steps included, without
-imports. TRL runs with its defaults (activations recomputed, padded batches of 8) and with its best flags (packed rows
-of 1024 tokens, nothing recomputed). Printed are medians of real tokens a second and of CPU seconds, with the last losses.
+Run: `python tests/benchmarks/bench_train.py [--epochs 1] [--repeats 3] [--threads 1] [--precision bf16]`.
+
+Full fine-tuning of a random model (hidden 256, 4 layers, vocabulary 4096) on 64 samples of 7.7 thousand tokens in 8
+optimiser steps an epoch. The runners take turns in fresh processes; time is that of training alone, first steps
+included, without imports. TRL runs with its defaults (activations recomputed, padded batches of 8) and with its best
+flags (packed rows of 1024 tokens, nothing recomputed). bf16 needs a CPU that has it (avx512_bf16 or amx_bf16): others
+take minutes for a step. Printed are medians of real tokens a second and of CPU seconds, and the last losses.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,8 +57,8 @@ data = datasets.Dataset.from_list([{"input_ids": t, "completion_mask": m} for t,
 best = {"packing": True, "max_length": 1024, "gradient_checkpointing": False, "per_device_train_batch_size": 1}
 arguments = trl.SFTConfig(
     output_dir=out, num_train_epochs=epochs, learning_rate=1e-3, lr_scheduler_type="constant", warmup_steps=0,
-    completion_only_loss=True, use_cpu=True, bf16=True, report_to="none", save_strategy="no", logging_steps=1,
-    disable_tqdm=True, **(best if packed else {}))
+    completion_only_loss=True, use_cpu=True, bf16=sys.argv[6] == "bf16", report_to="none", save_strategy="no",
+    logging_steps=1, disable_tqdm=True, **(best if packed else {}))
 model = AutoModelForCausalLM.from_pretrained(folder + "/base", dtype=torch.float32)
 tokenizer = PreTrainedTokenizerFast.from_pretrained(folder + "/base")
 trainer = trl.SFTTrainer(model=model, args=arguments, train_dataset=data, processing_class=tokenizer)
@@ -77,7 +80,7 @@ def samples() -> list[tuple[list[int], list[int]]]:
     return found
 
 
-def build(folder: Path, threads: int, epochs: int) -> int:
+def build(folder: Path, threads: int, epochs: int, precision: Any) -> int:
     """Writes the model, the samples in every form and tunerun's steps; returns the number of tokens."""
     import torch
     from tokenizers import Tokenizer, models
@@ -136,7 +139,7 @@ def build(folder: Path, threads: int, epochs: int) -> int:
             eval=EvalConfig(),
             track=TrackConfig(),
             name="bench",
-            placement=Placement(threads=threads, precision="bf16"),
+            placement=Placement(threads=threads, precision=precision),
             micro_batch_size=size,
             accumulation_steps=1,
             activation_checkpointing=False,
@@ -147,7 +150,7 @@ def build(folder: Path, threads: int, epochs: int) -> int:
     return int(sum(len(tokens) for tokens, _ in rows))
 
 
-def run(folder: Path, name: str, threads: int, epochs: int) -> dict[str, float]:
+def run(folder: Path, name: str, threads: int, epochs: int, precision: str) -> dict[str, float]:
     """Trains in a fresh process; returns seconds of training, CPU seconds of the process, steps and the last loss."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
@@ -156,7 +159,7 @@ def run(folder: Path, name: str, threads: int, epochs: int) -> dict[str, float]:
             subprocess.run(["cp", "-r", f"{folder / kind}/.", scratch], check=True)
             command = [sys.executable, "-c", TUNERUN, str(folder), scratch, f"{kind}.json"]
         else:
-            command = [sys.executable, "-c", TRL, str(folder), scratch, kind, str(threads), str(epochs)]
+            command = [sys.executable, "-c", TRL, str(folder), scratch, kind, str(threads), str(epochs), precision]
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
@@ -180,15 +183,17 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="fp32")
     options = parser.parse_args()
+    settings = (options.threads, options.epochs, options.precision)
     names = ("tunerun rows", "trl rows", "tunerun packed", "trl packed")
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as scratch:
-        tokens = build(Path(scratch), options.threads, options.epochs) * options.epochs
+        tokens = build(Path(scratch), *settings) * options.epochs
         for _ in range(options.repeats):
             for name in names:
-                found[name].append(run(Path(scratch), name, options.threads, options.epochs))
-    print(f"{tokens:,} tokens, {options.threads} threads, medians of {options.repeats}")
+                found[name].append(run(Path(scratch), name, *settings))
+    print(f"{tokens:,} tokens, {options.precision}, {options.threads} threads, medians of {options.repeats}")
     print(f"{'runner':16}{'tokens/s':>10}{'seconds':>9}{'CPU s':>8}{'steps':>7}{'last loss':>11}")
     rates = {}
     for name in names:
