@@ -37,7 +37,7 @@ def test_every_key_is_read_by_something():
     code = "\n".join(
         file.read_text(encoding="utf-8")
         for file in (ROOT / "src" / "tunerun").rglob("*.py")
-        if file.name not in ("schema.py", "checks.py")
+        if file.parent.name != "schema" and file.name != "checks.py"
     )
     for cls in vars(schema).values():
         if isinstance(cls, type) and dataclasses.is_dataclass(cls):

@@ -27,7 +27,7 @@ def config_reference() -> str:
     """Returns conf/README.md: every key with type, default and meaning, and the options of each group."""
     parts = [
         "# Every key\n",
-        "Written by `python -m tunerun.config.reference` from `src/tunerun/config/schema.py`. Set a key in a recipe,",
+        "Written by `python -m tunerun.config.reference` from `src/tunerun/config/schema/`. Set a key in a recipe,",
         "in an option file, or on the command line as `key=value`; the command line goes before recipes, and recipes",
         "before options.\n",
         "## The run\n",
@@ -100,9 +100,10 @@ def option_names(group: str) -> list[str]:
 def field_docs() -> dict[str, dict[str, str]]:
     """Returns the text below each field of the schema, by class and field."""
     docs: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(schema)).body:
-        if isinstance(node, ast.ClassDef):
-            docs[node.name] = dict(_texts(node))
+    for file in sorted(Path(schema.__file__).parent.glob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                docs[node.name] = dict(_texts(node))
     return docs
 
 

@@ -1,0 +1,112 @@
+"""Every key a user can set: its type, default, unit and meaning, and nowhere else.
+
+One flat frozen dataclass for each section. The string below a field is its documentation: `conf/README.md` and error
+messages are made from it. A key that only some kinds of its section use names them with `used_by`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunerun.config.schema.data import DataConfig, SourceConfig
+from tunerun.config.schema.kinds import (
+    ADAM_OPTIMIZERS,
+    ADAPTER_METHODS,
+    BITSANDBYTES_OPTIMIZERS,
+    DATA_PARTS,
+    MEASURED_TYPES,
+    PAGED_OPTIMIZERS,
+    DataFormat,
+    GgufType,
+    MethodKind,
+    ObjectiveKind,
+    Optimizer,
+    Stage,
+    Strategy,
+    used_by,
+)
+from tunerun.config.schema.machine import ClusterConfig, EnvConfig, HardwareConfig
+from tunerun.config.schema.model import ModelConfig, ShapeConfig
+from tunerun.config.schema.results import EvalConfig, ExportConfig, GgufConfig, ServeConfig, TrackConfig, VerifyConfig
+from tunerun.config.schema.runs import LockConfig, SweepConfig
+from tunerun.config.schema.training import MethodConfig, ObjectiveConfig, TrainConfig
+
+__all__ = [
+    "ADAM_OPTIMIZERS",
+    "ADAPTER_METHODS",
+    "BITSANDBYTES_OPTIMIZERS",
+    "DATA_PARTS",
+    "MEASURED_TYPES",
+    "PAGED_OPTIMIZERS",
+    "ClusterConfig",
+    "DataConfig",
+    "DataFormat",
+    "EnvConfig",
+    "EvalConfig",
+    "ExportConfig",
+    "GgufConfig",
+    "GgufType",
+    "HardwareConfig",
+    "LockConfig",
+    "MethodConfig",
+    "MethodKind",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "ObjectiveKind",
+    "Optimizer",
+    "RunConfig",
+    "ServeConfig",
+    "ShapeConfig",
+    "SourceConfig",
+    "Stage",
+    "Strategy",
+    "SweepConfig",
+    "TrackConfig",
+    "TrainConfig",
+    "VerifyConfig",
+    "used_by",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One run, from data to a served model."""
+
+    name: str | None = None
+    """Names the run directory and exported files; null takes the recipe's name."""
+    run_dir: str | None = None
+    """Folder of the run; null makes outputs/<name>/<run id>."""
+    seed: int = 42
+    """Seeds shuffling, dropout, adapter initialisation and sampling."""
+    stages: tuple[Stage, ...] = ("data", "train", "eval", "merge", "export", "verify")
+    """What to run, in this order."""
+    model: ModelConfig = ModelConfig()
+    """Which weights to start from."""
+    data: DataConfig = DataConfig()
+    """Which rows to train on."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """What is learned."""
+    method: MethodConfig = MethodConfig()
+    """Which weights move."""
+    train: TrainConfig = TrainConfig()
+    """How the weights move."""
+    hardware: HardwareConfig = HardwareConfig()
+    """What to compute on."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where processes are placed."""
+    eval: EvalConfig = EvalConfig()
+    """What is measured."""
+    export: ExportConfig = ExportConfig()
+    """What is written for deployment."""
+    verify: VerifyConfig = VerifyConfig()
+    """Proof of the export."""
+    serve: ServeConfig = ServeConfig()
+    """The endpoint."""
+    track: TrackConfig = TrackConfig()
+    """Trackers."""
+    sweep: SweepConfig = SweepConfig()
+    """Many runs."""
+    env: EnvConfig = EnvConfig()
+    """This machine."""
+    lock: LockConfig = LockConfig()
+    """What a run has to find as it was."""

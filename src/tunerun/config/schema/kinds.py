@@ -1,0 +1,35 @@
+"""Names that keys can have as values, and how a key says who reads it."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any, Literal
+
+Stage = Literal["data", "train", "eval", "merge", "export", "verify", "publish", "serve"]
+ObjectiveKind = Literal["sft", "pretrain", "dpo", "orpo", "simpo", "kto", "reward", "distill"]
+MethodKind = Literal["full", "freeze", "lora", "dora", "rslora", "pissa", "lora_plus", "qlora"]
+Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
+GgufType = Literal[
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_0", "q5_1", "q4_k_m", "q4_k_s", "q4_0", "q4_1",
+    "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "q2_k", "tq2_0", "tq1_0",
+    "iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s",
+]  # fmt: skip
+
+# What llama.cpp writes only with an importance matrix.
+MEASURED_TYPES = ("iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
+
+DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "xtuner", "columns", "text"]
+
+# What `data.columns` can name.
+DATA_PARTS = ("system", "user", "assistant", "text", "chosen", "rejected", "label")
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion", "adafactor", "muon"]
+
+ADAPTER_METHODS = ("lora", "dora", "rslora", "pissa", "lora_plus", "qlora")
+PAGED_OPTIMIZERS = ("paged_adamw", "paged_adamw_8bit")
+BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", *PAGED_OPTIMIZERS)
+ADAM_OPTIMIZERS = ("adamw", *BITSANDBYTES_OPTIMIZERS, "muon")
+
+
+def used_by(*kinds: str, default: Any, by: str = "kind") -> Any:
+    """Declares a field that is read only when another one of its section, `by`, has one of some values."""
+    return field(default=default, metadata={"kinds": kinds, "by": by})

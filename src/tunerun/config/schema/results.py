@@ -1,0 +1,99 @@
+"""Keys of the sections `eval`, `export`, `verify`, `serve` and `track`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tunerun.config.schema.kinds import GgufType
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """What is measured before and after."""
+
+    prompts: tuple[str, ...] = ()
+    """Questions answered at each checkpoint, by the base model and by the tuned one."""
+    max_new_tokens: int = 64
+    """Longest answer, in tokens."""
+    batch_size: int = 8
+    """Rows computed at a time."""
+    max_rows: int | None = 200
+    """Rows the loss is measured on; null takes all."""
+    generate_rows: int = 0
+    """Held-out rows whose last answer is generated and compared with the row's own by BLEU-4 and ROUGE."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GgufConfig:
+    """GGUF files for llama.cpp and Ollama."""
+
+    types: tuple[GgufType, ...] = ()
+    """llama.cpp types to write, such as `f16` or `q4_k_m`; the first is served by default."""
+    context: int | None = None
+    """Context length for the Modelfile, in tokens; null takes the model's own, at most 8192."""
+    adapter: bool = False
+    """Whether the LoRA adapter is written by itself, too, for llama.cpp's `--lora`."""
+    imatrix: bool = False
+    """Whether types of 4 bits and less weigh errors by what the training data send through each layer."""
+    imatrix_tokens: int = 65536
+    """Most training tokens that are looked at for it."""
+    llama_cpp: str | None = None
+    """Folder with llama.cpp's source, whose converter writes architectures that tunerun does not; null downloads it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportConfig:
+    """What is written for deployment."""
+
+    max_shard_size: str = "5GB"
+    """Largest safetensors file of a merged model, such as `2GB` or `500MB`."""
+    merge_base: Literal["full_precision", "dequantised"] | None = None
+    """What a qlora adapter is merged into: the original weights, or these rounded as they were in training; null takes
+    the latter, which gives the network that was trained."""
+    gguf: GgufConfig = GgufConfig()
+    """GGUF files."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyConfig:
+    """Proof that the exported model is the trained one."""
+
+    level: Literal["quick", "full", "off"] = "quick"
+    """`quick` compares on a few prompts, `full` on the held-out rows too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig:
+    """An OpenAI-compatible endpoint."""
+
+    engine: Literal["auto", "llamacpp", "vllm", "transformers"] = "auto"
+    """What computes the answers; `auto` takes llama.cpp for GGUF files and transformers for folders."""
+    host: str = "127.0.0.1"
+    """Address to listen on; any but a loopback address needs a key."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key clients must send."""
+    context: int | None = None
+    """Context length, in tokens; null takes the model's own."""
+    max_concurrent: int = 8
+    """Requests computed or waiting at a time; more are answered with 429."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackConfig:
+    """Where metrics go besides metrics.jsonl and report.html."""
+
+    tensorboard: bool = False
+    """Write TensorBoard event files to the run directory."""
+    wandb: bool = False
+    """Log to Weights & Biases; offline when no key is set."""
+    trackio: bool = False
+    """Log to trackio's local store, shown by `trackio show`."""
+    mlflow: bool = False
+    """Log to MLflow: where MLFLOW_TRACKING_URI says, or to a data base in the run directory."""
+    swanlab: bool = False
+    """Log to SwanLab; offline when no key is set."""
+    project: str = "tunerun"
+    """Project (experiment of MLflow) that trackers put the run in."""
