@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable
 
 from tunerun.config.data_sources import data_paths, holds_out
-from tunerun.config.schema import ADAPTER_METHODS, MEASURED_TYPES, RunConfig, Stage
+from tunerun.config.schema import ADAPTER_METHODS, RunConfig, Stage
 from tunerun.errors import Problem
 from tunerun.network import is_loopback
 
@@ -21,6 +21,9 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _STAGES = typing.get_args(Stage)
 
 Rule = Callable[[RunConfig], list[Problem]]
+
+# What llama.cpp writes only with an importance matrix.
+MEASURED_TYPES = ("iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
 
 
 def check(config: RunConfig) -> list[Problem]:
@@ -42,7 +45,6 @@ def size_bytes(text: str) -> int:
 
 def _ranges(config: RunConfig) -> list[Problem]:
     method, train, data, evaluation = config.method, config.train, config.data, config.eval
-    gguf = config.export.gguf
     rows: list[tuple[str, float | None, bool, str]] = [
         ("seed", config.seed, config.seed >= 0, ">= 0"),
         ("method.rank", method.rank, method.rank >= 1, ">= 1"),
@@ -75,8 +77,7 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("eval.max_new_tokens", evaluation.max_new_tokens, evaluation.max_new_tokens >= 1, ">= 1"),
         ("eval.batch_size", evaluation.batch_size, evaluation.batch_size >= 1, ">= 1"),
         ("eval.max_rows", evaluation.max_rows, _positive(evaluation.max_rows), ">= 1"),
-        ("export.gguf.context", gguf.context, _positive(gguf.context), ">= 1"),
-        ("export.gguf.imatrix_tokens", gguf.imatrix_tokens, gguf.imatrix_tokens > 0, ">= 1"),
+        ("export.gguf.context", config.export.gguf.context, _positive(config.export.gguf.context), ">= 1"),
         ("serve.port", config.serve.port, 0 <= config.serve.port <= 65535, "from 0 to 65535"),
         ("serve.context", config.serve.context, _positive(config.serve.context), ">= 1"),
         ("serve.max_concurrent", config.serve.max_concurrent, config.serve.max_concurrent >= 1, ">= 1"),

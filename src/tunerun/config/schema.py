@@ -19,10 +19,6 @@ GgufType = Literal[
     "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "q2_k", "tq2_0", "tq1_0",
     "iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s",
 ]  # fmt: skip
-
-# What llama.cpp writes only with an importance matrix.
-MEASURED_TYPES = ("iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
-
 DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "xtuner", "columns", "text"]
 
 ADAPTER_METHODS = ("lora", "dora", "rslora", "pissa", "lora_plus", "qlora")
@@ -276,9 +272,7 @@ class GgufConfig:
     adapter: bool = False
     """Whether the LoRA adapter is written by itself, too, for llama.cpp's `--lora`."""
     imatrix: bool = False
-    """Whether types of 4 bits and less weigh errors by what the training data send through each layer."""
-    imatrix_tokens: int = 65536
-    """Most training tokens that are looked at for it."""
+    """Whether types of up to 4 bits weigh errors by what the training data send through each layer."""
     llama_cpp: str | None = None
     """Folder with llama.cpp's source, whose converter writes architectures that tunerun does not; null downloads it."""
 
