@@ -18,7 +18,8 @@ from tests.export.models import build_model
 from tests.tiny import random_samples, write_store
 from tunerun import artifacts
 from tunerun.base_model import BaseModel, write_base
-from tunerun.config.schema import MEASURED_TYPES, GgufConfig
+from tunerun.config.checks import MEASURED_TYPES
+from tunerun.config.schema import GgufConfig
 from tunerun.errors import StageError, UserError
 from tunerun.export import stage
 from tunerun.export.importance import read_importance
@@ -122,7 +123,7 @@ def step(**gguf: Any) -> ExportStep:
 
 def test_two_bits_are_written_from_training_data(tmp_path: Path) -> None:
     run = start_run(tmp_path)
-    stage.run(step(types=("q2_k_s", "q4_0"), imatrix=True, imatrix_tokens=64), run)
+    stage.run(step(types=("q2_k_s", "q4_0"), imatrix=True), run)
     weighed = run / "export" / "demo-q4_0.gguf"
     plain = export(tmp_path / "base", tmp_path / "plain", ["q4_0"])["q4_0"]
     assert "blk.1.ffn_down.weight" in differing_tensors(weighed, plain)

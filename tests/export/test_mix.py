@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import get_args
 
-from tunerun.config.schema import MEASURED_TYPES, GgufType
+from tunerun.config.checks import MEASURED_TYPES
+from tunerun.config.schema import GgufType
 from tunerun.export.mix import FILE_TYPES, Sizes, choose_types
 
 SIZES = Sizes(layers=24, heads=14, key_value_heads=2, architecture="qwen2")

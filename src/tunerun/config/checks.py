@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tunerun.config.data_sources import data_paths, data_sources, holds_out
-from tunerun.config.schema import ADAPTER_METHODS, DATA_PARTS, MEASURED_TYPES, RunConfig, Stage, TrainConfig
+from tunerun.config.schema import ADAPTER_METHODS, DATA_PARTS, RunConfig, Stage, TrainConfig
 from tunerun.errors import Problem
 from tunerun.network import is_loopback
 
@@ -25,6 +25,9 @@ _STAGES = typing.get_args(Stage)
 Rule = Callable[[RunConfig], list[Problem]]
 Range = tuple[str, Any, bool, str]
 """Key, value, whether it is in range, and the range in words."""
+
+# What llama.cpp writes only with an importance matrix.
+MEASURED_TYPES = ("iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
 
 
 def check(config: RunConfig) -> list[Problem]:
@@ -45,7 +48,7 @@ def size_bytes(text: str) -> int:
 
 
 def _ranges(config: RunConfig) -> list[Problem]:
-    data, evaluation, gguf = config.data, config.eval, config.export.gguf
+    data, evaluation = config.data, config.eval
     rows: list[Range] = [
         ("seed", config.seed, config.seed >= 0, ">= 0"),
         ("data.max_length", data.max_length, data.max_length >= 8, ">= 8"),
@@ -60,8 +63,7 @@ def _ranges(config: RunConfig) -> list[Problem]:
         ("eval.batch_size", evaluation.batch_size, evaluation.batch_size >= 1, ">= 1"),
         ("eval.generate_rows", evaluation.generate_rows, evaluation.generate_rows >= 0, ">= 0"),
         ("eval.max_rows", evaluation.max_rows, _positive(evaluation.max_rows), ">= 1"),
-        ("export.gguf.context", gguf.context, _positive(gguf.context), ">= 1"),
-        ("export.gguf.imatrix_tokens", gguf.imatrix_tokens, gguf.imatrix_tokens > 0, ">= 1"),
+        ("export.gguf.context", config.export.gguf.context, _positive(config.export.gguf.context), ">= 1"),
         ("serve.port", config.serve.port, 0 <= config.serve.port <= 65535, "from 0 to 65535"),
         ("serve.context", config.serve.context, _positive(config.serve.context), ">= 1"),
         ("serve.max_concurrent", config.serve.max_concurrent, config.serve.max_concurrent >= 1, ">= 1"),

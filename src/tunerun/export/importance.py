@@ -8,13 +8,12 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from tunerun import artifacts
 from tunerun.errors import Problem, StageError, UserError
 from tunerun.export.model import Model
 from tunerun.export.tensors import file_names
 from tunerun.formats.floats import Float32
+from tunerun.formats.safetensors import read_header, read_tensor
 from tunerun.formats.tokens import MANIFEST
 
 _CHILD = "tunerun.models.importance"
@@ -47,14 +46,13 @@ def read_importance(
         fix = "Add data to the stages, or set export.gguf.imatrix=false."
         raise UserError(Problem(where="export.gguf.imatrix", what="there are no data to measure on.", fix=fix))
     with tempfile.TemporaryDirectory(prefix="tunerun-importance-") as scratch:
-        file = Path(scratch) / "importance.npz"
+        file = Path(scratch) / "importance.safetensors"
         arguments = [str(base), "" if adapter is None else str(adapter), str(store), str(file), str(most_tokens)]
         done = subprocess.run([sys.executable, "-m", _CHILD, *arguments], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = done.stderr.strip()[-_SAID_CHARACTERS:]
             raise StageError(f"the importance matrix of {base} could not be measured:\n{said}")
-        with np.load(file, allow_pickle=False) as measured:
-            found = {name: measured[name] for name in measured.files}
+        found = {name: read_tensor(info) for name, info in read_header(file).items()}
     return _by_file_name(found, model)
 
 

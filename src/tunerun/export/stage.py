@@ -29,6 +29,8 @@ from tunerun.plan.steps import ExportStep, Quantisation
 MODELFILE = "Modelfile"
 SERVE_FACTS = "serve.json"
 
+# Some minutes for a model of a billion weights on a laptop; more changes the files little.
+_IMPORTANCE_TOKENS = 65536
 # Attention memory grows with the context: enough for chat, little enough for a laptop.
 _MAX_DEFAULT_CONTEXT_TOKENS = 8192
 
@@ -82,7 +84,7 @@ def _write_own(step: ExportStep, source: Path, out: Path, scratch: Path, staging
     importance = None
     if step.gguf.imatrix:
         adapter = None if step.merged or step.adapter is None else out / step.adapter
-        importance = read_importance(model, source, adapter, out, most_tokens=step.gguf.imatrix_tokens)
+        importance = read_importance(model, source, adapter, out, most_tokens=_IMPORTANCE_TOKENS)
     paths = write_gguf(model, step.gguf.types, staging, threads=os.cpu_count() or 1, importance=importance)
     return paths, model.template, special, _context_tokens(step, model.config, model.architecture)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from tunerun.formats.tokens import TokenStore
@@ -72,8 +73,7 @@ def _main(base: str, adapter: str, store: str, file: str, tokens: str) -> None:
     model = load_model(Path(base), dtype=torch.float32, device="cpu")
     if adapter:
         model = load_adapter(model, Path(adapter), trainable=False).merge_and_unload()
-    with Path(file).open("wb") as stream:
-        np.savez(stream, **measure_importance(model, TokenStore.open(Path(store)), int(tokens)))
+    save_file(measure_importance(model, TokenStore.open(Path(store)), int(tokens)), file)
 
 
 if __name__ == "__main__":

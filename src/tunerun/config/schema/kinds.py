@@ -15,9 +15,6 @@ GgufType = Literal[
     "iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s",
 ]  # fmt: skip
 
-# What llama.cpp writes only with an importance matrix.
-MEASURED_TYPES = ("iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
-
 DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "xtuner", "columns", "text"]
 
 # What `data.columns` can name.

@@ -35,9 +35,7 @@ class GgufConfig:
     adapter: bool = False
     """Whether the LoRA adapter is written by itself, too, for llama.cpp's `--lora`."""
     imatrix: bool = False
-    """Whether types of 4 bits and less weigh errors by what the training data send through each layer."""
-    imatrix_tokens: int = 65536
-    """Most training tokens that are looked at for it."""
+    """Whether types of up to 4 bits weigh errors by what the training data send through each layer."""
     llama_cpp: str | None = None
     """Folder with llama.cpp's source, whose converter writes architectures that tunerun does not; null downloads it."""
 
