@@ -76,3 +76,11 @@ def test_rows_with_the_same_sample_number_at_their_border_stay_apart(tmp_path: P
     batch = collate(store, [0, 0, 1], "cpu")
     assert batch.segment_lengths == (3, 3, 2)
     assert batch.targets.tolist() == [2, 3, 2, 3, 5]
+
+
+def test_the_end_of_turn_is_trained_even_when_it_is_the_models_padding_too(model: Any, tmp_path: Path) -> None:
+    """Trainers that mask padding by its token mask the end of every answer, and the model never stops."""
+    pad = model.config.pad_token_id
+    batch = _batch(tmp_path, [([5, 6, pad], [0, 1, 1]), ([8, pad], [0, 1])])
+    assert batch.targets.tolist() == [6, pad, pad]
+    assert batch.target_segments.tolist() == [0, 0, 1]
