@@ -76,10 +76,11 @@ def near_copies(
         if let_go is not None:
             let_go()
     numbers = np.flatnonzero(considered & filled.any(axis=1))
-    bands = np.ascontiguousarray(sketches[numbers]).view(np.uint32)
+    bands = sketches.view(np.uint32)
     for band in range(_BANDS):
-        order = np.argsort(bands[:, band], kind="stable")
-        same = bands[order[1:], band] == bands[order[:-1], band]
+        cells = bands[numbers, band]
+        order = np.argsort(cells, kind="stable")
+        same = cells[order[1:]] == cells[order[:-1]]
         heads = np.maximum.accumulate(np.where(np.r_[False, same], 0, np.arange(len(order))))
         later = np.flatnonzero(same) + 1
         # Comparing with the first and with the one before keeps the work linear, however many agree.
