@@ -70,8 +70,9 @@ def test_what_lies_outside_the_folder_is_named(project, tmp_path, capfd):
     assert "model" in told
 
 
-def test_data_of_a_hub_are_pinned_to_the_commit_that_was_read(project):
-    sources = [{"file": "owner/set:small", "revision": "a" * 40, "rows": 1}]
+@pytest.mark.parametrize("counted", ["owner/set:small", "owner/set:small (Sheet 1)"])
+def test_data_of_a_hub_are_pinned_to_the_commit_that_was_read(project, counted):
+    sources = [{"file": counted, "revision": "a" * 40, "rows": 1}]
     artifacts.write_json(
         project / "first" / artifacts.DATA / "report.json", {"schema": results.DATA_SCHEMA, "sources": sources}
     )

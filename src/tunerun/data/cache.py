@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,15 @@ def take(key: str, folder: Path) -> bool:
             return False
         for name in listed:
             _link(entry / name, folder / name)
-        os.utime(entry)
-    except FileNotFoundError:
-        # Another process removed the entry just now.
+    except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
+        # An entry that is gone was removed by another process just now.
+        if not isinstance(error, FileNotFoundError):
+            print(f"data: prepared before, but cannot be taken from the cache: {error.strerror or error} ({entry})")
         return False
+    # A cache on a read-only disk serves all the same; nothing is removed from it by age either.
+    with suppress(OSError):
+        os.utime(entry)
     return True
 
 
@@ -127,6 +131,9 @@ def one_at_a_time(key: str) -> Iterator[None]:
         except BlockingIOError:
             print("data: another run prepares the same data; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            # Some network file systems have no locks: runs at the same time then prepare the data each for itself.
+            print(f"data: {folder} has no locks: another run may prepare the same data now")
         try:
             yield
         finally:
