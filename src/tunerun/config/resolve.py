@@ -187,10 +187,17 @@ def _not_utf8(config_dir: Path | None) -> str:
     return "a config file is not UTF-8 text. Save it as UTF-8."
 
 
-def option_names(group: str) -> list[str]:
-    """Returns the options of a group or the names of recipes, the user's included."""
+def option_names(group: str, config_dir: Path | None = None) -> list[str]:
+    """Returns the options of a group or the names of recipes, the user's included.
+
+    Args:
+        group: Such as `model`; `recipe` for recipes.
+        config_dir: A further folder of configs, as for `resolve`.
+    """
     kind, inner = ("recipes", "") if group == "recipe" else ("conf", group)
     folders = [folder / inner for folder in (*paths.user_folders(kind), paths.shipped(kind))]
+    if config_dir is not None:
+        folders.append(config_dir / group)
     return sorted({file.stem for folder in folders for file in folder.glob("*.yaml") if file.is_file()})
 
 
