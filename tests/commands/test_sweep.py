@@ -230,3 +230,9 @@ def test_the_runs_of_a_sweep_are_listed_with_the_others(folder, capfd):
     assert cli.dispatch(["runs"]) == ExitCode.DONE
     out = capfd.readouterr().out
     assert all(f"outputs/sweeps/{sweep_dir.name}/{number}" in out for number in (0, 1))
+
+
+def test_a_secret_is_refused_before_anything_is_written(folder):
+    with pytest.raises(UserError, match="holds a secret"):
+        cli.dispatch([*BASE, "data.path=rows.txt", "data.vars.api_key=abcdefgh12345,ijklmnop67890"])
+    assert not (folder / "outputs").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +11,11 @@ from pathlib import Path
 from tunerun import artifacts
 from tunerun.commands import arguments
 from tunerun.commands.prepare import OUTPUTS, Prepared, prepare, require_ready
+from tunerun.config import typed
 from tunerun.config.register import new_run_id
 from tunerun.config.resolve import resolve
 from tunerun.errors import ExitCode, Problem, TunerunError, UserError
-from tunerun.run import inspect, record, results, runner
+from tunerun.run import inspect, record, redact, results, runner
 from tunerun.sweep import measures, table, trials
 from tunerun.sweep.table import Row
 from tunerun.sweep.trials import Trial
@@ -131,13 +133,18 @@ def _entries(found: Sequence[Trial], sweep_dir: Path, config_dir: Path | None) -
     """Prepares all trials, so that what is wrong with any is told before the first one starts."""
     entries: list[_Entry] = []
     problems: list[Problem] = []
+    secrets = redact.secret_values(os.environ)
     for trial in found:
         try:
-            entries.append(_entry(trial, sweep_dir / str(trial.number), config_dir))
+            entry = _entry(trial, sweep_dir / str(trial.number), config_dir)
         except UserError as error:
             if not error.problems:
                 raise
             problems += error.problems
+        else:
+            # What is typed is written down before the first trial starts, whose runner would refuse them too.
+            problems += redact.problems(typed.flatten(typed.plain(entry.whole.config)), secrets)
+            entries.append(entry)
     if problems:
         # What all trials share is told once.
         raise UserError(dict.fromkeys(problems))
