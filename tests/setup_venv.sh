@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with tunerun, its gguf and tensorboard extras and the development tools. The wheel of llama-cpp-python,
+# Makes .venv with tunerun, its gguf, tensorboard and quant extras and the development tools. The wheel of llama-cpp-python,
 # which has to be compiled (some minutes on 2 cores), is built once and kept in the user's cache.
 set -euo pipefail
 
@@ -49,5 +49,5 @@ else
 fi
 
 say "3/3 installing tunerun and what it needs (torch is the largest)"
-.venv/bin/python -m pip install --quiet -c constraints.txt "$(find_wheel)" -e '.[gguf,tensorboard,dev]'
+.venv/bin/python -m pip install --quiet -c constraints.txt "$(find_wheel)" -e '.[gguf,tensorboard,quant,dev]'
 say "ready"

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from tunerun.data.rows import Content, Labelled, Preference, Text
 
+# For more at once hashlib gives up the interpreter lock, and getting it back takes longer than the hash.
+_HELD_BYTES = 2047
 _DIGEST_BYTES = 8
 
 
@@ -111,5 +113,8 @@ def _json(value: Any) -> str:
 
 
 def _hash(text: str) -> int:
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
-    return int.from_bytes(digest, "little")
+    data = text.encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for start in range(0, len(data), _HELD_BYTES):
+        digest.update(data[start : start + _HELD_BYTES])
+    return int.from_bytes(digest.digest(), "little")

@@ -29,10 +29,10 @@ from tunerun.data.rows import BadRow, Content, DataFile, Place, Row, RowFault
 from tunerun.errors import Problem, UserError
 from tunerun.progress import Progress
 
-_BATCH_ROWS = 512
-_BATCH_CHARACTERS = 1 << 19
+_BATCH_ROWS = 1024
+_BATCH_CHARACTERS = 1 << 20
 # One is tokenised by all cores while another, in Python, becomes samples.
-_BATCHES_AT_ONCE = 2
+_BATCHES_AT_ONCE = 3
 _TOO_DEEP = "the value is nested too deeply."
 
 

@@ -140,8 +140,8 @@ def _optimizer(config: RunConfig, plan: Plan) -> list[Problem]:
     if kind in PAGED_OPTIMIZERS and plan.train.placement.device != "cuda":
         fix = f"Choose {kind.removeprefix('paged_')}."
         problems.append(Problem(where="train.optimizer", what=f"{kind} pages to and from a GPU's memory.", fix=fix))
-    torch = importlib.metadata.version("torch")
-    if kind == "muon" and tuple(map(int, torch.split(".")[:2])) < _MUON_SINCE:
+    torch = _version("torch")
+    if kind == "muon" and torch is not None and tuple(map(int, torch.split(".")[:2])) < _MUON_SINCE:
         what = f"torch {torch} has no Muon."
         problems.append(Problem(where="train.optimizer", what=what, fix="Install torch 2.9 or later."))
     return problems
