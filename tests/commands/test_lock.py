@@ -39,7 +39,8 @@ def test_the_recipe_names_what_lies_in_the_folder_without_it(project, capfd):
     assert config.model.chat_template == "./chat.jinja"
     assert config.data.path == ("./rows.txt",)
     assert list(config.lock.data_sha256) == ["./rows.txt"]
-    assert config.lock.packages
+    assert {"torch", "tokenizers", "tunerun"} & set(config.lock.packages)
+    assert not {"wandb", "tensorboard", "huggingface-hub"} & set(config.lock.packages)
     assert "outside this folder" not in capfd.readouterr().out
 
 

@@ -82,4 +82,5 @@ def test_the_replay_takes_the_commits_and_the_choices_of_the_run(run_dir, monkey
     assert cli.dispatch(["replay", "first", "run_dir=second"]) == ExitCode.PREEMPTED
     ((plan, config),) = executed
     assert plan.train.micro_batch_size == 3
+    assert not config.data.cache
     assert config.data.path == (f"owner/set@{'a' * 40}:small:train",)

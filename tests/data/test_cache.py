@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -89,6 +90,14 @@ def test_another_tokenizer_or_template_is_another_key(tmp_path):
     changed = cache.key_of(step(), [file], model)
     (model / "chat_template.jinja").write_text("{{ messages }}")
     assert len({before, changed, cache.key_of(step(), [file], model)}) == 3
+
+
+def test_another_version_of_what_reads_and_tokenises_is_another_key(tmp_path, monkeypatch):
+    file = rows(tmp_path)
+    real = importlib.metadata.version
+    before = cache.key_of(step(), [file], MODEL)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == "tokenizers" else real(name))
+    assert cache.key_of(step(), [file], MODEL) != before
 
 
 def test_a_changed_entry_is_not_taken_and_is_replaced(tmp_path):

@@ -15,6 +15,9 @@ from tunerun.errors import ExitCode, UserError
 from tunerun.run import results
 from tunerun.run.results import Results
 
+# They carry results or models to and fro, and change none.
+_WITHOUT_EFFECT = frozenset({"huggingface-hub", "modelscope", "tensorboard", "vllm", "wandb"})
+
 
 def main(argv: Sequence[str]) -> int:
     """Writes `recipes/NAME.yaml`, which refuses to run where model, data or packages are others.
@@ -52,6 +55,7 @@ def locked(found: Results) -> RunConfig:
         for path, digest in _data_files(record.data)
         if not path.startswith(paths.ASSET_SCHEME)
     }
+    packages = {name: version for name, version in record.provenance["packages"].items() if name not in _WITHOUT_EFFECT}
     return replace(
         config,
         name=None,
@@ -65,7 +69,7 @@ def locked(found: Results) -> RunConfig:
         ),
         data=with_paths(config.data, lambda path: str(_relative(at_commit(path, commits)))),
         objective=replace(config.objective, teacher=_relative(config.objective.teacher)),
-        lock=LockConfig(model_sha256=base["sha256"], data_sha256=digests, packages=dict(record.provenance["packages"])),
+        lock=LockConfig(model_sha256=base["sha256"], data_sha256=digests, packages=packages),
     )
 
 

@@ -93,7 +93,8 @@ def _prepared(recorded: Results, folder: Path) -> Prepared:
             config,
             run_dir=str(folder),
             model=replace(config.model, revision=base["revision"] or config.model.revision),
-            data=with_paths(config.data, lambda path: at_commit(path, commits)),
+            # Prepared data of the cache would be those of the run itself.
+            data=replace(with_paths(config.data, lambda path: at_commit(path, commits)), cache=False),
             hardware=replace(config.hardware, **hardware),
             train=replace(config.train, **training),
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -33,6 +34,7 @@ _ENTRY = "entry.json"
 # What decides the bytes of an entry, besides files, tokenizer and settings.
 _WEIGHTS_INDEX = ".index.json"
 _CODE = ("data", "chat", "formats/tokens.py", "formats/pairs.py")
+_PACKAGES = ("jinja2", "numpy", "openpyxl", "pyarrow", "tokenizers")
 
 
 def key_of(step: DataStep, files: Sequence[DataFile], model: Path) -> str:
@@ -58,6 +60,7 @@ def key_of(step: DataStep, files: Sequence[DataFile], model: Path) -> str:
         "schema": _SCHEMA,
         "version": tunerun.__version__,
         "code": _code_sha256(),
+        "packages": [importlib.metadata.version(name) for name in _PACKAGES],
         "settings": steps.fingerprint_keys(step),
         "files": [repr(file) for file in files],
         "digests": digests[: len(kept)],
