@@ -11,6 +11,7 @@ from tunerun import artifacts, cli
 from tunerun.commands.lock import locked
 from tunerun.commands.prepare import prepare
 from tunerun.config.resolve import resolve
+from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, UserError
 from tunerun.run import results
 
@@ -56,6 +57,17 @@ def test_a_run_of_a_locked_recipe_is_held_to_its_data_from_any_folder(project):
     cli.dispatch(["lock", "first", "mine"])
     config = prepare(resolve(["+recipe=mine"])).config
     assert list(config.lock.data_sha256) == [str(project / "rows.txt")]
+
+
+def test_a_model_whose_weights_were_not_read_is_not_pinned(project):
+    assert resolve_locked("first").lock.model_sha256 is not None
+    assert cli.dispatch(["model.path=model", "data.path=rows.txt", "stages=[data]", "run_dir=second"]) == ExitCode.DONE
+    assert resolve_locked("second").lock.model_sha256 is None
+
+
+def resolve_locked(run: str) -> RunConfig:
+    cli.dispatch(["lock", run, f"{run}-locked"])
+    return resolve([f"+recipe={run}-locked"]).config
 
 
 def test_what_lies_outside_the_folder_is_named(project, tmp_path, capfd):

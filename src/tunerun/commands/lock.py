@@ -55,6 +55,8 @@ def locked(found: Results) -> RunConfig:
         for path, digest in _data_files(record.data)
         if not path.startswith(paths.ASSET_SCHEME)
     }
+    # Without weights, as for stages=[data], the hash is that of the tokenizer and config alone.
+    sha256 = base["sha256"] if record.stages["model"].keys["weights"] else None
     packages = {name: version for name, version in record.provenance["packages"].items() if name not in _WITHOUT_EFFECT}
     return replace(
         config,
@@ -69,7 +71,7 @@ def locked(found: Results) -> RunConfig:
         ),
         data=with_paths(config.data, lambda path: str(_relative(at_commit(path, commits)))),
         objective=replace(config.objective, teacher=_relative(config.objective.teacher)),
-        lock=LockConfig(model_sha256=base["sha256"], data_sha256=digests, packages=packages),
+        lock=LockConfig(model_sha256=sha256, data_sha256=digests, packages=packages),
     )
 
 
