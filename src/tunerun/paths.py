@@ -1,4 +1,4 @@
-"""Where tunerun's own files are, and where a user's are."""
+"""Where tunerun's own files are, and where a user's are; which endings the files of rows have."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 ASSET_SCHEME = "tunerun://"
+
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+DELIMITED_SUFFIXES = (".csv", ".tsv")
+TEXT_SUFFIXES = (".txt",)
+PACKED_SUFFIXES = (".gz", ".zst")
+"""Endings of text files that are unpacked while they are read; the content decides, not the name."""
+WORKBOOK_SUFFIXES = (".xlsx", ".xlsm")
+"""Endings of Excel workbooks."""
+COLUMNAR_SUFFIXES = (".parquet", ".arrow")
+"""Endings of files that hold column by column."""
+PACKABLE_SUFFIXES = (*JSON_SUFFIXES, *DELIMITED_SUFFIXES, *TEXT_SUFFIXES)
+"""Endings of text files of rows, which may be packed."""
+DATA_SUFFIXES = (*PACKABLE_SUFFIXES, *WORKBOOK_SUFFIXES, *COLUMNAR_SUFFIXES)
+"""Endings of files of rows."""
 
 
 def shipped(name: str) -> Path:
@@ -24,9 +38,7 @@ def resolve_asset(path: str) -> str:
 
 def looks_local(path: str) -> bool:
     """Says whether a path can only be a file or folder, not a hub id (`org/name`, `org/name:config:split`)."""
-    suffixes = (
-        ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".gz", ".zst", ".xlsx", ".parquet", ".arrow", ".gguf",
-    )  # fmt: skip
+    suffixes = (*DATA_SUFFIXES, *PACKED_SUFFIXES, ".gguf")
     return path.startswith((".", "/", "~", ASSET_SCHEME)) or path.endswith(suffixes) or path.count("/") != 1
 
 

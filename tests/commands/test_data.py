@@ -46,6 +46,7 @@ def test_help_fits_a_hundred_columns(verb, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        ([""], "neither key=value nor one of convert, split"),
         (["convrt", "a", "b"], "Did you mean `tunerun data convert`"),
         (["spit", "a"], "Did you mean `tunerun data split`"),
         (["convert", "a.csv"], "name what to read and the file to write"),

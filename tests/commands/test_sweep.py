@@ -171,3 +171,68 @@ def test_only_the_best_goes_through_all_stages(folder, monkeypatch, capfd):
     sweep_dir, trials = swept(folder)
     assert [trial["trial"] for trial in trials] == [1, 0, 2]
     assert [(sweep_dir / str(number) / "merged").exists() for number in range(3)] == [False, True, False]
+
+
+def test_the_results_tell_what_the_last_stages_of_the_best_came_to(folder, monkeypatch):
+    real = sweep.runner.execute
+
+    def execute(plan, config):
+        code = real(plan, config=config)
+        row = {"step": 1, "loss": abs(config.seed - 2), "tokens_per_second": 1.0}
+        (Path(plan.run_dir) / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        return code
+
+    monkeypatch.setattr(sweep.runner, "execute", execute)
+    monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "merge:stage-error")
+    wanted = ["stages=[data,train,merge]", "seed=1,2", "sweep.finish_best=true", "sweep.metric=train_loss"]
+    assert cli.dispatch([*BASE[:3], "data.path=rows.txt", *wanted]) == ExitCode.STAGE_FAILED
+    _, trials = swept(folder)
+    assert [(trial["status"], trial["exit_code"]) for trial in by_trial(trials)] == [("done", 0), ("failed", 1)]
+
+
+def test_a_sweep_without_a_best_trial_offers_none(folder, capfd):
+    assert cli.dispatch([*BASE, "data.path=rows.txt", "seed=1,2"]) == ExitCode.DONE
+    out = capfd.readouterr().out
+    assert "there is no best one" in out
+    assert "tunerun sweep best" not in out
+
+
+def test_everything_that_is_wrong_with_any_point_is_told_at_once(folder):
+    with pytest.raises(UserError) as caught:
+        cli.dispatch([*BASE, "data.path=rows.txt", "seed=1,2", "method.rank=0,-1"])
+    assert [problem.where for problem in caught.value.problems] == ["method.rank", "method.rank"]
+
+
+def test_a_sweep_is_resumed_where_it_was_started(folder, tmp_path, monkeypatch):
+    cli.dispatch([*BASE, "data.path=rows.txt", "seed=1,2"])
+    sweep_dir, _ = swept(folder)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="was started in"):
+        cli.dispatch(["resume", str(sweep_dir)])
+
+
+def test_a_glob_finds_the_options_of_config_dir_and_a_resume_finds_them_again(folder):
+    (folder / "more/method").mkdir(parents=True)
+    for name, rank in (("mine-a", 2), ("mine-b", 4)):
+        (folder / f"more/method/{name}.yaml").write_text(f"kind: lora\nrank: {rank}\n")
+    wanted = ["-m", "--config-dir", "more", "model.path=model", "data.path=rows.txt", "stages=[data,train]"]
+    assert cli.dispatch([*wanted, "method=glob(mine-*)"]) == ExitCode.DONE
+    sweep_dir, trials = swept(folder)
+    assert [trial["parameters"] for trial in by_trial(trials)] == [{"method": "mine-a"}, {"method": "mine-b"}]
+    assert cli.dispatch(["resume", str(sweep_dir)]) == ExitCode.DONE
+
+
+def test_the_runs_of_a_sweep_are_listed_with_the_others(folder, capfd):
+    cli.dispatch([*BASE, "data.path=rows.txt", "seed=1,2"])
+    sweep_dir, _ = swept(folder)
+    capfd.readouterr()
+    assert cli.dispatch(["runs"]) == ExitCode.DONE
+    out = capfd.readouterr().out
+    assert all(f"outputs/sweeps/{sweep_dir.name}/{number}" in out for number in (0, 1))
+
+
+def test_a_secret_is_refused_before_anything_is_written(folder):
+    with pytest.raises(UserError, match="holds a secret"):
+        cli.dispatch([*BASE, "data.path=rows.txt", "data.vars.api_key=abcdefgh12345,ijklmnop67890"])
+    assert not (folder / "outputs").exists()

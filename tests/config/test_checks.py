@@ -45,6 +45,7 @@ def test_a_sound_config_has_no_problems():
         ({"stages": []}, "stages", "is empty"),
         ({"stages": ["train"]}, "stages", "needs the data stage"),
         ({"stages": ["merge"]}, "stages", "no adapter"),
+        ({"sweep": {"finish_best": True, "metric": "gguf_bytes"}}, "sweep.finish_best", "only the best one"),
         (
             {"stages": ["export"], "export": {"gguf": {"types": ["f16"], "adapter": True}}},
             "export.gguf.adapter",

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import fcntl
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -89,6 +92,14 @@ def test_another_tokenizer_or_template_is_another_key(tmp_path):
     assert len({before, changed, cache.key_of(step(), [file], model)}) == 3
 
 
+def test_another_version_of_what_reads_and_tokenises_is_another_key(tmp_path, monkeypatch):
+    file = rows(tmp_path)
+    real = importlib.metadata.version
+    before = cache.key_of(step(), [file], MODEL)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == "tokenizers" else real(name))
+    assert cache.key_of(step(), [file], MODEL) != before
+
+
 def test_a_changed_entry_is_not_taken_and_is_replaced(tmp_path):
     folder = prepared(tmp_path)
     cache.keep("k", folder)
@@ -119,6 +130,67 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_not_stop_the_run(tmp_pa
         cache.keep("k", prepared(tmp_path))
     assert not cache.take("k", tmp_path / "second")
     assert "not kept for later runs" in capsys.readouterr().out
+
+
+def test_a_cache_that_can_only_be_read_serves_all_the_same(tmp_path, monkeypatch):
+    folder = prepared(tmp_path)
+    cache.keep("k", folder)
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.take("k", tmp_path / "second")
+    assert content(tmp_path / "second") == content(folder)
+
+
+def test_an_entry_that_cannot_be_read_is_said_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    cache.keep("k", prepared(tmp_path))
+    real, calls = cache._link, []
+
+    def link(source, target):
+        calls.append(source)
+        if len(calls) == 2:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        real(source, target)
+
+    monkeypatch.setattr(cache, "_link", link)
+    assert not cache.take("k", tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+    assert "cannot be taken from the cache: Permission denied" in capsys.readouterr().out
+
+
+def test_a_disk_that_is_full_while_data_are_kept_leaves_no_entry(tmp_path, monkeypatch, capsys):
+    def link(source, target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"cut")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache, "_link", link)
+    cache.keep("k", prepared(tmp_path))
+    assert list((paths.user_cache() / "data").iterdir()) == []
+    assert "not kept for later runs: No space left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("listed", ["", "[]", '{"schema": 0, "files": {}}'])
+def test_an_entry_of_another_version_is_not_taken_and_is_replaced(listed, tmp_path):
+    folder = prepared(tmp_path)
+    cache.keep("k", folder)
+    (paths.user_cache() / "data/k/entry.json").write_text(listed)
+    assert not cache.take("k", tmp_path / "second")
+    cache.keep("k", folder)
+    assert cache.take("k", tmp_path / "third")
+
+
+def test_a_file_system_without_locks_is_said_and_does_not_stop_the_run(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with cache.one_at_a_time("k"):
+        cache.keep("k", prepared(tmp_path))
+    assert "has no locks" in capsys.readouterr().out
+    assert cache.take("k", tmp_path / "second")
 
 
 _WORKER = """

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import httpx
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.hub_server import COMMIT, Hub
 from tunerun.base_model import BaseModel, write_base
-from tunerun.data.read import find_files, read_file, read_rows
+from tunerun.data.read import find_files, read_file, read_rows, remote
 from tunerun.errors import StageError, UserError
 from tunerun.models import hub
 
@@ -278,6 +279,41 @@ def test_a_stream_that_breaks_time_and_again_is_told(server, quick):
     server.cut_after = [70_000] + [0] * 9
     with pytest.raises(StageError, match="the connection broke 4 times"):
         streamed()
+
+
+def test_a_stream_outlives_a_network_that_is_gone_for_a_moment(quick):
+    def cut():
+        yield b"0123"
+        raise httpx.ReadError("reset")
+
+    def later(request):
+        assert request.headers["range"] == "bytes=4-"
+        return httpx.Response(206, headers={"content-length": "6"}, content=iter([b"456789"]))
+
+    answers = [
+        lambda _: httpx.Response(200, headers={"content-length": "10"}, content=cut()),
+        refuse(httpx.ConnectError("unreachable")),
+        refuse(httpx.ConnectTimeout("")),
+        later,
+    ]
+    with httpx.Client(transport=httpx.MockTransport(lambda request: answers.pop(0)(request))) as client:
+        assert remote._RemoteFile(client, "http://hub/file").readall() == b"0123456789"
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError("unreachable"), httpx.ConnectTimeout(""), httpx.ReadTimeout("")])
+def test_a_stream_that_cannot_be_opened_is_told_without_a_traceback(error):
+    with (
+        httpx.Client(transport=httpx.MockTransport(refuse(error))) as client,
+        pytest.raises(StageError, match="cannot be reached"),
+    ):
+        remote._RemoteFile(client, "http://hub/file")
+
+
+def refuse(error):
+    def answer(_):
+        raise error
+
+    return answer
 
 
 def test_a_fault_in_a_stream_has_its_line(server):

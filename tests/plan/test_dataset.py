@@ -55,9 +55,10 @@ def test_what_is_not_here_tells_nothing(source, tmp_path):
     assert measure(DataConfig(path=(source,))) is None
 
 
-def test_a_compressed_file_tells_nothing(tmp_path):
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"{}\n" * 9))
-    assert measure(DataConfig(path=("a.jsonl.gz",))) is None
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.zst", "A.XLSX", "a.xlsm", "a.parquet", "a.arrow"])
+def test_a_compressed_file_tells_nothing(name, tmp_path):
+    (tmp_path / name).write_bytes(gzip.compress(b"{}\n" * 9))
+    assert measure(DataConfig(path=(name,))) is None
 
 
 def test_an_empty_file_has_no_rows(tmp_path):

@@ -68,12 +68,12 @@ def main(argv: Sequence[str]) -> int:
 def _refuse_words(argv: Sequence[str]) -> None:
     """Refuses what is neither a verb nor an override, before Hydra does in its own words."""
     word = argv[0]
-    if word[0] in "+-~" or "=" in word:
+    if word.startswith(("+", "-", "~")) or "=" in word:
         return
     near = get_close_matches(word, _VERBS, n=1)
     if near:
         raise UserError(f"there is no verb `{word}` of `tunerun data`. Did you mean `tunerun data {near[0]}`?")
-    if Path(word).exists():
+    if word and Path(word).exists():
         raise UserError(f"to prepare a file: tunerun data +recipe=NAME data.path={word}")
     raise UserError(f"`{word}` is neither key=value nor one of {', '.join(_VERBS)}. See: tunerun data --help")
 

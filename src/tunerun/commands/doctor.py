@@ -26,6 +26,9 @@ _MODULES = (
     ("vllm", "vllm", "vllm"),
     ("tensorboard", "tensorboard", "tensorboard"),
     ("wandb", "wandb", "wandb"),
+    ("trackio", "trackio", "trackio"),
+    ("mlflow", "mlflow", "mlflow"),
+    ("swanlab", "swanlab", "swanlab"),
     ("optuna", "optuna", "sweep"),
     ("modelscope", "modelscope", "hub"),
 )

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from tunerun import artifacts, paths
 from tunerun.commands import arguments, copy
+from tunerun.config.data_sources import at_commit, data_paths, with_paths
 from tunerun.config.flat import flat_recipe
-from tunerun.config.schema import DataConfig, LockConfig, RunConfig
+from tunerun.config.schema import LockConfig, RunConfig
 from tunerun.errors import ExitCode, UserError
 from tunerun.run import results
 from tunerun.run.results import Results
+
+# They carry results or models to and fro, and change none.
+_WITHOUT_EFFECT = frozenset({"huggingface-hub", "modelscope", "tensorboard", "vllm", "wandb"})
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,30 +39,39 @@ def main(argv: Sequence[str]) -> int:
     comment = f"{found.record.name} of {found.record.created[:10]}, with model, data and packages pinned."
     artifacts.write_text(target, flat_recipe(config, comment))
     print(f"{target}: commit it, and run it with tunerun +recipe={target.stem}")
-    outside = [path for path in config.lock.data_sha256 if Path(path).is_absolute()]
+    outside = [path for path in _paths(config) if Path(path).is_absolute()]
     if outside:
-        print(f"data outside this folder, which a clone will not have: {', '.join(outside)}")
+        print(f"outside this folder, so that a clone will not have it: {', '.join(outside)}")
     return ExitCode.DONE
 
 
 def locked(found: Results) -> RunConfig:
     """Returns the config of a run with what it found pinned; paths below the current folder are relative to it."""
-    record, config = found.record, found.config
-    base = record.base_model or {}
+    record, config, commits = found.record, found.config, found.commits()
+    base = record.base_model
+    assert base is not None, "a run that is done has its model"
     digests = {
-        _relative(path): digest for path, digest in _data_files(record.data) if not path.startswith(paths.ASSET_SCHEME)
+        str(_relative(path)): digest
+        for path, digest in _data_files(record.data)
+        if not path.startswith(paths.ASSET_SCHEME)
     }
+    # Without weights, as for stages=[data], the hash is that of the tokenizer and config alone.
+    sha256 = base["sha256"] if record.stages["model"].keys["weights"] else None
+    packages = {name: version for name, version in record.provenance["packages"].items() if name not in _WITHOUT_EFFECT}
     return replace(
         config,
         name=None,
         run_dir=None,
         model=replace(
             config.model,
-            path=_relative(str(config.model.path)),
+            path=_relative(config.model.path),
             revision=base["revision"] or config.model.revision,
+            adapter=_relative(config.model.adapter),
+            chat_template=_relative(config.model.chat_template),
         ),
-        data=_pinned(config.data, found),
-        lock=LockConfig(model_sha256=base["sha256"], data_sha256=digests, packages=dict(record.provenance["packages"])),
+        data=with_paths(config.data, lambda path: str(_relative(at_commit(path, commits)))),
+        objective=replace(config.objective, teacher=_relative(config.objective.teacher)),
+        lock=LockConfig(model_sha256=sha256, data_sha256=digests, packages=packages),
     )
 
 
@@ -68,32 +81,15 @@ def _data_files(recorded: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(path, digest) for key, space, path, digest in split if space and key.startswith("data.")]
 
 
-def _pinned(data: DataConfig, found: Results) -> DataConfig:
-    """Returns the data section with relative paths, and the commit of each hub's data set that the run read."""
-    revisions = {
-        source["file"]: source["revision"]
-        for source in (found.data or {"sources": []})["sources"]
-        if source["revision"] is not None
-    }
-
-    def pin(path: str) -> str:
-        if path not in revisions:
-            return _relative(path)
-        name, _, parts = path.partition(":")
-        return f"{name.partition('@')[0]}@{revisions[path]}{':' if parts else ''}{parts}"
-
-    return replace(
-        data,
-        path=tuple(pin(path) for path in data.path),
-        eval_path=tuple(pin(path) for path in data.eval_path),
-        sources={
-            name: replace(source, path=tuple(pin(path) for path in source.path))
-            for name, source in data.sources.items()
-        },
-    )
+def _paths(config: RunConfig) -> list[str]:
+    """Returns what the recipe reads from a disk or a hub."""
+    model = config.model
+    named = [model.path, model.adapter, model.chat_template, config.objective.teacher]
+    return [path for path in named if path is not None] + [path for _, path in data_paths(config.data)]
 
 
-def _relative(path: str) -> str:
-    here = Path(path)
-    inside = here.is_absolute() and here.is_relative_to(Path.cwd())
-    return f"./{here.relative_to(Path.cwd())}" if inside else path
+def _relative(path: str | None) -> str | None:
+    # With `..` in it, it may lead out again.
+    if path is None or not Path(path).is_relative_to(Path.cwd()) or ".." in Path(path).parts:
+        return path
+    return f"./{Path(path).relative_to(Path.cwd())}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tunerun import machine as machines
 from tunerun import paths
+from tunerun.config.data_sources import with_paths
 from tunerun.config.register import new_run_id
 from tunerun.config.resolve import Resolved
 from tunerun.config.schema import RunConfig
@@ -79,18 +80,12 @@ def _absolute(config: RunConfig) -> RunConfig:
         adapter=_local(config.model.adapter),
         chat_template=_local(config.model.chat_template),
     )
-    data = replace(
-        config.data,
-        path=_all_local(config.data.path),
-        eval_path=_all_local(config.data.eval_path),
-        sources={name: replace(source, path=_all_local(source.path)) for name, source in config.data.sources.items()},
-    )
     objective = replace(config.objective, teacher=_local(config.objective.teacher))
-    return replace(config, model=model, data=data, objective=objective)
-
-
-def _all_local(paths: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(str(_local(path)) for path in paths)
+    lock = replace(
+        config.lock, data_sha256={str(_local(path)): digest for path, digest in config.lock.data_sha256.items()}
+    )
+    data = with_paths(config.data, lambda path: str(_local(path)))
+    return replace(config, model=model, data=data, objective=objective, lock=lock)
 
 
 def _local(path: str | None) -> str | None:

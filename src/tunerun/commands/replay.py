@@ -11,10 +11,10 @@ from typing import Any
 from tunerun import artifacts, paths
 from tunerun.commands import arguments
 from tunerun.commands.prepare import OUTPUTS, Prepared, plan_for, require_ready
-from tunerun.config.data_sources import data_paths
+from tunerun.config.data_sources import at_commit, data_paths, with_paths
 from tunerun.config.register import new_run_id
 from tunerun.config.schema import RunConfig
-from tunerun.errors import ExitCode, UserError
+from tunerun.errors import ExitCode, Problem, UserError
 from tunerun.hashes import path_sha256
 from tunerun.plan import plan as plans
 from tunerun.run import compare, provenance, results, runner
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         0 when the replay came to the same, 3 when it did not, or the code the run ended with.
 
     Raises:
-        UserError: The folder is no run, or it cannot be run here.
+        UserError: The folder is no run that ended well, the new one holds a run, or it cannot be run here.
     """
     _, rest = arguments.split(argv, flags=(), values=())
     targets = [item.partition("=")[2] for item in rest if item.startswith("run_dir=")]
@@ -42,16 +42,21 @@ def main(argv: Sequence[str]) -> int:
     if recorded.record.status != "done":
         raise UserError(f"{named} did not run to its end ({recorded.record.status}): tunerun resume {short(named)}")
     folder = Path(targets[-1]) if targets else OUTPUTS / recorded.record.name / new_run_id()
+    if (folder / artifacts.RECORD).exists():
+        # What is done there would be skipped, and then be found to be the same.
+        raise UserError(Problem(where="run_dir", what=f"{folder} holds a run already.", fix="Choose a new folder."))
     prepared = _prepared(recorded, folder.absolute())
     before = changed_since(recorded, prepared.config)
     print(_heading(before, named))
     require_ready(prepared)
-    code = runner.execute(prepared.plan, config=prepared.config, summarise=lambda _, name: f"{name}: done again")
+    code = runner.execute(
+        prepared.plan,
+        config=prepared.config,
+        summarise=lambda made, _: _verdict(_different(recorded, made), named, made),
+    )
     if code != ExitCode.DONE:
         return code
-    found = compare.differences(recorded, results.read(folder))
-    print("\n" + _verdict(found, named, folder))
-    return ExitCode.GATE_FAILED if any(item.section in compare.RESULTS for item in found) else ExitCode.DONE
+    return ExitCode.GATE_FAILED if _different(recorded, folder) else ExitCode.DONE
 
 
 def changed_since(recorded: Results, config: RunConfig) -> list[Difference]:
@@ -72,8 +77,8 @@ def changed_since(recorded: Results, config: RunConfig) -> list[Difference]:
 
 def _prepared(recorded: Results, folder: Path) -> Prepared:
     """Builds the plan anew, with what the recorded plan had decided for the user."""
-    config = recorded.config
-    revision = (recorded.record.base_model or {})["revision"]
+    config, commits, base = recorded.config, recorded.commits(), recorded.record.base_model
+    assert base is not None, "a run that is done has its model"
     path = artifacts.read_json(recorded.run_dir / artifacts.PLAN)
     train = plans.from_json(path).train
     hardware: dict[str, Any] = {}
@@ -87,7 +92,9 @@ def _prepared(recorded: Results, folder: Path) -> Prepared:
         replace(
             config,
             run_dir=str(folder),
-            model=replace(config.model, revision=revision or config.model.revision),
+            model=replace(config.model, revision=base["revision"] or config.model.revision),
+            # Prepared data of the cache would be those of the run itself.
+            data=replace(with_paths(config.data, lambda path: at_commit(path, commits)), cache=False),
             hardware=replace(config.hardware, **hardware),
             train=replace(config.train, **training),
         )
@@ -101,8 +108,13 @@ def _heading(found: Sequence[Difference], named: Path) -> str:
     return f"replay of {short(named.absolute())}; not as recorded:\n{table}\n"
 
 
-def _verdict(found: Sequence[Difference], named: Path, folder: Path) -> str:
-    wrong = [item for item in found if item.section in compare.RESULTS]
+def _different(recorded: Results, folder: Path) -> list[Difference]:
+    """Finds in what the replay came to something else; config and environment may differ."""
+    found = compare.differences(recorded, results.read(folder))
+    return [item for item in found if item.section in compare.RESULTS]
+
+
+def _verdict(wrong: Sequence[Difference], named: Path, folder: Path) -> str:
     if not wrong:
         return f"identical: metrics and artifacts of {short(folder)} are those of {short(named.absolute())}"
     return "not identical:\n" + compare.render(wrong, (short(named.absolute()), short(folder)))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunerun import artifacts
 from tunerun.commands import arguments
 from tunerun.commands.prepare import OUTPUTS, Prepared, prepare, require_ready
+from tunerun.config import typed
 from tunerun.config.register import new_run_id
 from tunerun.config.resolve import resolve
 from tunerun.errors import ExitCode, Problem, TunerunError, UserError
-from tunerun.run import inspect, record, results, runner
+from tunerun.run import inspect, record, redact, results, runner
 from tunerun.sweep import measures, table, trials
 from tunerun.sweep.table import Row
 from tunerun.sweep.trials import Trial
@@ -48,8 +50,9 @@ def main(argv: Sequence[str]) -> int:
     if any(item.partition("=")[0].lstrip("+") == "run_dir" for item in overrides):
         raise UserError("run_dir cannot be set with -m: each trial has a directory of its own.")
     sweep_dir = (OUTPUTS / "sweeps" / new_run_id()).absolute()
-    found = trials.grid_trials(overrides)
-    entries = [_entry(trial, sweep_dir / str(trial.number), arguments.config_dir(options)) for trial in found]
+    folder = arguments.config_dir(options)
+    found = trials.grid_trials(overrides, folder)
+    entries = _entries(found, sweep_dir, folder)
     trials.write(sweep_dir, argv, found)
     return _run_all(entries, sweep_dir)
 
@@ -68,12 +71,12 @@ def resume(sweep_dir: Path, argv: Sequence[str]) -> int:
         raise UserError("a sweep is resumed as it was started; overrides belong to single trials.")
     typed, numbers = trials.read(sweep_dir)
     options, overrides = arguments.split(typed, flags=("-m", "--multirun"), values=("--config-dir", "-cd"))
-    found = trials.grid_trials(overrides)
+    folder = arguments.config_dir(options)
+    found = trials.grid_trials(overrides, folder)
     if {trial.digest: trial.number for trial in found} != numbers:
         what = "its arguments now give other trials than they did."
         raise UserError(Problem(where=str(sweep_dir), what=what, fix="Start a new sweep."))
-    folder = arguments.config_dir(options)
-    return _run_all([_entry(trial, sweep_dir / str(trial.number), folder) for trial in found], sweep_dir)
+    return _run_all(_entries(found, sweep_dir, folder), sweep_dir)
 
 
 def _run_all(entries: Sequence[_Entry], sweep_dir: Path) -> int:
@@ -82,15 +85,19 @@ def _run_all(entries: Sequence[_Entry], sweep_dir: Path) -> int:
     for position, entry in enumerate(entries, start=1):
         print(f"trial {position} of {len(entries)}: {' '.join(entry.trial.varied)}", flush=True)
         codes[entry.trial.number] = _run(entry.prepared)
-        rows = [_row(item, sweep_dir, codes) for item in entries]
-        table.write(sweep_dir, rows, metric)
+        rows = _write_rows(entries, sweep_dir, codes)
         if codes[entry.trial.number] == ExitCode.PREEMPTED:
             break
     else:
-        codes |= _finish_best(entries, rows, metric)
+        finished = _finish_best(entries, rows, metric)
+        if finished:
+            codes |= finished
+            rows = _write_rows(entries, sweep_dir, codes)
     print(f"\n{table.render(rows, metric)}\n")
     if ExitCode.PREEMPTED in codes.values():
         print(f"go on: tunerun resume {sweep_dir}")
+    elif table.best(rows, metric) is None:
+        print(f"no trial ended well with a {metric}: there is no best one")
     else:
         print(f"the best as a recipe: tunerun sweep best {sweep_dir}")
     print(f"sweep: {sweep_dir}")
@@ -122,6 +129,28 @@ def _run(trial: Prepared) -> ExitCode:
         return error.exit_code
 
 
+def _entries(found: Sequence[Trial], sweep_dir: Path, config_dir: Path | None) -> list[_Entry]:
+    """Prepares all trials, so that what is wrong with any is told before the first one starts."""
+    entries: list[_Entry] = []
+    problems: list[Problem] = []
+    secrets = redact.secret_values(os.environ)
+    for trial in found:
+        try:
+            entry = _entry(trial, sweep_dir / str(trial.number), config_dir)
+        except UserError as error:
+            if not error.problems:
+                raise
+            problems += error.problems
+        else:
+            # What is typed is written down before the first trial starts, whose runner would refuse them too.
+            problems += redact.problems(typed.flatten(typed.plain(entry.whole.config)), secrets)
+            entries.append(entry)
+    if problems:
+        # What all trials share is told once.
+        raise UserError(dict.fromkeys(problems))
+    return entries
+
+
 def _entry(trial: Trial, run_dir: Path, config_dir: Path | None) -> _Entry:
     resolved = resolve(trial.point, config_dir)
     whole = prepare(replace(resolved, config=replace(resolved.config, run_dir=str(run_dir))))
@@ -133,7 +162,14 @@ def _entry(trial: Trial, run_dir: Path, config_dir: Path | None) -> _Entry:
     return _Entry(trial=trial, prepared=prepare(short), whole=whole)
 
 
-def _row(entry: _Entry, sweep_dir: Path, codes: dict[int, ExitCode]) -> Row:
+def _write_rows(entries: Sequence[_Entry], sweep_dir: Path, codes: Mapping[int, ExitCode]) -> list[Row]:
+    """Reads what came of all trials so far, and writes the sweep's tables."""
+    rows = [_row(entry, sweep_dir, codes) for entry in entries]
+    table.write(sweep_dir, rows, entries[0].prepared.config.sweep.metric)
+    return rows
+
+
+def _row(entry: _Entry, sweep_dir: Path, codes: Mapping[int, ExitCode]) -> Row:
     number = entry.trial.number
     folder = sweep_dir / str(number)
     code = codes.get(number)

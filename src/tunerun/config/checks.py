@@ -295,6 +295,14 @@ def _serve(config: RunConfig) -> list[Problem]:
     return [Problem(where="serve.host", what=what, fix=fix)]
 
 
+def _sweep(config: RunConfig) -> list[Problem]:
+    metric = config.sweep.metric
+    if not config.sweep.finish_best or metric not in ("gguf_bytes", "quantisation_kl"):
+        return []
+    what = f"the trials are ranked by {metric}, which only the best one would have."
+    return [Problem(where="sweep.finish_best", what=what, fix="Set it to false, or rank by sweep.metric=eval_loss.")]
+
+
 RULES: tuple[Rule, ...] = (
     ranges.check,
     _stages,
@@ -312,4 +320,5 @@ RULES: tuple[Rule, ...] = (
     _shards,
     _names,
     _serve,
+    _sweep,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from tunerun.config.schema import DataConfig, SourceConfig
@@ -33,3 +34,26 @@ def data_paths(data: DataConfig) -> tuple[tuple[str, str], ...]:
     named = [(f"data.sources.{name}.path", path) for name, source in data.sources.items() for path in source.path]
     trained = named or [("data.path", path) for path in data.path]
     return (*trained, *(("data.eval_path", path) for path in data.eval_path))
+
+
+def with_paths(data: DataConfig, change: Callable[[str], str]) -> DataConfig:
+    """Returns the section with every path that the data are read from changed alike."""
+    return replace(
+        data,
+        path=tuple(map(change, data.path)),
+        eval_path=tuple(map(change, data.eval_path)),
+        sources={name: replace(source, path=tuple(map(change, source.path))) for name, source in data.sources.items()},
+    )
+
+
+def at_commit(path: str, commits: Mapping[str, str]) -> str:
+    """Returns the address of a hub's data set with the commit that a run read of it; other paths stay.
+
+    Args:
+        path: `org/name@revision:config:split`, all but the name optional, or the path of a file or folder.
+        commits: By such an address.
+    """
+    if path not in commits:
+        return path
+    name, colon, parts = path.partition(":")
+    return f"{name.partition('@')[0]}@{commits[path]}{colon}{parts}"

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from tunerun.config import typed
-from tunerun.config.resolve import compose_config, plain_config
+from tunerun.config.resolve import compose_config, literal, plain_config
 from tunerun.config.schema import RunConfig
 
 HEADER = "# @package _global_\n"
@@ -22,7 +22,7 @@ def flat_recipe(config: RunConfig, comment: str) -> str:
     """
     bare, problems = typed.build(RunConfig, plain_config(compose_config([])))
     assert not problems, "the shipped defaults fit the schema"
-    keys = _changed(typed.plain(bare), typed.plain(config))
+    keys = literal(_changed(typed.plain(bare), typed.plain(config)))
     body = yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=100) if keys else ""
     return f"{HEADER}# {comment}\n{body}"
 

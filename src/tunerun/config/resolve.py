@@ -120,7 +120,7 @@ def rebuild(data: dict[str, Any], arguments: Sequence[str], *, section: str = ""
     syntax = [problem for item in arguments if (problem := overrides.parse_problem(item, frozenset())) is not None]
     if syntax:
         raise UserError(syntax)
-    merged = OmegaConf.create(data)
+    merged = OmegaConf.create(literal(data))
     for item in arguments:
         key, value = overrides.key_and_value(item)
         OmegaConf.update(merged, key, value, force_add=True)
@@ -131,6 +131,16 @@ def rebuild(data: dict[str, Any], arguments: Sequence[str], *, section: str = ""
     broken = [problem for problem in unused + checks.check(config) if problem.where.startswith(section)]
     _refuse(problems, broken, origin)
     return config
+
+
+def literal(data: Any) -> Any:
+    """Returns plain data that OmegaConf reads back as they are: `${` in a text starts no interpolation."""
+    if isinstance(data, dict):
+        return {key: literal(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [literal(value) for value in data]
+    # Backslashes count only where they stand before an interpolation.
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", data) if isinstance(data, str) else data
 
 
 def _refuse(faulty: list[Problem], broken_rules: list[Problem], origin: Sources) -> None:
@@ -187,10 +197,17 @@ def _not_utf8(config_dir: Path | None) -> str:
     return "a config file is not UTF-8 text. Save it as UTF-8."
 
 
-def option_names(group: str) -> list[str]:
-    """Returns the options of a group or the names of recipes, the user's included."""
+def option_names(group: str, config_dir: Path | None = None) -> list[str]:
+    """Returns the options of a group or the names of recipes, the user's included.
+
+    Args:
+        group: Such as `model`; `recipe` for recipes.
+        config_dir: A further folder of configs, as for `resolve`.
+    """
     kind, inner = ("recipes", "") if group == "recipe" else ("conf", group)
     folders = [folder / inner for folder in (*paths.user_folders(kind), paths.shipped(kind))]
+    if config_dir is not None:
+        folders.append(config_dir / group)
     return sorted({file.stem for folder in folders for file in folder.glob("*.yaml") if file.is_file()})
 
 

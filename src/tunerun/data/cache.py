@@ -10,11 +10,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ _ENTRY = "entry.json"
 # What decides the bytes of an entry, besides files, tokenizer and settings.
 _WEIGHTS_INDEX = ".index.json"
 _CODE = ("data", "chat", "formats/tokens.py", "formats/pairs.py")
+_PACKAGES = ("jinja2", "numpy", "openpyxl", "pyarrow", "tokenizers")
 
 
 def key_of(step: DataStep, files: Sequence[DataFile], model: Path) -> str:
@@ -58,6 +60,7 @@ def key_of(step: DataStep, files: Sequence[DataFile], model: Path) -> str:
         "schema": _SCHEMA,
         "version": tunerun.__version__,
         "code": _code_sha256(),
+        "packages": [importlib.metadata.version(name) for name in _PACKAGES],
         "settings": steps.fingerprint_keys(step),
         "files": [repr(file) for file in files],
         "digests": digests[: len(kept)],
@@ -83,11 +86,15 @@ def take(key: str, folder: Path) -> bool:
             return False
         for name in listed:
             _link(entry / name, folder / name)
-        os.utime(entry)
-    except FileNotFoundError:
-        # Another process removed the entry just now.
+    except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
+        # An entry that is gone was removed by another process just now.
+        if not isinstance(error, FileNotFoundError):
+            print(f"data: prepared before, but cannot be taken from the cache: {error.strerror or error} ({entry})")
         return False
+    # A cache on a read-only disk serves all the same; nothing is removed from it by age either.
+    with suppress(OSError):
+        os.utime(entry)
     return True
 
 
@@ -127,6 +134,9 @@ def one_at_a_time(key: str) -> Iterator[None]:
         except BlockingIOError:
             print("data: another run prepares the same data; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            # Some network file systems have no locks: runs at the same time then prepare the data each for itself.
+            print(f"data: {folder} has no locks: another run may prepare the same data now")
         try:
             yield
         finally:

@@ -28,6 +28,7 @@ from tunerun.data.report import Tally
 from tunerun.data.rows import BadRow, Row, RowFault, Text
 from tunerun.data.split import hold_out_count, hold_out_fraction, ranks
 from tunerun.errors import Problem, UserError
+from tunerun.paths import DELIMITED_SUFFIXES, JSON_SUFFIXES, PACKABLE_SUFFIXES
 
 _GZIP = ".gz"
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -58,7 +59,7 @@ def targets(path: Path, folder: Path | None) -> tuple[Path, Path]:
     kind = read.kind_of(path)
     if not path.is_file():
         raise UserError(Problem(where=str(path), what="is not a file.", fix="Name one file of rows."))
-    if kind not in (*read.JSON_SUFFIXES, *read.DELIMITED_SUFFIXES, *read.TEXT_SUFFIXES):
+    if kind not in PACKABLE_SUFFIXES:
         fix = f"Write it as JSON lines first: tunerun data convert {path.name} {path.stem}.jsonl"
         raise UserError(Problem(where=str(path), what="cannot be split as it is.", fix=fix))
     with path.open("rb") as file:
@@ -164,11 +165,11 @@ def _copy(path: Path, lines: list[int], held: npt.NDArray[np.bool_], out: tuple[
         for target in out:
             target.write(mark)
         data.seek(len(mark))
-        if kind in read.JSON_SUFFIXES and data[len(mark) : _HEAD_BYTES].lstrip().startswith(b"["):
+        if kind in JSON_SUFFIXES and data[len(mark) : _HEAD_BYTES].lstrip().startswith(b"["):
             _copy_array(data, held, out)
         else:
             sides = dict(zip(lines, held.tolist(), strict=True))
-            _copy_lines(data, sides, out, header=kind in read.DELIMITED_SUFFIXES)
+            _copy_lines(data, sides, out, header=kind in DELIMITED_SUFFIXES)
 
 
 def _copy_lines(data: mmap.mmap, sides: dict[int, Any], out: tuple[BinaryIO, BinaryIO], *, header: bool) -> None:

@@ -15,7 +15,7 @@ _SAMPLE_BYTES = 1 << 18
 # Byte-level BPE vocabularies of 32k to 152k entries come to 3.5 to 4.5 bytes a token on English text.
 _BYTES_PER_TOKEN = 4.0
 # Their size says little about their text, and their bytes nothing about their rows.
-_COMPRESSED = (".gz", ".zst", ".xlsx", ".parquet", ".arrow")
+_COMPRESSED = (*paths.PACKED_SUFFIXES, *paths.WORKBOOK_SUFFIXES, *paths.COLUMNAR_SUFFIXES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

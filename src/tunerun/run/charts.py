@@ -64,7 +64,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, width: int
         height: In picture units.
     """
     frame = _frame(series, width, height)
-    parts = [_open(width, height, title), *_y_axis(frame), *_x_axis(frame, x_label)]
+    parts = [picture_start(width, height, title), *_y_axis(frame), *_x_axis(frame, x_label)]
     for item in series:
         smooth = item.noisy and len(item.points) >= _SMOOTH_FROM_POINTS
         if smooth:
@@ -87,7 +87,7 @@ def histogram(bounds: Sequence[float], counts: Sequence[int], *, title: str, uni
     bar_width = (width - _LEFT - _RIGHT) / len(counts)
     high = _nice_step(max(counts) / 3) * math.ceil(max(counts) / _nice_step(max(counts) / 3))
     frame = _Frame(width=width, height=height, x_low=0, x_high=len(counts), y_low=0, y_high=high, logarithmic=False)
-    parts = [_open(width, height, title), *_y_axis(frame)]
+    parts = [picture_start(width, height, title), *_y_axis(frame)]
     for index, ((low, up), count) in enumerate(zip(pairwise(bounds), counts, strict=True)):
         top = frame.y(count)
         parts.append(
@@ -96,8 +96,8 @@ def histogram(bounds: Sequence[float], counts: Sequence[int], *, title: str, uni
         )
     every = max(1, math.ceil(len(bounds) / 9))
     for index in range(0, len(bounds), every):
-        parts.append(_text(frame.x(index), height - 16, f"{bounds[index]:,.0f}", "middle"))
-    parts.append(_text(width - _RIGHT, height - 2, unit, "end"))
+        parts.append(caption(frame.x(index), height - 16, f"{bounds[index]:,.0f}", "middle"))
+    parts.append(caption(width - _RIGHT, height - 2, unit, "end"))
     return "".join([*parts, "</svg>"])
 
 
@@ -158,14 +158,14 @@ def _y_axis(frame: _Frame) -> list[str]:
     for value in ticks:
         at = frame.y(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{frame.width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(_text(_LEFT - 8, at + 4, number(value), "end"))
+        parts.append(caption(_LEFT - 8, at + 4, number(value), "end"))
     return parts
 
 
 def _x_axis(frame: _Frame, label: str) -> list[str]:
     ticks = [value for value in _ticks(frame.x_low, frame.x_high) if value == int(value)]
-    parts = [_text(frame.x(value), frame.height - 16, number(value), "middle") for value in ticks]
-    return [*parts, _text(frame.width - _RIGHT, frame.height - 2, label, "end")]
+    parts = [caption(frame.x(value), frame.height - 16, number(value), "middle") for value in ticks]
+    return [*parts, caption(frame.width - _RIGHT, frame.height - 2, label, "end")]
 
 
 def _line(frame: _Frame, points: Sequence[Point], style: str) -> str:
@@ -196,9 +196,11 @@ def _smoothed(points: Sequence[Point]) -> list[Point]:
     return found
 
 
-def _open(width: int, height: int, title: str) -> str:
+def picture_start(width: int, height: int, title: str) -> str:
+    """Returns the opening tag of a picture, whose title is for readers that do not see it."""
     return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title, quote=True)}">'
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
+def caption(x: float, y: float, text: str, anchor: str) -> str:
+    """Returns a text in a picture; `anchor` says which part of it is at `x`: `start`, `middle` or `end`."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'

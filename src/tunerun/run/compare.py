@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tunerun import columns
+from tunerun import artifacts, columns
 from tunerun.config import typed
 from tunerun.launch.terminal import MAX_COLUMNS
 from tunerun.run.results import Results
@@ -20,9 +20,9 @@ RESULTS: tuple[Section, ...] = ("metrics", "artifacts")
 
 # Where a run was made, what it was held to and how long it took say nothing about what it came to.
 _PLACES = ("run_dir", "lock")
-_TIMES = frozenset({"seconds", "tokens_per_second", "eta_seconds", "peak_memory_bytes"})
+_TIMES = frozenset({"seconds", "tokens_per_second", "eta_seconds", "peak_memory_bytes", "gpu_utilisation", "mfu"})
 # These hold such times or absolute paths; what counts in them is compared by itself.
-_COMPARED_BY_CONTENT = frozenset({"metrics.jsonl", "model.json"})
+_COMPARED_BY_CONTENT = frozenset({artifacts.METRICS, artifacts.MODEL, artifacts.TEACHER})
 _KEY_COLUMNS = 36
 _MISSING = "-"
 

@@ -47,6 +47,13 @@ class Results:
         found: Mapping[str, Any] = self.evaluation["models"][model]
         return found
 
+    def commits(self) -> dict[str, str]:
+        """Returns the commit that was read of each data set of a hub, by what the config calls it."""
+        sources = self.data["sources"] if self.data is not None else []
+        # The report adds the sheet of a workbook in brackets.
+        named = ((source["file"].partition(" (")[0], source["revision"]) for source in sources)
+        return {name: revision for name, revision in named if revision is not None}
+
     def answers(self) -> list[tuple[str, str, str | None]]:
         """Returns prompt, the base model's answer, and the tuned model's answer where there is one."""
         base, tuned = self.measured("base"), self.measured("tuned")

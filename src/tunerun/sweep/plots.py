@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from tunerun.run.charts import Point, Series, line_chart, number
+from tunerun.run.charts import Point, Series, caption, line_chart, number, picture_start
 from tunerun.sweep.measures import Better
 
 _WIDTH, _HEIGHT = 900, 300
@@ -50,8 +50,7 @@ def parallel(lines: Sequence[Line], metric: str) -> str:
     axes = [_axis([parameters.get(name, "") for parameters, _ in lines]) for name in names]
     axes.append(_axis([repr(value) for _, value in lines]))
     gap = (_WIDTH - _LEFT - _RIGHT) / max(len(axes) - 1, 1)
-    title = escape(f"parameters and {metric}", quote=True)
-    parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}">']
+    parts = [picture_start(_WIDTH, _HEIGHT, f"parameters and {metric}")]
     # The best is drawn last, over the others.
     for index in range(len(lines) - 1, -1, -1):
         places = " ".join(f"{_LEFT + gap * at:.1f},{_y(axis.places[index]):.1f}" for at, axis in enumerate(axes))
@@ -62,8 +61,8 @@ def parallel(lines: Sequence[Line], metric: str) -> str:
     for at, (name, axis) in enumerate(zip([*names, metric], axes, strict=True)):
         x = _LEFT + gap * at
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
-        parts.append(_text(x, 14, name.rpartition(".")[2]))
-        parts += [_text(x, _y(place) - 4, text) for text, place in axis.ticks]
+        parts.append(caption(x, 14, name.rpartition(".")[2], "middle"))
+        parts += [caption(x, _y(place) - 4, text, "middle") for text, place in axis.ticks]
     return "".join([*parts, "</svg>"])
 
 
@@ -109,7 +108,3 @@ def _number(text: str) -> float | None:
 
 def _y(place: float) -> float:
     return _HEIGHT - _BOTTOM - place * (_HEIGHT - _TOP - _BOTTOM)
-
-
-def _text(x: float, y: float, text: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{escape(text)}</text>'

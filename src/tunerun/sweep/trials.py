@@ -40,25 +40,27 @@ class Trial:
         return {key.lstrip("+"): value for key, _, value in pairs}
 
 
-def grid_trials(arguments: Sequence[str]) -> list[Trial]:
+def grid_trials(arguments: Sequence[str], config_dir: Path | None = None) -> list[Trial]:
     """Returns the trials of a grid, in the order of the arguments, the last one fastest.
 
     Args:
         arguments: Overrides as typed; `key=a,b` is an axis.
+        config_dir: A further folder of configs.
 
     Raises:
         UserError: An override cannot be read, or an axis has no values.
     """
     return [
         Trial(number=number, point=tuple(point), varied=tuple(item for item in point if item not in arguments))
-        for number, point in enumerate(expand(arguments, group_names()))
+        for number, point in enumerate(expand(arguments, group_names(), config_dir))
     ]
 
 
 def write(sweep_dir: Path, arguments: Sequence[str], trials: Sequence[Trial]) -> None:
     """Writes what was asked for, so that the sweep can be resumed."""
     listed = [{"trial": trial.number, "digest": trial.digest, "overrides": trial.varied} for trial in trials]
-    artifacts.write_json(sweep_dir / SWEEP, {"schema": _SCHEMA, "arguments": list(arguments), "trials": listed})
+    facts = {"schema": _SCHEMA, "directory": str(Path.cwd()), "arguments": list(arguments), "trials": listed}
+    artifacts.write_json(sweep_dir / SWEEP, facts)
 
 
 def is_sweep(folder: Path) -> bool:
@@ -73,7 +75,7 @@ def read(sweep_dir: Path) -> tuple[list[str], dict[str, int]]:
         The arguments as typed, and each trial's number by its digest.
 
     Raises:
-        UserError: The folder is no sweep, or one of a newer tunerun.
+        UserError: The folder is no sweep, or one of another tunerun, or it was started in another folder.
     """
     if not is_sweep(sweep_dir):
         fix = "A sweep is started by tunerun -m +recipe=NAME key=a,b."
@@ -82,4 +84,7 @@ def read(sweep_dir: Path) -> tuple[list[str], dict[str, int]]:
     if data["schema"] != _SCHEMA:
         what = f"was written by another tunerun (schema {data['schema']}, this one reads {_SCHEMA})."
         raise UserError(Problem(where=str(sweep_dir / SWEEP), what=what))
+    if data["directory"] != str(Path.cwd()):
+        what = f"was started in {data['directory']}, where its recipes and data are found."
+        raise UserError(Problem(where=str(sweep_dir), what=what, fix="Go there to resume it."))
     return data["arguments"], {trial["digest"]: trial["trial"] for trial in data["trials"]}

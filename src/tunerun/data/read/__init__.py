@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from tunerun.data.read.columnar import COLUMNAR_SUFFIXES, SPLITS, STATE, columnar, saved_files
+from tunerun.data.read.columnar import SPLITS, STATE, columnar, saved_files
 from tunerun.data.read.delimited import delimited
 from tunerun.data.read.hub import hub_files
 from tunerun.data.read.index import INDEX, indexed_files
@@ -17,8 +17,6 @@ from tunerun.data.read.json_rows import json_array, json_lines, json_value
 from tunerun.data.read.remote import open_remote
 from tunerun.data.read.source import (
     FOREIGN_TABLES,
-    PACKED_SUFFIXES,
-    WORKBOOK_SUFFIXES,
     check_file,
     decode_fault,
     fail,
@@ -28,16 +26,19 @@ from tunerun.data.read.source import (
 )
 from tunerun.data.rows import BadRow, DataFile, Row
 from tunerun.errors import Problem, UserError
-from tunerun.paths import looks_local, resolve_asset
+from tunerun.paths import (
+    COLUMNAR_SUFFIXES,
+    DATA_SUFFIXES,
+    DELIMITED_SUFFIXES,
+    PACKABLE_SUFFIXES,
+    PACKED_SUFFIXES,
+    TEXT_SUFFIXES,
+    WORKBOOK_SUFFIXES,
+    looks_local,
+    resolve_asset,
+)
 
-JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
-DELIMITED_SUFFIXES = (".csv", ".tsv")
-TEXT_SUFFIXES = (".txt",)
-PACKABLE_SUFFIXES = (*JSON_SUFFIXES, *DELIMITED_SUFFIXES, *TEXT_SUFFIXES)
-SUFFIXES = (*PACKABLE_SUFFIXES, *WORKBOOK_SUFFIXES, *COLUMNAR_SUFFIXES)
-
-
-_KNOWN = f"{', '.join(SUFFIXES)}; texts also as {' and '.join(PACKED_SUFFIXES)}"
+_KNOWN = f"{', '.join(DATA_SUFFIXES)}; texts also as {' and '.join(PACKED_SUFFIXES)}"
 
 
 def find_files(
@@ -103,7 +104,7 @@ def kind_of(path: Path) -> str:
     """Returns the suffix that says how a file is read, without `.gz` or `.zst`; empty when it is no data file."""
     name = path.name.lower()
     packing = next((suffix for suffix in PACKED_SUFFIXES if name.endswith(suffix)), "")
-    known = PACKABLE_SUFFIXES if packing else SUFFIXES
+    known = PACKABLE_SUFFIXES if packing else DATA_SUFFIXES
     return next((suffix for suffix in known if name.removesuffix(packing).endswith(suffix)), "")
 
 

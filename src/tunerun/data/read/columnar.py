@@ -16,8 +16,6 @@ from typing import Any, BinaryIO
 from tunerun.data.read.source import fail
 from tunerun.data.rows import Row
 
-COLUMNAR_SUFFIXES = (".parquet", ".arrow")
-
 # Of `save_to_disk`: the first for one split, the second for several.
 STATE = "state.json"
 SPLITS = "dataset_dict.json"

@@ -53,7 +53,11 @@ class _RemoteFile(io.RawIOBase):
         self._answer = ExitStack()
         self._chunks: Iterator[bytes] | None = None
         self._rest = memoryview(b"")
-        self._size = self._open()
+        try:
+            self._size = self._open()
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+            raise StageError(f"{url}: cannot be reached ({reason}). Check the network and HF_ENDPOINT.") from error
 
     def readable(self) -> bool:
         return True
@@ -109,16 +113,16 @@ class _RemoteFile(io.RawIOBase):
         raise StageError(f"{self._url}: the connection broke {_ATTEMPTS} times ({reason}). Run it again later.")
 
     def _open(self) -> int:
-        """Asks for the bytes from the present position on; returns how long the whole file is."""
+        """Asks for the bytes from the present position on; returns how long the whole file is.
+
+        Raises:
+            httpx.TransportError: The hub does not answer, or the connection broke.
+            StageError: The hub refuses.
+        """
         headers = {"accept-encoding": "identity"}
         if self._position:
             headers["range"] = f"bytes={self._position}-"
-        try:
-            answer = self._answer.enter_context(
-                self._client.stream("GET", self._url, headers=headers, timeout=_TIMEOUT)
-            )
-        except httpx.ConnectError as error:
-            raise StageError(f"{self._url}: cannot be reached ({error}). Check the network and HF_ENDPOINT.") from error
+        answer = self._answer.enter_context(self._client.stream("GET", self._url, headers=headers, timeout=_TIMEOUT))
         if answer.is_error:
             hint = (
                 " Set HF_TOKEN to a token of an account that may read it." if answer.status_code in (401, 403) else ""

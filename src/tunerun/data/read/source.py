@@ -26,12 +26,6 @@ UTF8_MARK = b"\xef\xbb\xbf"
 OLD_MAC = "lines end by CR alone, as on old Macs."
 OLD_MAC_FIX = "Save it with LF or CRLF line ends."
 
-PACKED_SUFFIXES = (".gz", ".zst")
-"""Endings of text files that are unpacked while they are read; the content decides, not the name."""
-
-WORKBOOK_SUFFIXES = (".xlsx", ".xlsm")
-"""Endings of Excel workbooks."""
-
 FOREIGN_TABLES = {
     ".xls": "Save it as .xlsx or CSV.",
     ".xlsb": "Save it as .xlsx or CSV.",

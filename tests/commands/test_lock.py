@@ -1,0 +1,101 @@
+"""`tunerun lock`: a recipe that composes to the run, and refuses other data, models and packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.run import scenario
+from tunerun import artifacts, cli
+from tunerun.commands.lock import locked
+from tunerun.commands.prepare import prepare
+from tunerun.config.resolve import resolve
+from tunerun.config.schema import RunConfig
+from tunerun.errors import ExitCode, UserError
+from tunerun.run import results
+
+WANTED = ("method=lora", "stages=[data,train]", "run_dir=first", "model.chat_template=chat.jinja")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A user's folder with a run of stand-in stages that is done."""
+    scenario.use_stand_ins(monkeypatch.setattr)
+    project = tmp_path / "project"
+    (project / "model").mkdir(parents=True)
+    monkeypatch.chdir(project)
+    (project / "model/weights").write_text("weights")
+    (project / "rows.txt").write_text("rows")
+    (project / "chat.jinja").write_text("{{ messages }}")
+    assert cli.dispatch(["model.path=model", "data.path=rows.txt", *WANTED]) == ExitCode.DONE
+    return project
+
+
+def test_the_recipe_names_what_lies_in_the_folder_without_it(project, capfd):
+    assert cli.dispatch(["lock", "first", "mine"]) == ExitCode.DONE
+    assert str(project) not in Path("recipes/mine.yaml").read_text(encoding="utf-8")
+    config = resolve(["+recipe=mine"]).config
+    assert config.model.path == "./model"
+    assert config.model.chat_template == "./chat.jinja"
+    assert config.data.path == ("./rows.txt",)
+    assert list(config.lock.data_sha256) == ["./rows.txt"]
+    assert {"torch", "tokenizers", "tunerun"} & set(config.lock.packages)
+    assert not {"wandb", "tensorboard", "huggingface-hub"} & set(config.lock.packages)
+    assert "outside this folder" not in capfd.readouterr().out
+
+
+def test_the_locked_recipe_refuses_other_data(project):
+    cli.dispatch(["lock", "first", "mine"])
+    assert not [item for item in prepare(resolve(["+recipe=mine"])).obstacles if item.where.startswith("lock")]
+    Path("rows.txt").write_text("changed")
+    (found,) = (item for item in prepare(resolve(["+recipe=mine"])).obstacles if item.where.startswith("lock"))
+    assert found.where == "lock.data_sha256"
+
+
+def test_a_run_of_a_locked_recipe_is_held_to_its_data_from_any_folder(project):
+    cli.dispatch(["lock", "first", "mine"])
+    config = prepare(resolve(["+recipe=mine"])).config
+    assert list(config.lock.data_sha256) == [str(project / "rows.txt")]
+
+
+def test_a_model_whose_weights_were_not_read_is_not_pinned(project):
+    assert resolve_locked("first").lock.model_sha256 is not None
+    assert cli.dispatch(["model.path=model", "data.path=rows.txt", "stages=[data]", "run_dir=second"]) == ExitCode.DONE
+    assert resolve_locked("second").lock.model_sha256 is None
+
+
+def resolve_locked(run: str) -> RunConfig:
+    cli.dispatch(["lock", run, f"{run}-locked"])
+    return resolve([f"+recipe={run}-locked"]).config
+
+
+def test_what_lies_outside_the_folder_is_named(project, tmp_path, capfd):
+    (tmp_path / "elsewhere.txt").write_text("rows")
+    (project / "model").rename(tmp_path / "model")
+    wanted = ["model.path=../model", "data.path=../elsewhere.txt", *WANTED[:2], "run_dir=second"]
+    assert cli.dispatch(wanted) == ExitCode.DONE
+    capfd.readouterr()
+    cli.dispatch(["lock", "second", "mine"])
+    told = capfd.readouterr().out.splitlines()[-1]
+    assert told.startswith("outside this folder")
+    assert "elsewhere.txt" in told
+    assert "model" in told
+
+
+@pytest.mark.parametrize("counted", ["owner/set:small", "owner/set:small (Sheet 1)"])
+def test_data_of_a_hub_are_pinned_to_the_commit_that_was_read(project, counted):
+    sources = [{"file": counted, "revision": "a" * 40, "rows": 1}]
+    artifacts.write_json(
+        project / "first" / artifacts.DATA / "report.json", {"schema": results.DATA_SCHEMA, "sources": sources}
+    )
+    found = (project / "first" / artifacts.CONFIG).read_text(encoding="utf-8")
+    hub = found.replace(str(project / "rows.txt"), "owner/set:small")
+    (project / "first" / artifacts.CONFIG).write_text(hub, encoding="utf-8")
+    assert locked(results.read(project / "first")).data.path == (f"owner/set@{'a' * 40}:small",)
+
+
+def test_a_recipe_that_exists_is_not_overwritten(project):
+    cli.dispatch(["lock", "first", "mine"])
+    with pytest.raises(UserError, match="exists already"):
+        cli.dispatch(["lock", "first", "mine"])

@@ -1,0 +1,86 @@
+"""`tunerun replay`: a run comes to the same again, or what differs is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.run import scenario
+from tunerun import artifacts, cli
+from tunerun.commands import replay
+from tunerun.errors import ExitCode, UserError
+from tunerun.run import results
+
+
+@pytest.fixture
+def run_dir(tmp_path, monkeypatch):
+    """A run of stand-in stages that is done."""
+    scenario.use_stand_ins(monkeypatch.setattr)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/weights").write_text("weights")
+    (tmp_path / "rows.txt").write_text("rows")
+    wanted = ["model.path=model", "data.path=rows.txt", "method=lora", "stages=[data,train]", "run_dir=first"]
+    assert cli.dispatch(wanted) == ExitCode.DONE
+    return tmp_path / "first"
+
+
+def test_a_run_is_made_again_in_a_new_directory_and_is_identical(run_dir, capfd):
+    assert cli.dispatch(["replay", "first", "run_dir=second"]) == ExitCode.DONE
+    lines = capfd.readouterr().out.splitlines()
+    assert "identical: metrics and artifacts of second are those of first" in lines
+    assert lines[-1] == f"run: {run_dir.parent / 'second'}"
+    first, second = (
+        (run_dir.parent / name / "adapter/weights.txt").read_text(encoding="utf-8") for name in ("first", "second")
+    )
+    assert first == second
+
+
+def test_data_that_changed_are_named_and_make_the_replay_differ(run_dir, capfd):
+    Path("rows.txt").write_text("other rows")
+    assert cli.dispatch(["replay", "first", "run_dir=second"]) == ExitCode.GATE_FAILED
+    out = capfd.readouterr().out
+    assert "not as recorded" in out
+    assert "not identical" in out
+    assert "adapter" in out.partition("not identical")[2]
+
+
+@pytest.mark.parametrize("target", ["first", "second"])
+def test_a_directory_that_holds_a_run_would_be_compared_with_itself_and_is_refused(run_dir, target):
+    cli.dispatch(["replay", "first", "run_dir=second"])
+    with pytest.raises(UserError, match="holds a run already"):
+        cli.dispatch(["replay", "first", f"run_dir={target}"])
+
+
+def test_a_run_that_failed_is_not_replayed(run_dir):
+    record = json.loads((run_dir / artifacts.RECORD).read_text(encoding="utf-8"))
+    (run_dir / artifacts.RECORD).write_text(json.dumps({**record, "status": "failed"}), encoding="utf-8")
+    with pytest.raises(UserError, match="did not run to its end"):
+        cli.dispatch(["replay", "first"])
+
+
+def test_the_replay_takes_the_commits_and_the_choices_of_the_run(run_dir, monkeypatch):
+    plan = json.loads((run_dir / artifacts.PLAN).read_text(encoding="utf-8"))
+    (train,) = (step for step in plan["steps"] if step["stage"] == "train")
+    train["micro_batch_size"] = 3
+    (run_dir / artifacts.PLAN).write_text(json.dumps(plan), encoding="utf-8")
+    config = (run_dir / artifacts.CONFIG).read_text(encoding="utf-8")
+    assert str(run_dir.parent / "rows.txt") in config
+    hub = config.replace(str(run_dir.parent / "rows.txt"), "owner/set:small:train")
+    (run_dir / artifacts.CONFIG).write_text(hub, encoding="utf-8")
+    sources = [{"file": "owner/set:small:train", "revision": "a" * 40, "rows": 1}]
+    artifacts.write_json(run_dir / artifacts.DATA / "report.json", {"schema": results.DATA_SCHEMA, "sources": sources})
+    executed = []
+
+    def execute(plan, *, config, summarise):
+        executed.append((plan, config))
+        return ExitCode.PREEMPTED
+
+    monkeypatch.setattr(replay.runner, "execute", execute)
+    assert cli.dispatch(["replay", "first", "run_dir=second"]) == ExitCode.PREEMPTED
+    ((plan, config),) = executed
+    assert plan.train.micro_batch_size == 3
+    assert not config.data.cache
+    assert config.data.path == (f"owner/set@{'a' * 40}:small:train",)
