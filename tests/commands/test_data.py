@@ -170,5 +170,5 @@ def test_bad_rows_end_in_exit_code_2_with_a_report_that_can_be_read(tunerun, tmp
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("rows.jsonl")
-    with pytest.raises(UserError, match="data.path: rows.jsonl is neither a file nor a folder"):
+    with pytest.raises(UserError, match=r"rows\.jsonl is neither a file nor a folder"):
         data.main(["model.path=tunerun://sprout", "data.path=rows.jsonl"])
