@@ -18,6 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Waiting threads that spin make small models crawl when other work shares the cores; read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# As the reader of workbooks has it; openpyxl looks once, and tests that write workbooks import it first.
+os.environ["OPENPYXL_LXML"] = "False"
+
 # The same examples each time, and no time limit for one: other work shares the machine.
 settings.register_profile("tunerun", deadline=None, derandomize=True)
 settings.load_profile("tunerun")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.conftest import ROOT
 from tunerun import cli
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.columns import width
+from tunerun.commands import data
 from tunerun.config.schema import DATA_PARTS
 from tunerun.errors import UserError
 from tunerun.formats.tokens import TokenStore
@@ -164,3 +166,10 @@ def test_bad_rows_end_in_exit_code_2_with_a_report_that_can_be_read(tunerun, tmp
         "bad-json": 1,
     }
     assert "missing-field" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("rows.jsonl")
+    with pytest.raises(UserError, match=r"rows\.jsonl is neither a file nor a folder"):
+        data.main(["model.path=tunerun://sprout", "data.path=rows.jsonl"])

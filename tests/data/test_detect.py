@@ -57,12 +57,12 @@ def test_a_row_is_read_as_what_the_objective_learns_from(value, kind, name, colu
         ({"text": "t"}, "conversations", r"plain text \(key text\)", "objective=pretrain"),
         ({"messages": MESSAGES}, "text", "conversations to imitate", "objective=sft"),
         ({"conversations": TURNS[:1], **ANSWERS}, "conversations", "pairs of a better and a worse answer",
-         "objective=dpo, or imitate the better answers: data.columns={assistant: chosen}"),
+         "objective=dpo, or imitate the better answers: data.columns.assistant=chosen"),
         ({"prompt": "q", **ANSWERS}, "text", "pairs of a better", "objective=dpo"),
         ({"messages": MESSAGES, "label": False}, "conversations", "labelled good or bad",
-         "objective=kto, or imitate all answers, bad ones too: data.columns={assistant: messages}"),
+         "objective=kto, or imitate all answers, bad ones too: data.columns.assistant=messages"),
         ({"prompt": "q", "completion": "a", "label": "False"}, "conversations", "labelled good or bad",
-         "data.columns={assistant: completion}"),
+         "data.columns.assistant=completion"),
         ({"prompt": "q", "completion": "a", "label": True}, "pairs", "labelled good or bad", "objective=kto"),
         ({"question": "q", "answer": "a"}, "pairs", r"imitate \(columns question, answer\)", "`chosen` and `rejected`"),
         ({"question": "q", "answer": "a"}, "labels", "conversations to imitate", "`label`, true for a good answer"),
@@ -125,6 +125,34 @@ def test_columns_of_a_source_are_named_as_its_own():
     with pytest.raises(UserError) as caught:
         format_of(Row("f", 1, {"q": "x"}), "auto", {"user": "z"}, ("conversations",), "data.sources.mine")
     assert caught.value.problems[0].where == "data.sources.mine.columns.user"
+
+
+@pytest.mark.parametrize(
+    ("key", "fix"),
+    [
+        ("data", "Name them: data.columns.user=PROMPT_COLUMN data.columns.assistant=ANSWER_COLUMN"),
+        ("data.sources.mine", "Name them: data.sources.mine.columns.user=PROMPT_COLUMN data.sources.mine.columns."),
+        ("--", "Name them: --columns user=PROMPT_COLUMN,assistant=ANSWER_COLUMN"),
+        ("dataset.json", 'Name them: "columns": {"user": "PROMPT_COLUMN", "assistant": "ANSWER_COLUMN"}'),
+    ],
+)
+def test_the_fix_names_columns_as_one_would_type_them_there(key, fix):
+    with pytest.raises(UserError) as caught:
+        format_of(Row("f", 1, {"q": "x"}), "auto", {}, ("conversations",), key)
+    assert caught.value.problems[0].fix.startswith(fix)
+
+
+def test_a_column_with_a_blank_is_quoted_for_the_shell():
+    row = {"prompt": "q", "my chosen": "a", "rejected": "b"}
+    with pytest.raises(UserError) as caught:
+        found(row, columns={"chosen": "my chosen"})
+    assert caught.value.problems[0].fix.endswith(" 'data.columns.assistant=my chosen'")
+
+
+def test_a_mistyped_column_is_guessed():
+    with pytest.raises(UserError) as caught:
+        found({"Question": "x", "a": "y"}, columns={"user": "question", "assistant": "zz"})
+    assert [problem.fix for problem in caught.value.problems] == ["Did you mean `Question`?", ""]
 
 
 def test_the_reason_for_a_format_is_told():

@@ -152,7 +152,9 @@ def test_the_sheet_with_rows_is_taken_or_has_to_be_named(tmp_path):
     assert values(saved(tmp_path, made)) == [{"q": "one"}]
     assert values(tmp_path / "a.xlsx", "Hidden") == [{"q": "secret"}]
     made.create_sheet("Second").append(["q"])
-    with pytest.raises(UserError, match=r"several sheets have rows: First, Second.*data\.sheet='First'"):
+    with pytest.raises(
+        UserError, match=r"several sheets have rows: First, Second.*data\.sheet=Second, in data convert --sheet Second"
+    ):
         values(saved(tmp_path, made))
     with pytest.raises(UserError, match=r"no sheet 'Third'\. It has First, Empty, Hidden, Second\."):
         values(tmp_path / "a.xlsx", "Third")

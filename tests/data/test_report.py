@@ -116,7 +116,8 @@ def test_copies_are_counted_and_shown_with_both_places(run, tmp_path):
     places = [(item["line"], item["of"]["line"], item["exact"]) for item in found["examples"]]
     assert places == [(2, 1, True), (24, 4, True), (3, 1, False)]
     assert run.report["overlap"] is None
-    assert "2 exact and 1 near copies; data.drop_duplicates=true" in summary(run.report)
+    assert "2 exact and 1 near copies" in summary(run.report)
+    assert "data.drop_duplicates=true leaves out the exact ones\n" in summary(run.report)
     assert len(run(source, drop_duplicates=True)) == 22
     assert run.report["dropped"] == {"duplicate": 2}
     assert run.report["rows_kept"] == 22
@@ -130,7 +131,8 @@ def test_training_rows_that_are_evaluated_on_are_counted_and_left_out(run, tmp_p
     assert (len(store), run.report["overlap"]["exact"], run.report["duplicates"]["exact"]) == (20, 1, 0)
     example = run.report["overlap"]["examples"][0]
     assert (example["file"], example["line"], example["of"]) == (str(train), 4, {"file": str(held), "line": 1})
-    assert "1 exact and 0 near copies of eval rows; data.drop_duplicates=true" in summary(run.report)
+    assert "1 exact and 0 near copies of eval rows\n" in summary(run.report)
+    assert "data.drop_duplicates=true leaves out the exact ones\n" in summary(run.report)
     store = run(train, eval_path=(str(held),), drop_duplicates=True)
     assert (len(store), len(run.eval), run.report["dropped"]) == (19, 2, {"in-eval": 1})
 

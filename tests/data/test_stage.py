@@ -367,3 +367,19 @@ def test_public_files_load_without_a_drop(shared_dir, tmp_path, name, kind, form
     if name == "identity.json":
         text = "".join(run.texts(store))
         assert "Sprout" in text and "{{" not in text
+
+
+def test_as_many_rows_to_evaluate_on_as_there_are_is_refused(run, tmp_path):
+    source = write(tmp_path / "a.jsonl", pairs(5))
+    with pytest.raises(UserError, match="leave none to train on: 5 rows can be used"):
+        run(source, eval_rows=5)
+    run(source, eval_rows=4)
+    assert len(run.eval) == 4
+
+
+def test_a_link_that_goes_round_is_refused_before_it_is_hashed(run, tmp_path):
+    (tmp_path / "rows").mkdir()
+    loop = tmp_path / "rows" / "loop.jsonl"
+    loop.symlink_to(loop)
+    with pytest.raises(UserError, match="symbolic links"):
+        run(tmp_path / "rows")

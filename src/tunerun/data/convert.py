@@ -10,8 +10,9 @@ from typing import Any
 
 from tunerun import artifacts
 from tunerun.data import read, report
-from tunerun.data.detect import Format, format_of
+from tunerun.data.detect import OPTIONS, Format, format_of
 from tunerun.data.normalise import normalise
+from tunerun.data.read.index import INDEX
 from tunerun.data.report import Tally
 from tunerun.data.rows import BadRow, Content, Conversation, DataFile, Labelled, Preference, RowFault, RowKind, Text
 from tunerun.errors import Problem, UserError
@@ -98,7 +99,8 @@ def _lines(file: DataFile, reading: Reading, tally: Tally) -> Iterator[tuple[For
                 tally.add_bad(row)
                 continue
             if form is None:
-                form = format_of(row, file.format or reading.format, columns, KINDS)
+                key = INDEX if file.columns or file.format else OPTIONS
+                form = format_of(row, file.format or reading.format, columns, KINDS, key)
             try:
                 text = json.dumps(as_json(normalise(row.value, form)), ensure_ascii=False)
             except RowFault as fault:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from tunerun.config.schema import DATA_PARTS
+from tunerun.data.read.index import INDEX
 from tunerun.data.rows import Row, RowKind, column_key
 from tunerun.errors import Problem, UserError
 
 # Keys that hold a whole conversation as a list, by format.
 LISTS = {"messages": "messages", "sharegpt": "conversations", "xtuner": "conversation"}
+
+OPTIONS = "--"
+"""Stands for the options `--format` and `--columns` where a section of the config is named."""
 
 # Names of columns, whatever their case; the first that a row has is taken.
 _NAMES = {
@@ -52,7 +59,7 @@ def format_of(row: Row, name: str, columns: Mapping[str, str], wanted: Sequence[
         name: The format as the user named it; `auto` finds it.
         columns: Column of each part as the user named them; parts that are not named are found.
         wanted: What the objective learns from, the best first.
-        key: Where the user named format and columns, for messages.
+        key: Where the user named format and columns, for messages: a section such as `data`, or `OPTIONS`.
 
     Raises:
         UserError: Columns do not exist or do not fit the format, nothing is known about the rows, or they are not what
@@ -68,15 +75,15 @@ def format_of(row: Row, name: str, columns: Mapping[str, str], wanted: Sequence[
     else:
         found = _find(value, name, columns, wanted)
     if found is None:
-        example = f"{key}.columns={_EXAMPLES[wanted[0]]}"
+        example = _columns(key, _EXAMPLES[wanted[0]])
         if columns or name == "columns":
             what = f"names too few columns for {_NOUNS[wanted[0]]}."
-            raise UserError(Problem(where=f"{key}.columns", what=what, fix=f"Write {example}."))
+            raise UserError(Problem(where=_setting(key, "columns"), what=what, fix=f"Write {example}."))
         what = f"no known format has the keys {_listed(value)}."
-        raise UserError(Problem(where=_place(row), what=what, fix=f"Name them: {example}."))
+        raise UserError(Problem(where=_place(row), what=what, fix=f"Name them: {example}"))
     if found.kind not in wanted:
         what = f"the rows are {_NOUNS[found.kind]} ({found.why}), and this objective learns from {_NOUNS[wanted[0]]}."
-        raise UserError(Problem(where=_place(row), what=what, fix=_fix(wanted[0], found)))
+        raise UserError(Problem(where=_place(row), what=what, fix=_fix(wanted[0], found, key)))
     return found
 
 
@@ -89,16 +96,16 @@ def _check_columns(row: Row, name: str, columns: Mapping[str, str], key: str) ->
     keys = row.value if isinstance(row.value, dict) else {}
     problems = []
     for part, column in columns.items():
-        where = f"{key}.columns.{part}"
+        where = _setting(key, "columns", part)
         if part not in DATA_PARTS:
             fix = f"Parts are {', '.join(DATA_PARTS)}."
             problems.append(Problem(where=where, what="is not a part of a row.", fix=fix))
         elif part in ("user", "text") and name not in ("auto", "columns"):
-            what = f"is not used by {key}.format={name}."
+            what = f"is not used by {_setting(key, 'format')}{' ' if key == OPTIONS else '='}{name}."
             problems.append(Problem(where=where, what=what, fix="Remove one of them."))
         if column_key(row, column) is None:
             what = f"{row.file} has no column {column!r}; it has {_listed(keys)}."
-            problems.append(Problem(where=where, what=what))
+            problems.append(Problem(where=where, what=what, fix=_near(column, keys)))
     if problems:
         raise UserError(problems)
 
@@ -239,30 +246,53 @@ _NOUNS: dict[RowKind, str] = {
     "pairs": "pairs of a better and a worse answer",
     "labels": "answers labelled good or bad",
 }
-_EXAMPLES: dict[RowKind, str] = {
-    "text": "{text: COLUMN}",
-    "conversations": "{user: PROMPT_COLUMN, assistant: ANSWER_COLUMN}",
-    "pairs": "{user: PROMPT_COLUMN, chosen: BETTER_COLUMN, rejected: WORSE_COLUMN}",
-    "labels": "{user: PROMPT_COLUMN, assistant: ANSWER_COLUMN, label: LABEL_COLUMN}",
+_EXAMPLES: dict[RowKind, Parts] = {
+    "text": {"text": "COLUMN"},
+    "conversations": {"user": "PROMPT_COLUMN", "assistant": "ANSWER_COLUMN"},
+    "pairs": {"user": "PROMPT_COLUMN", "chosen": "BETTER_COLUMN", "rejected": "WORSE_COLUMN"},
+    "labels": {"user": "PROMPT_COLUMN", "assistant": "ANSWER_COLUMN", "label": "LABEL_COLUMN"},
 }
 _OBJECTIVES: dict[RowKind, str] = {"text": "pretrain", "conversations": "sft", "pairs": "dpo", "labels": "kto"}
 
 
-def _fix(wanted: RowKind, found: Format) -> str:
+def _fix(wanted: RowKind, found: Format, key: str) -> str:
     """Says what to do with rows that are not what the objective learns from."""
     other = f"Set objective={_OBJECTIVES[found.kind]}"
     if wanted == "conversations" and found.kind == "pairs":
-        return f"{other}, or imitate the better answers: data.columns={{assistant: {found.columns['chosen']}}}."
+        return f"{other}, or imitate the better answers: {_columns(key, {'assistant': found.columns['chosen']})}"
     if wanted == "conversations" and found.kind == "labels":
         answer = found.columns["assistant"] if "assistant" in found.columns else LISTS[found.name]
-        return f"{other}, or imitate all answers, bad ones too: data.columns={{assistant: {answer}}}."
+        return f"{other}, or imitate all answers, bad ones too: {_columns(key, {'assistant': answer})}"
     if wanted == "pairs":
         what = "give each row a better and a worse answer"
-        return f"{other}, or {what}, `chosen` and `rejected`; data.columns names them when they have other names."
+        named = f"{_setting(key, 'columns')} names them when they have other names"
+        return f"{other}, or {what}, `chosen` and `rejected`; {named}."
     if wanted == "labels":
         what = "give each row a `label`, true for a good answer and false for a bad one"
-        return f"{other}, or {what}; data.columns.label names it when it has another name."
-    return f"{other}, or name the columns: data.columns={_EXAMPLES[wanted]}."
+        return f"{other}, or {what}; {_setting(key, 'columns', 'label')} names it when it has another name."
+    return f"{other}, or name the columns: {_columns(key, _EXAMPLES[wanted])}"
+
+
+def _setting(key: str, name: str, part: str = "") -> str:
+    """Returns where the user names the format or the column of a part."""
+    if key == OPTIONS:
+        return f"--{name}"
+    return f"{key}.{name}.{part}" if part else f"{key}.{name}"
+
+
+def _columns(key: str, columns: Mapping[str, str]) -> str:
+    """Returns how columns are named: as arguments that a shell takes, or as an entry of dataset.json."""
+    if key == INDEX:
+        return f'"columns": {json.dumps(columns, ensure_ascii=False)}'
+    if key == OPTIONS:
+        return f"--columns {shlex.quote(','.join(f'{part}={column}' for part, column in columns.items()))}"
+    return " ".join(shlex.quote(f"{key}.columns.{part}={column}") for part, column in columns.items())
+
+
+def _near(column: str, keys: Iterable[str]) -> str:
+    folded = {key.strip().lower(): key for key in keys}
+    near = get_close_matches(column.strip().lower(), folded, n=1)
+    return f"Did you mean `{folded[near[0]]}`?" if near else ""
 
 
 def _place(row: Row) -> str:

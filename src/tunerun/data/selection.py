@@ -13,6 +13,7 @@ from tunerun.config.schema import DataConfig
 from tunerun.data.duplicates import first_of, near_copies
 from tunerun.data.keys import Ledger
 from tunerun.data.split import hold_out_count, hold_out_fraction, ranks
+from tunerun.errors import Problem, UserError
 from tunerun.formats.tokens import TokenStore
 
 MAX_EXAMPLES = 20
@@ -93,6 +94,9 @@ def select(
         eval_row: First row of `data.eval_path`; the number of rows when there are none.
         data: The settings.
         seed: Of the split.
+
+    Raises:
+        UserError: As many rows are to be held out as there are.
     """
     numbers, first_samples = np.unique(sample_rows, return_index=True)
     starts = samples.offsets[np.append(first_samples, len(sample_rows))]
@@ -130,6 +134,9 @@ def _held_out(ledger: Ledger, numbers: Array, data: DataConfig, seed: int) -> Ar
         return np.zeros(len(numbers), np.bool_)
     ranked, sources = ranks(ledger.contents[numbers], seed), ledger.sources[numbers]
     if data.eval_rows is not None:
+        if data.eval_rows >= len(numbers):
+            what = f"{data.eval_rows:,} rows to evaluate on leave none to train on: {len(numbers):,} rows can be used."
+            raise UserError(Problem(where="data.eval_rows", what=what, fix="Hold out fewer."))
         return hold_out_count(ranked, sources, data.eval_rows)
     return hold_out_fraction(ranked, sources, data.eval_fraction)
 

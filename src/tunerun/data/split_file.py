@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tunerun import artifacts
 from tunerun.data import read, report
 from tunerun.data.convert import KINDS, Reading
-from tunerun.data.detect import Format, format_of
+from tunerun.data.detect import OPTIONS, Format, format_of
 from tunerun.data.keys import row_keys
 from tunerun.data.normalise import normalise
 from tunerun.data.read.source import UTF8_MARK
@@ -87,6 +87,9 @@ def split_file(path: Path, amount: float, seed: int, reading: Reading, folder: P
     """
     train, evaluated = targets(path, folder)
     lines, contents, form = _rows(path, reading)
+    if amount >= max(len(lines), 1):
+        what = f"{int(amount):,} rows to evaluate on leave none to train on: {path} has {len(lines):,} rows."
+        raise UserError(Problem(where="--eval", what=what, fix="Take fewer."))
     ranked, source = ranks(np.array(contents, np.uint64), seed), np.zeros(len(contents), np.int64)
     held = hold_out_fraction(ranked, source, amount) if amount < 1 else hold_out_count(ranked, source, int(amount))
     if not held.any() or held.all():
@@ -132,7 +135,7 @@ def _rows(path: Path, reading: Reading) -> tuple[list[int], list[int], str]:
 
 def _format(row: Row, reading: Reading) -> Format | None:
     try:
-        return format_of(row, reading.format, reading.columns, KINDS)
+        return format_of(row, reading.format, reading.columns, KINDS, OPTIONS)
     except UserError:
         if reading.columns or reading.format != "auto":
             raise

@@ -19,7 +19,7 @@ from tunerun.chat.mask import Renderer
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.config.schema import DataConfig
-from tunerun.data import cache, report
+from tunerun.data import cache, read, report
 from tunerun.data.assemble import assemble, repeat, times
 from tunerun.data.encode import Encoder, kto, label_of, preference, pretrain, samples_of, sft
 from tunerun.data.inputs import Input, find_inputs
@@ -51,13 +51,15 @@ def run(step: DataStep, out: Path) -> list[Artifact]:
         UserError: The data or its settings are wrong; all faults found are listed.
     """
     model, inputs = read_base(out).folder, find_inputs(step)
+    files = [file for given in inputs for file in given.files]
+    read.check_files(files)
     failed = out / artifacts.FAILED_DATA
     shutil.rmtree(failed, ignore_errors=True)
     if not step.data.cache:
         with artifacts.publish(out / artifacts.DATA) as folder:
             _prepare_with(model, step, inputs, folder, failed)
     else:
-        key = cache.key_of(step, [file for given in inputs for file in given.files], model)
+        key = cache.key_of(step, files, model)
         with cache.one_at_a_time(key), artifacts.publish(out / artifacts.DATA) as folder:
             if cache.take(key, folder):
                 print("data: prepared before, taken from the cache")

@@ -62,13 +62,14 @@ def _copies(label: str, copies: Mapping[str, Any], dropped: Mapping[str, int]) -
     if not copies["exact"] and not copies["near"]:
         return []
     where, reason = {"copies": ("", "duplicate"), "overlap": (" of eval rows", "in-eval")}[label]
-    hint = "; data.drop_duplicates=true leaves out the exact ones" if copies["exact"] and reason not in dropped else ""
+    hint = ["data.drop_duplicates=true leaves out the exact ones"] if copies["exact"] and reason not in dropped else []
     first = copies["examples"][0]
     of = first["of"]
     there = f"line {of['line']}" if of["file"] == first["file"] else f"{short(of['file'])}:{of['line']}"
     return [
-        _line(label, f"{copies['exact']:,} exact and {copies['near']:,} near copies{where}{hint}"),
+        _line(label, f"{copies['exact']:,} exact and {copies['near']:,} near copies{where}"),
         _line("", f"such as {short(first['file'])}:{first['line']} of {there}"),
+        *(_line("", text) for text in hint),
     ]
 
 

@@ -69,8 +69,14 @@ def _files(config: RunConfig) -> list[Problem]:
     rows += data_paths(config.data)
     found = []
     for key, value in rows:
-        if value is not None and paths.looks_local(value) and not Path(paths.resolve_asset(value)).exists():
+        if value is None or not paths.looks_local(value):
+            continue
+        path = Path(paths.resolve_asset(value))
+        if not path.exists():
             found.append(Problem(where=key, what=f"there is no file or folder {value}."))
+        elif not path.is_file() and not path.is_dir():
+            # To hash a pipe would wait for ever.
+            found.append(Problem(where=key, what=f"{value} is neither a file nor a folder."))
     return found
 
 

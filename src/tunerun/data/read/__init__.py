@@ -5,7 +5,7 @@ Every row knows its file and line. Nothing is guessed about values: "007" stays 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -138,19 +138,44 @@ def read_rows(path: Path, name: str = "", sheet: str | None = None) -> Iterator[
     Raises:
         UserError: The file as a whole cannot be read: missing, empty, binary, cut off, or of an unknown kind.
     """
-    name, kind = name or str(path), kind_of(path)
+    name = name or str(path)
+    kind = _readable_kind(path, name)
+    with reading(name), path.open("rb") as raw:
+        yield from _parsed(raw, kind, name, sheet)
+
+
+def check_files(files: Iterable[DataFile]) -> None:
+    """Refuses files that cannot be read, before anything opens them: to hash a pipe would wait for ever.
+
+    Raises:
+        UserError: A file is of an unknown kind, no ordinary file, or closed to this user; all such are named.
+    """
+    problems: list[Problem] = []
+    for file in files:
+        try:
+            if not file.streamed:
+                _readable_kind(file.path, file.name)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+
+
+def _readable_kind(path: Path, name: str) -> str:
+    kind = kind_of(path)
     if not kind:
         fix = FOREIGN_TABLES.get(path.suffix.lower(), f"Known are {_KNOWN}.")
         fail(name, None, "is not a kind of file that is read.", fix)
     check_file(path, name)
-    with reading(name), path.open("rb") as raw:
-        yield from _parsed(raw, kind, name, sheet)
+    return kind
 
 
 def _parsed(raw: BinaryIO, kind: str, name: str, sheet: str | None) -> Iterator[Row | BadRow]:
     if kind in COLUMNAR_SUFFIXES:
         yield from columnar(raw, kind, name)
     elif kind in WORKBOOK_SUFFIXES:
+        # lxml, where it is installed, would let through the entities that defusedxml refuses.
+        os.environ["OPENPYXL_LXML"] = "False"
         # openpyxl takes longer to import than most files to read.
         from tunerun.data.read.workbook import workbook
 

@@ -54,7 +54,7 @@ def columnar(source: BinaryIO, kind: str, name: str) -> Iterator[Row]:
                 yield Row(name, line, value)
     # LookupError and OverflowError: a time zone that is not known, a day beyond the calendar.
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:
-        fail(name, None, f"cannot be read after row {line}: {error}.", "Is it cut off?")
+        fail(name, None, f"cannot be read after row {line}: {str(error).rstrip('.')}.", "Is it cut off?")
     if not line:
         fail(name, None, "is empty.")
 

@@ -95,7 +95,7 @@ def _fault(text: str, error: json.JSONDecodeError) -> str:
         hint = " JSON has no comma after the last item."
     elif not rest or error.msg.startswith("Unterminated string"):
         hint = " Is the line cut off?"
-    return f"{error.msg.removesuffix(' at')} at column {error.colno}.{hint}"
+    return f"is not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}.{hint}"
 
 
 def _refuse_columns(row: Row) -> None:
@@ -204,7 +204,7 @@ class _Window:
                     continue
                 line = self.line + self._text.count("\n", self._position, error.pos)
                 hint = "; is the file cut off?" if self._ended and cut else "."
-                fail(self._name, line, f"{error.msg}{hint}")
+                fail(self._name, line, f"is not valid JSON: {error.msg}{hint}")
             except RecursionError:
                 fail(self._name, self.line, "the value is nested too deeply.")
             except ValueError as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
+import os
 import stat
 import zlib
 from collections.abc import Iterator
@@ -100,6 +102,8 @@ def check_file(path: Path, name: str) -> None:
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
         fail(name, None, f"is not a file but a {kinds.get(stat.S_IFMT(mode), 'device')}.")
+    if not os.access(path, os.R_OK):
+        fail(name, None, f"cannot be read: {os.strerror(errno.EACCES)}.")
 
 
 @contextmanager

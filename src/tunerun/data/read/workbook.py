@@ -6,6 +6,7 @@ Columns are also known by their letter: one without a name is in the rows under 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -46,7 +47,8 @@ def _chosen(book: Any, name: str, title: str | None) -> Any:
     if len(shown) != 1:
         what = "several sheets have rows" if shown else "only hidden sheets have rows"
         listed = ", ".join(sheet.title for sheet in shown or filled)
-        fail(name, None, f"{what}: {listed}.", f"Name one, such as data.sheet={(shown or filled)[0].title!r}.")
+        example = shlex.quote((shown or filled)[-1].title)
+        fail(name, None, f"{what}: {listed}.", f"Name one: data.sheet={example}, in data convert --sheet {example}.")
     return shown[0]
 
 
