@@ -5,6 +5,7 @@ Every row knows its file and line. Nothing is guessed about values: "007" stays 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
