@@ -168,6 +168,9 @@ def _data(config: RunConfig) -> list[Problem]:
                 what = "columns maps a part of a row to the name of its column."
                 fix = f"Parts: {', '.join(DATA_PARTS)}."
                 problems.append(Problem(where=f"{where}.columns.{part}", what=what, fix=fix))
+    if data.streaming and data.hub == "modelscope":
+        what = "data sets of ModelScope are downloaded first."
+        problems.append(Problem(where="data.streaming", what=what, fix="Set data.streaming=false."))
     if data.system_override and all(source.system is None for source in data_sources(data)):
         what = "there is no system prompt to replace the rows' own."
         problems.append(Problem(where="data.system_override", what=what, fix="Set data.system to a text."))

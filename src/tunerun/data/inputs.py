@@ -42,7 +42,7 @@ def find_inputs(step: DataStep) -> list[Input]:
     found = []
     for key, path_key, source in wanted:
         try:
-            files = read.find_files(source.path, path_key, cache_dir, data.streaming)
+            files = read.find_files(source.path, path_key, cache_dir, data.streaming, data.hub)
             found.append(Input(tuple(files), source, key, path_key == "data.eval_path"))
         except UserError as error:
             problems += error.problems

@@ -130,6 +130,7 @@ def _extras(config: RunConfig) -> list[Problem]:
         ("track.trackio", "trackio", "trackio", config.track.trackio and trains),
         ("track.mlflow", "mlflow", "mlflow", config.track.mlflow and trains),
         ("track.swanlab", "swanlab", "swanlab", config.track.swanlab and trains),
+        ("data.hub", "modelscope", "hub", config.data.hub == "modelscope" and _asks_hub(config)),
         ("model.hub", "modelscope", "hub", config.model.hub == "modelscope" and not _is_folder(config.model.path)),
     ]
     return [
@@ -166,6 +167,13 @@ def _quantises_base(config: RunConfig) -> bool:
 
 def _quantises(config: RunConfig) -> bool:
     return any(kind not in ("f32", "f16", "bf16") for kind in config.export.gguf.types)
+
+
+def _asks_hub(config: RunConfig) -> bool:
+    """Says whether a data set has to be downloaded."""
+    return "data" in config.stages and not all(
+        paths.looks_local(path) or Path(path).exists() for _, path in data_paths(config.data)
+    )
 
 
 def _is_folder(path: str | None) -> bool:

@@ -51,6 +51,8 @@ class DataConfig:
     """System prompt for rows that have none."""
     system_override: bool = False
     """Whether `system` replaces the rows' own system prompts too; an empty one removes them."""
+    hub: Literal["hf", "modelscope"] = "hf"
+    """Where the ids of data sets are looked up."""
     streaming: bool = False
     """Read a hub's data set row by row as it comes, keeping no copy; `max_rows` says how much of it."""
     eval_path: tuple[str, ...] = ()

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from tunerun.data.read.columnar import SPLITS, STATE, columnar, saved_files
 from tunerun.data.read.delimited import delimited
 from tunerun.data.read.hub import hub_files
 from tunerun.data.read.index import INDEX, indexed_files
 from tunerun.data.read.json_rows import json_array, json_lines, json_value
+from tunerun.data.read.modelscope import modelscope_files
 from tunerun.data.read.remote import open_remote
 from tunerun.data.read.source import (
     FOREIGN_TABLES,
@@ -43,7 +44,11 @@ _KNOWN = f"{', '.join(DATA_SUFFIXES)}; texts also as {' and '.join(PACKED_SUFFIX
 
 
 def find_files(
-    paths: Sequence[str], key: str = "data.path", cache_dir: Path | None = None, streaming: bool = False
+    paths: Sequence[str],
+    key: str = "data.path",
+    cache_dir: Path | None = None,
+    streaming: bool = False,
+    hub: Literal["hf", "modelscope"] = "hf",
 ) -> list[DataFile]:
     """Lists the data files that paths name, downloading those of a hub.
 
@@ -53,6 +58,7 @@ def find_files(
         key: Config key, for messages.
         cache_dir: Folder for downloads; None takes the hub's own.
         streaming: Whether files of a hub are read as they come instead of being downloaded.
+        hub: Where ids are looked up.
 
     Raises:
         UserError: A path does not exist, a folder holds no data file, or a split has to be chosen.
@@ -65,6 +71,8 @@ def find_files(
         try:
             if path.exists() or looks_local(text):
                 found += _files_of(path, key)
+            elif hub == "modelscope":
+                found += modelscope_files(text, key, cache_dir, lambda file: bool(kind_of(file)))
             else:
                 found += hub_files(text, key, cache_dir, lambda file: bool(kind_of(file)), streaming)
         except UserError as error:

@@ -24,9 +24,11 @@ from tunerun.models import hub
 from tunerun.models.hub import HubFile, Listing, Repository
 from tunerun.progress import Progress
 
+DEFAULT_REVISION = "main"
+
 _LISTING_SCHEMA = 1
 # What says how files make up configurations and splits.
-_CARDS = ("README.md", ".huggingface.yaml")
+CARDS = ("README.md", ".huggingface.yaml")
 _SPEC = re.compile(
     r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(:(?P<config>[^:]*))?(:(?P<split>[\w.-]+))?", re.ASCII
 )
@@ -57,7 +59,7 @@ def parse(text: str, key: str) -> Choice:
     if found is None:
         fix = "Write org/name, org/name:config or org/name:config:split; @revision may follow the name."
         fail(key, None, f"{text} is neither a file or folder that exists nor a data set on a hub.", fix)
-    return Choice(text, found["name"], found["revision"] or "main", found["config"] or None, found["split"])
+    return Choice(text, found["name"], found["revision"] or DEFAULT_REVISION, found["config"] or None, found["split"])
 
 
 def hub_files(
@@ -83,8 +85,8 @@ def hub_files(
         raise StageError(f"{what}, and HF_HUB_OFFLINE forbids that. Unset it, or set data.streaming=false.")
     listing = _listing(repository, choice.revision)
     by_name = {file.path: file for file in listing.files}
-    _download(repository, listing.commit, [by_name[name] for name in _CARDS if name in by_name])
-    wanted = _split_files(choice, key, repository.snapshot(listing.commit), list(by_name))
+    _download(repository, listing.commit, [by_name[name] for name in CARDS if name in by_name])
+    wanted = split_files(choice, key, repository.snapshot(listing.commit), list(by_name))
     foreign = [name for name in wanted if not is_data_file(Path(name))]
     if foreign:
         fix = "Download it and convert it to JSON lines."
@@ -159,8 +161,18 @@ def _download(repository: Repository, commit: str, files: Sequence[HubFile]) -> 
             hub.download(client, repository, commit, file, progress.advance)
 
 
-def _split_files(choice: Choice, key: str, snapshot: Path, names: Sequence[str]) -> list[str]:
-    """Returns the files of the chosen split, in order."""
+def split_files(choice: Choice, key: str, snapshot: Path, names: Sequence[str]) -> list[str]:
+    """Returns the files of the chosen split, in order.
+
+    Args:
+        choice: What `data.path` says.
+        key: Config key, for messages.
+        snapshot: Folder that holds the data set's cards.
+        names: Of all its files.
+
+    Raises:
+        UserError: A configuration or split has to be chosen, or there are no files of rows.
+    """
     with tempfile.TemporaryDirectory(prefix="tunerun-") as scratch:
         folder = Path(scratch).resolve() / "data_set"
         _make_shadow(folder, snapshot, names)
@@ -179,7 +191,7 @@ def _make_shadow(folder: Path, snapshot: Path, names: Sequence[str]) -> None:
     folder.mkdir()
     for name in names:
         # No code, and no `dataset_infos.json`, which old scripts left behind.
-        if name in _CARDS:
+        if name in CARDS:
             shutil.copyfile(snapshot / name, folder / name)
         elif not name.endswith(".py") and name != "dataset_infos.json":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
