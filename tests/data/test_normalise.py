@@ -242,3 +242,15 @@ def test_the_advised_columns_imitate_whole_conversations():
         ASSISTANT,
     ]
     assert talk(read({"messages": [USER_TURN, GOOD], "label": True}, assistant="messages")) == [USER, ASSISTANT]
+
+
+def test_openais_own_preference_rows_are_read_with_their_tools():
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    value = {
+        "input": {"messages": [{"role": "user", "content": "q"}], "tools": [tool], "parallel_tool_calls": True},
+        "preferred_output": [{"role": "assistant", "content": "a"}],
+        "non_preferred_output": [{"role": "assistant", "content": "b"}],
+    }
+    made = read(value, "pairs")
+    assert (talk(made.chosen), talk(made.rejected)) == ([USER, ASSISTANT], [USER, ("assistant", "b")])
+    assert made.chosen.tools == (tool,)

@@ -26,8 +26,8 @@ _NAMES = {
     "assistant": ("completion", "response", "answer", "output", "solution", "assistant", "答案", "回答"),
     "system": ("system", "system_prompt"),
     "input": ("input", "context", "question"),
-    "chosen": ("chosen",),
-    "rejected": ("rejected",),
+    "chosen": ("chosen", "preferred_output"),
+    "rejected": ("rejected", "non_preferred_output"),
     "label": ("kto_tag", "label"),
 }
 
@@ -73,7 +73,7 @@ def format_of(row: Row, name: str, columns: Mapping[str, str], wanted: Sequence[
     if isinstance(value, str):
         found: Format | None = Format("text", "text", "plain text lines", {})
     else:
-        found = _find(value, name, columns, wanted)
+        found = _find(unwrapped(value), name, columns, wanted)
     if found is None:
         example = _columns(key, _EXAMPLES[wanted[0]])
         if columns or name == "columns":
@@ -85,6 +85,14 @@ def format_of(row: Row, name: str, columns: Mapping[str, str], wanted: Sequence[
         what = f"the rows are {_NOUNS[found.kind]} ({found.why}), and this objective learns from {_NOUNS[wanted[0]]}."
         raise UserError(Problem(where=_place(row), what=what, fix=_fix(wanted[0], found, key)))
     return found
+
+
+def unwrapped(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a row with its messages and tools at the top, where OpenAI's preference rows have them in `input`."""
+    request = row.get("input")
+    if not isinstance(request, dict) or LISTS["messages"] not in request:
+        return row
+    return {**{key: value for key, value in row.items() if key != "input"}, **request}
 
 
 def is_label(value: Any) -> bool:

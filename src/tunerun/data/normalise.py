@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tunerun.data.detect import LISTS, Format
+from tunerun.data.detect import LISTS, Format, unwrapped
 from tunerun.data.messages import conversation, list_of, object_of, parse_json, text_of
 from tunerun.data.rows import Content, Conversation, Labelled, Preference, RowFault, Text
 
@@ -58,7 +58,7 @@ def normalise(value: Any, form: Format, system: str | None = None, *, override: 
 def _parse(value: Any, form: Format) -> Content:
     if form.kind == "text":
         return _document(value, form)
-    row = object_of(value, "the row")
+    row = unwrapped(object_of(value, "the row"))
     prompt, tools = _PROMPTS[form.name](row, form.columns), _tools(row)
     if form.kind == "pairs":
         chosen, rejected = (_answer(row, form.columns[part]) for part in ("chosen", "rejected"))
