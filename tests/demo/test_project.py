@@ -93,7 +93,7 @@ def test_a_lock_refuses_other_data_and_other_packages_and_says_what_differs(proj
     finally:
         rows.write_text(before)
     assert refused.returncode == 2
-    assert "./data/rows.jsonl is not what it was" in " ".join(refused.stderr.split())
+    assert "data/rows.jsonl is not what it was" in " ".join(refused.stderr.split())
     assert "numpy 0.1 is asked for" in refused.stderr
     planned = tunerun(project, "plan", "+recipe=strict", "~lock.packages")
     assert planned.returncode == 0
