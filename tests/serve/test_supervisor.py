@@ -31,6 +31,7 @@ def test_an_engine_killed_under_load_comes_back(own):
     with own.client() as client:
         short = {**BODY, "max_tokens": 8}
         before = client.post("/v1/chat/completions", json=short).json()["choices"]
+        cut = 0
         for _ in range(3):
             streams, waiting = load(own)
             (pid,) = own.engine_pids()
@@ -39,13 +40,15 @@ def test_an_engine_killed_under_load_comes_back(own):
                 thread.join(10)
                 assert not thread.is_alive(), "a stream hangs"
             assert len(streams) == 3
-            assert any("engine_down" in lines[-1] for lines in streams), "none was cut"
+            cut += sum("engine_down" in lines[-1] for lines in streams)
             for lines in streams:
                 last = lines[-1]
                 assert last == "[DONE]" or json.loads(last)["error"]["code"] == "engine_down", last
             statuses = until_ready(client, short)
             assert set(statuses) <= {200, 503}
             assert client.get("/v1/models").status_code == 200
+        # A machine may be quick enough to finish the streams of one round before the engine is killed.
+        assert cut, "none was cut"
         assert client.post("/v1/chat/completions", json=short).json()["choices"] == before
 
 
