@@ -23,10 +23,8 @@ def project(tmp_path, monkeypatch):
     """A user's folder with a run of stand-in stages that is done."""
     scenario.use_stand_ins(monkeypatch.setattr)
     project = tmp_path / "project"
-    (project / "model").mkdir(parents=True)
+    scenario.fill(project)
     monkeypatch.chdir(project)
-    (project / "model/weights").write_text("weights")
-    (project / "rows.txt").write_text("rows")
     (project / "chat.jinja").write_text("{{ messages }}")
     assert cli.dispatch(["model.path=model", "data.path=rows.txt", *WANTED]) == ExitCode.DONE
     return project

@@ -19,9 +19,7 @@ def run_dir(tmp_path, monkeypatch):
     """A run of stand-in stages that is done."""
     scenario.use_stand_ins(monkeypatch.setattr)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/weights").write_text("weights")
-    (tmp_path / "rows.txt").write_text("rows")
+    scenario.fill(tmp_path)
     wanted = ["model.path=model", "data.path=rows.txt", "method=lora", "stages=[data,train]", "run_dir=first"]
     assert cli.dispatch(wanted) == ExitCode.DONE
     return tmp_path / "first"

@@ -15,9 +15,7 @@ TYPED = ("model.path=model", "data.path=rows.txt", "stages=[data,train]", "run_d
 def _folder(tmp_path, monkeypatch):
     scenario.use_stand_ins(monkeypatch.setattr)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/weights").write_text("weights")
-    (tmp_path / "rows.txt").write_text("rows")
+    scenario.fill(tmp_path)
 
 
 def test_an_empty_folder_has_no_runs_and_says_how_to_start_one(capsys):

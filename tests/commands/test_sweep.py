@@ -21,9 +21,7 @@ def folder(tmp_path, monkeypatch):
     """A user's folder with a model and data for the stand-in stages."""
     scenario.use_stand_ins(monkeypatch.setattr)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/weights").write_text("weights")
-    (tmp_path / "rows.txt").write_text("rows")
+    scenario.fill(tmp_path)
     (tmp_path / "broken.txt").write_bytes(b"\xff\xfe broken")
     return tmp_path
 

@@ -15,9 +15,7 @@ def small(tmp_path, monkeypatch):
     """Executes the small run: `small(data="...", stages=..., allow=..., learning_rate=...)` returns the exit code."""
     scenario.use_stand_ins(monkeypatch.setattr)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/weights").write_text("weights")
-    (tmp_path / "rows.txt").write_text("rows")
+    scenario.fill(tmp_path)
 
     def execute(**settings):
         return scenario.execute(tmp_path / "run", tmp_path / "rows.txt", tmp_path / "model", **settings)

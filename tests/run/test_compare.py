@@ -19,9 +19,7 @@ ROW = {"step": 1, "loss": 0.5, "seconds": 1.0, "tokens_per_second": 10.0, "eta_s
 def runs(tmp_path, monkeypatch):
     """Two runs of the same, as far as stand-in stages can tell."""
     scenario.use_stand_ins(monkeypatch.setattr)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/weights").write_text("weights")
-    (tmp_path / "rows.txt").write_text("rows")
+    scenario.fill(tmp_path)
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         scenario.execute(folder, tmp_path / "rows.txt", tmp_path / "model")

@@ -52,9 +52,7 @@ def page(run_dir):
 def executed(tmp_path_factory):
     """One executed run with the reports that stages write; to be copied."""
     folder = tmp_path_factory.mktemp("executed")
-    (folder / "model").mkdir()
-    (folder / "model/weights").write_text("weights")
-    (folder / "rows.txt").write_text("rows")
+    scenario.fill(folder)
     run_dir = folder / "run"
     with pytest.MonkeyPatch.context() as patch:
         scenario.use_stand_ins(patch.setattr)
