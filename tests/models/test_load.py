@@ -19,7 +19,7 @@ def test_a_model_is_written_in_shards_with_all_that_belongs_to_it(tmp_path: Path
     base = tiny_qwen2(tmp_path / "base")
     model = load.load_model(base, dtype=torch.float32, device="cpu")
     target = tmp_path / "saved"
-    load.save_model(model, target, base=base, dtype=torch.bfloat16, max_shard_size_bytes=60_000)
+    load.save_model(model, target, model.state_dict(), base=base, dtype=torch.bfloat16, max_shard_size_bytes=60_000)
     shards = sorted(target.glob("*.safetensors"))
     assert len(shards) > 1
     assert all(shard.stat().st_size < 65_000 for shard in shards)
@@ -35,7 +35,7 @@ def test_tied_embeddings_are_written_once(tmp_path: Path) -> None:
     base = tiny_qwen2(tmp_path / "base", tie_word_embeddings=True)
     model = load.load_model(base, dtype=torch.float32, device="cpu")
     target = tmp_path / "saved"
-    load.save_model(model, target, base=base, dtype=torch.float32, max_shard_size_bytes=10**9)
+    load.save_model(model, target, model.state_dict(), base=base, dtype=torch.float32, max_shard_size_bytes=10**9)
     names = set(load_file(target / "model.safetensors"))
     assert "model.embed_tokens.weight" in names
     assert "lm_head.weight" not in names

@@ -18,6 +18,7 @@ from tunerun.formats.tokens import TokenWriter
 from tunerun.plan.steps import TrainStep
 from tunerun.train import stage
 from tunerun.train.job import Job
+from tunerun.train.ranks import Ranks
 
 Pair = tuple[list[int], list[int], list[int]]
 """Prompt, chosen and rejected answer."""
@@ -103,7 +104,7 @@ def objective_step(objective: ObjectiveConfig, method: MethodConfig, **values: A
 
 def objective_job(out: Path, step: TrainStep) -> Job:
     """Prepares a training."""
-    job, _ = stage._prepare(step, read_base(out), out, {"objective": step.objective.kind}, None)
+    job, _ = stage._prepare(step, read_base(out), out, {"objective": step.objective.kind}, None, Ranks())
     return job
 
 

@@ -10,23 +10,44 @@ from torch.nn import Parameter
 
 from tunerun.config.schema import TrainConfig
 from tunerun.errors import StageError, UserError
+from tunerun.plan.steps import Placement
 from tunerun.train import checkpoint, optim
 from tunerun.train.checkpoint import Progressed
+from tunerun.train.engines import Engine, Parts, make_engine
+from tunerun.train.ranks import Ranks
 
-FILES = ["adapter/weights.bin", checkpoint.OPTIMISER, checkpoint.OPTIMISER_NUMBERS, checkpoint.MANIFEST]
+STATE = f"{checkpoint.OPTIMISER}.safetensors"
+NUMBERS = f"{checkpoint.OPTIMISER}.json"
+FILES = ["adapter/weights.bin", STATE, NUMBERS, checkpoint.MANIFEST]
 IDENTITY = {"train.learning_rate": 0.1, "seed": 1, "placement.threads": 2, "data (content)": "abc"}
 
 
+def _engine(value: float) -> Engine:
+    """Holds a matrix `p` for AdamW to move."""
+    network = torch.nn.Module()
+    network.register_parameter("p", Parameter(torch.full((2, 2), value)))
+    return make_engine(
+        Parts(
+            network=network,
+            optimisers=lambda parameters: optim.make_optimisers(parameters, TrainConfig()),
+            placement=Placement(),
+            ranks=Ranks(),
+            max_grad_norm=None,
+            deepspeed={},
+        )
+    )
+
+
 def _write(folder: Path, step: int, *, keep: int = 2, failing: bool = False, best: int | None = None) -> None:
-    parameters = {"p": Parameter(torch.full((2, 2), float(step)))}
-    optimisers = optim.make_optimisers(parameters, TrainConfig())
-    parameters["p"].grad = torch.ones(2, 2)
-    optim.apply(optimisers, 0.1)
+    engine = _engine(float(step))
+    engine.parameters["p"].grad = torch.ones(2, 2)
+    engine.move(0.1)
+    state = engine.state()
 
     def fill(staging: Path) -> None:
         (staging / "adapter").mkdir()
         (staging / "adapter" / "weights.bin").write_bytes(bytes([step] * 100))
-        checkpoint.save_state(staging, optimisers, parameters, None)
+        checkpoint.save_state(staging, state, None, Ranks())
         if failing:
             raise OSError(28, "No space left on device")
 
@@ -35,8 +56,9 @@ def _write(folder: Path, step: int, *, keep: int = 2, failing: bool = False, bes
         Progressed(step=step, best_step=best),
         identity=IDENTITY,
         fill=fill,
-        needed_bytes=checkpoint.state_bytes(optimisers, parameters, None),
+        needed_bytes=checkpoint.state_bytes(engine.parameters, state, None),
         keep=keep,
+        ranks=Ranks(),
     )
 
 
@@ -106,22 +128,21 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, mon
 def test_a_checkpoint_of_schema_1_is_read(tmp_path: Path) -> None:
     _write(tmp_path, 1)
     path = tmp_path / "step-1"
-    (path / checkpoint.OPTIMISER_NUMBERS).unlink()
+    (path / NUMBERS).unlink()
     manifest = json.loads((path / checkpoint.MANIFEST).read_text())
     known = ("step", "tokens", "trained_tokens", "seconds", "first_loss", "last_loss")
     old = {
         "schema": 1,
         "progress": {key: manifest["progress"][key] for key in known},
         "identity": manifest["identity"],
-        "files": {key: value for key, value in manifest["files"].items() if key != checkpoint.OPTIMISER_NUMBERS},
+        "files": {key: value for key, value in manifest["files"].items() if key != NUMBERS},
     }
     (path / checkpoint.MANIFEST).write_text(json.dumps(old))
     found = checkpoint.newest(tmp_path)
     assert found is not None
-    parameters = {"p": Parameter(torch.zeros(2, 2))}
-    optimisers = optim.make_optimisers(parameters, TrainConfig())
-    checkpoint.restore_state(found, optimisers, parameters, None)
-    assert optimisers[0].state[parameters["p"]]["step"] == 1
+    engine = _engine(0.0)
+    checkpoint.restore_state(found, engine, None)
+    assert engine.state().tensors["p|step"] == 1
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

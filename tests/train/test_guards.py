@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,30 @@ from tunerun.train.checkpoint import Progressed
 from tunerun.train.stage import run
 
 
+def after_accumulate(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any, int, Any], Any]) -> None:
+    """Changes what the gradients of a step, numbered from 0, came to."""
+    accumulate, global_batch, index = gradients.accumulate, gradients.global_batch, -1
+
+    def numbered(job: Any, number: int) -> Any:
+        nonlocal index
+        index = number
+        return global_batch(job, number)
+
+    monkeypatch.setattr(gradients, "global_batch", numbered)
+    monkeypatch.setattr(gradients, "accumulate", lambda job, batch: change(job, index, accumulate(job, batch)))
+
+
 @pytest.fixture
 def nan_in(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the gradients of some steps, numbered from 1, NaN."""
 
     def break_steps(*broken: int) -> None:
-        original = gradients.accumulate
-
-        def accumulate(job: Any, batch: Any, index: int) -> Any:
-            found = original(job, batch, index)
+        def spoil(job: Any, index: int, found: Any) -> Any:
             if index + 1 in broken:
                 next(iter(job.parameters.values())).grad.fill_(float("nan"))
             return found
 
-        monkeypatch.setattr(gradients, "accumulate", accumulate)
+        after_accumulate(monkeypatch, spoil)
 
     return break_steps
 
@@ -130,13 +141,11 @@ def test_normal_training_raises_no_alarm() -> None:
 def test_a_spike_in_training_is_told_with_its_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = gradients.accumulate
+    def jump(job: Any, index: int, found: Any) -> Any:
+        losses, sums = found
+        return ([100.0] if index == 25 else losses), sums
 
-    def accumulate(job: Any, batch: Any, index: int) -> Any:
-        loss, sums = original(job, batch, index)
-        return (100.0 if index == 25 else loss), sums
-
-    monkeypatch.setattr(gradients, "accumulate", accumulate)
+    after_accumulate(monkeypatch, jump)
     run(train_step(max_steps=28, global_batch_size=2, learning_rate=1e-4), make_run(tmp_path, rows=8))
     err = capsys.readouterr().err
     assert "warning: step 26: the loss is 100, " in err

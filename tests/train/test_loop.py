@@ -13,6 +13,7 @@ from tunerun.config.schema import MethodConfig
 from tunerun.errors import StageError
 from tunerun.train import gradients, loop, stage
 from tunerun.train.job import Job
+from tunerun.train.ranks import Ranks
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +23,14 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _job(out: Path, method: MethodConfig, micro_batch_size: int, **train: object) -> Job:
     step = train_step(method, micro_batch_size=micro_batch_size, **train)
-    job, _ = stage._prepare(step, read_base(out), out, {}, None)
+    job, _ = stage._prepare(step, read_base(out), out, {}, None, Ranks())
     return job
 
 
 def _gradients(job: Job, index: int = 0) -> torch.Tensor:
     job.network.train()
     torch.manual_seed(0)
-    gradients.accumulate(job, gradients.global_batch(job, index), index)
+    gradients.accumulate(job, gradients.global_batch(job, index))
     return torch.cat([parameter.grad.flatten() for parameter in job.parameters.values()])
 
 
@@ -90,7 +91,7 @@ def test_a_loss_that_is_not_finite_stops_within_the_step_and_leaves_the_weights(
     with torch.no_grad():
         job.network.get_input_embeddings().weight[7] = float("nan")
     before = {name: value.clone() for name, value in job.parameters.items()}
-    with pytest.raises(StageError, match=r"step 1: the loss is nan. .* computed from samples \d+ of the data"):
+    with pytest.raises(StageError, match=r"step 1: the loss is nan. .* computed from samples \d+, .* of the data"):
         loop.run(job, loop.Progressed(), stage.StopRequest(), [])
     assert all(torch.equal(before[name], value) for name, value in job.parameters.items())
     assert not (out / artifacts.CHECKPOINTS).exists()

@@ -30,7 +30,7 @@ NAMES = list(OBJECTIVES)
 
 def _gradients(job: Job, index: int) -> torch.Tensor:
     job.network.train()
-    gradients.accumulate(job, gradients.global_batch(job, index), index)
+    gradients.accumulate(job, gradients.global_batch(job, index))
     found = torch.cat([value.grad.flatten() for value in job.parameters.values()])
     job.network.zero_grad()
     return found

@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = load.load_model(out / "base", dtype=torch.float32, device="cpu")
     merged = adapters.load_adapter(network, out / artifacts.ADAPTER, trainable=False).merge_and_unload()
     options = {"base": out / "base", "dtype": torch.float32, "max_shard_size_bytes": 10**9}
-    load.save_model(merged, out / artifacts.MERGED, **options)
+    load.save_model(merged, out / artifacts.MERGED, merged.state_dict(), **options)
     _state_template(out)
     return out
 

@@ -100,17 +100,32 @@ def check_kind(folder: Path, method: MethodConfig) -> None:
         raise UserError(Problem(where="method.kind", what=what, fix=f"Choose method={kind}."))
 
 
-def save_adapter(adapted: Any, target: Path, *, base_name: str, initial: Mapping[str, Tensor] | None = None) -> None:
+def save_adapter(
+    adapted: Any,
+    target: Path,
+    trained: Mapping[str, Tensor] | None = None,
+    *,
+    base_name: str,
+    initial: Mapping[str, Tensor] | None = None,
+) -> None:
     """Writes an adapter as peft does: adapter_config.json and adapter_model.safetensors.
 
     Args:
         adapted: A peft model.
         target: A staging folder; made here.
+        trained: Weights by their names in the base model, where the model itself has only parts of them.
         base_name: What the adapter belongs to, such as a hub id; recorded in its config.
         initial: PiSSA's initial factors: the adapter is written as a LoRA of the untouched base.
     """
     target.mkdir(parents=True)
-    weights = dict(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    names = {id(parameter): name for name, parameter in adapted.get_base_model().named_parameters()}
+    whole = {} if trained is None else trained
+    state = {
+        # By identity: tied weights have several names.
+        name: whole.get(names.get(id(value), ""), value)
+        for name, value in adapted.state_dict(keep_vars=True).items()
+    }
+    weights = dict(get_peft_model_state_dict(adapted, state_dict=state, save_embedding_layers=False))
     config = copy.copy(adapted.peft_config[adapted.active_adapter])
     if initial is not None:
         weights, config = pissa.to_lora(weights, initial), pissa.to_lora_config(config)

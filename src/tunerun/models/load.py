@@ -75,8 +75,10 @@ def load_model(
         raise StageError(f"{folder}: the model cannot be loaded: {error}") from error
     finally:
         reports.set_verbosity(verbosity)
+    if quantisation is None:
+        return model.to(device)
     # bitsandbytes' weights are already there, and refuse to be moved.
-    return model.to(device) if quantisation is None else model
+    return _compute_alike(model)
 
 
 def _class_of(head: Head) -> Any:
@@ -99,6 +101,18 @@ def load_dequantised(
     """
     model = load_model(folder, quantisation=quantisation, dtype=dtype, device=device, **options)
     return model.dequantize(dtype=dtype).eval()
+
+
+def _compute_alike(model: Any) -> Any:
+    """Lets 4-bit layers compute in evaluation as they do in training, on every CPU.
+
+    With avx512_bf16 bitsandbytes packs the weights anew for evaluation and rounds what goes through them to bf16: what
+    is measured would not be what is trained.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def _quantised(quantisation: Quantisation, dtype: torch.dtype, device: str) -> dict[str, Any]:
@@ -151,18 +165,27 @@ def saved_dtype(folder: Path) -> torch.dtype:
     return _DTYPES[names[0]]
 
 
-def save_model(model: Any, target: Path, *, base: Path, dtype: torch.dtype, max_shard_size_bytes: int) -> None:
+def save_model(
+    model: Any,
+    target: Path,
+    weights: Mapping[str, torch.Tensor],
+    *,
+    base: Path,
+    dtype: torch.dtype,
+    max_shard_size_bytes: int,
+) -> None:
     """Writes a complete model folder: weights, config, generation settings, tokenizer and chat template.
 
     Args:
         model: A transformers model.
         target: A staging folder; made here.
+        weights: The model's state; tied weights share memory.
         base: The folder the model came from; its tokenizer files are copied byte for byte.
         dtype: Of the weights on disk.
         max_shard_size_bytes: Largest weights file.
     """
-    weights = {name: tensor.detach().to(dtype) for name, tensor in _untied(model.state_dict()).items()}
-    model.save_pretrained(target, state_dict=weights, max_shard_size=max_shard_size_bytes)
+    state = {name: tensor.detach().to(dtype) for name, tensor in _untied(weights).items()}
+    model.save_pretrained(target, state_dict=state, max_shard_size=max_shard_size_bytes)
     config = artifacts.read_json(target / CONFIG)
     artifacts.write_json(target / CONFIG, {**config, "dtype": str(dtype).removeprefix("torch.")})
     carry_files(base, target)

@@ -10,6 +10,7 @@ from tunerun.config.schema import ADAPTER_METHODS, PAGED_OPTIMIZERS, Optimizer, 
 from tunerun.machine import Machine
 from tunerun.plan import devices, estimate, shape
 from tunerun.plan.dataset import DataSize
+from tunerun.plan.deepspeed import deepspeed_config
 from tunerun.plan.devices import Device
 from tunerun.plan.estimate import Estimate
 from tunerun.plan.memory import Work
@@ -287,6 +288,7 @@ def _train_step(config: RunConfig, decided: _Decisions) -> TrainStep:
         seed=config.seed,
         flops_per_token=None if decided.estimate is None else decided.estimate.model_flops_per_token,
         device_flops=decided.device_flops,
+        deepspeed=deepspeed_config(decided.train, max_grad_norm=config.train.max_grad_norm),
     )
 
 

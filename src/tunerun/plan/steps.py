@@ -8,7 +8,7 @@ fingerprint unless `UNFINGERPRINTED` names it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from tunerun.config import typed
@@ -27,6 +27,12 @@ from tunerun.config.schema import (
     TrainConfig,
 )
 from tunerun.paths import looks_local
+
+ZERO_STAGES: dict[Strategy, int] = {"zero1": 1, "zero2": 2, "zero3": 3}
+"""Strategies of DeepSpeed."""
+
+SHARDED_STRATEGIES: tuple[Strategy, ...] = ("zero3", "fsdp2")
+"""Strategies that share out the parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +150,8 @@ class TrainStep:
     """Operations of a trained token, without what is computed twice; null when the model's shape is unknown."""
     device_flops: float | None = None
     """Peak of one process's device, operations in a second; null when the device is unknown."""
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    """DeepSpeed's config; empty where it is not used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -289,6 +297,7 @@ _EXECUTION_KEYS = (
     "placement.processes",
     "placement.nodes",
     "placement.offload",
+    "deepspeed",
     "machine",
 )
 
@@ -312,6 +321,8 @@ def user_key(key: str) -> str:
     """Returns the config key behind a field of a step."""
     if key in _USER_KEYS:
         return _USER_KEYS[key]
+    if key == "deepspeed" or key.startswith("deepspeed."):
+        return "hardware.deepspeed"
     return f"hardware.{key.removeprefix('placement.')}" if key.startswith("placement.") else key
 
 

@@ -2,7 +2,9 @@
 
     step-40/
         adapter/ or model/       loadable as they are, in the precision that is trained (float32)
-        optimiser.safetensors    the optimiser's tensors by parameter; optimiser.json has its numbers
+        optimiser.safetensors    the optimiser's tensors by parameter; optimiser.json has its numbers. Of several ranks,
+                             optimiser-0-of-2.safetensors and so on: each writes those of some parameters, whole, so
+                             that any number of ranks under any strategy can go on
         average.safetensors      the running average of the weights, with train.ema_decay
         answers.jsonl            answers to eval.prompts
         manifest.json            step, what it belongs to, and the sha256 of every other file; written last
@@ -16,26 +18,28 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.nn import Parameter
-from torch.optim import Optimizer
+from torch import Tensor
 
 from tunerun import artifacts
 from tunerun.errors import Problem, StageError, UserError
 from tunerun.plan import steps
-from tunerun.train import ema, optim
+from tunerun.train import ema
 from tunerun.train.ema import Average
+from tunerun.train.engines import Engine
+from tunerun.train.engines.engine import State
+from tunerun.train.ranks import Ranks
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
-OPTIMISER = "optimiser.safetensors"
-OPTIMISER_NUMBERS = "optimiser.json"
+OPTIMISER = "optimiser"
 AVERAGE = "average.safetensors"
 ANSWERS = "answers.jsonl"
 _PREFIX = "step-"
@@ -87,16 +91,20 @@ def write(
     fill: Callable[[Path], None],
     needed_bytes: int,
     keep: int,
+    ranks: Ranks,
 ) -> Path:
     """Publishes a checkpoint, then removes the oldest beyond `keep`; the one with the lowest held-out loss stays.
+
+    All ranks call it: each writes its share into the staging folder of the first one, which publishes it when all have.
 
     Args:
         folder: The run's checkpoints.
         progress: Where training stands.
         identity: What the checkpoint belongs to.
-        fill: Writes weights and state into a staging folder.
+        fill: Writes this rank's share of weights and state into a staging folder; waits for no other rank.
         needed_bytes: About what that takes.
         keep: Number of newest checkpoints kept, at least 1.
+        ranks: This process among those that train.
 
     Returns:
         The published folder.
@@ -105,61 +113,62 @@ def write(
         StageError: There is too little space, or it could not be written; older checkpoints stay as they were.
         OSError: As before, when the system says why.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_space(folder, progress.step, needed_bytes + _SPARE_BYTES)
     target = folder / f"{_PREFIX}{progress.step}"
-    with artifacts.publish(target) as staging:
-        staging.mkdir()
-        try:
-            fill(staging)
-        except SafetensorError as error:
-            raise StageError(f"checkpoint {target.name} could not be written: {error}") from error
-        files = sorted(path for path in staging.rglob("*") if path.is_file())
-        manifest = {
-            "schema": SCHEMA,
-            "progress": asdict(progress),
-            "identity": dict(identity),
-            "files": {path.relative_to(staging).as_posix(): artifacts.sha256(path) for path in files},
-        }
-        artifacts.write_json(staging / MANIFEST, {**manifest, "sha256": _digest(manifest)})
-    _rotate(folder, progress, keep)
+    ranks.attempt(lambda: _begin(folder, progress.step, needed_bytes) if ranks.is_first else None)
+    with artifacts.publish(target) if ranks.is_first else nullcontext(target) as own:
+        staging = Path(ranks.objects(str(own))[0])
+        ranks.attempt(lambda: staging.mkdir() if ranks.is_first else None)
+        ranks.attempt(lambda: _fill(staging, fill))
+        hashed = ranks.attempt(lambda: _hash_share(staging, ranks))
+        files = dict(sorted(item for found in ranks.objects(hashed) for item in found.items()))
+        if ranks.is_first:
+            manifest = {"schema": SCHEMA, "progress": asdict(progress), "identity": dict(identity), "files": files}
+            artifacts.write_json(staging / MANIFEST, {**manifest, "sha256": _digest(manifest)})
+    if ranks.is_first:
+        _rotate(folder, progress, keep)
+    ranks.wait()
     return target
 
 
-def save_state(
-    staging: Path, optimisers: Sequence[Optimizer], parameters: Mapping[str, Parameter], average: Average | None
-) -> None:
-    """Writes what training needs besides the weights into a staging folder."""
-    tensors, numbers = optim.state_of(optimisers, parameters)
-    save_file(tensors, staging / OPTIMISER)
-    artifacts.write_json(staging / OPTIMISER_NUMBERS, {"schema": 1, "numbers": numbers})
-    if average is not None:
+def save_state(staging: Path, state: State, average: Average | None, ranks: Ranks) -> None:
+    """Writes what training needs besides the weights into a staging folder.
+
+    Args:
+        staging: The folder.
+        state: This rank's share of the optimiser's state.
+        average: Of the weights; written by the first rank.
+        ranks: This process among those that train.
+    """
+    share = "" if ranks.world == 1 else f"-{ranks.rank}-of-{ranks.world}"
+    save_file(dict(state.tensors), staging / f"{OPTIMISER}{share}.safetensors")
+    artifacts.write_json(staging / f"{OPTIMISER}{share}.json", {"schema": 1, "numbers": state.numbers})
+    if average is not None and ranks.is_first:
         save_file(average.weights, staging / AVERAGE)
 
 
-def restore_state(
-    checkpoint: Checkpoint,
-    optimisers: Sequence[Optimizer],
-    parameters: Mapping[str, Parameter],
-    average: Average | None,
-) -> None:
-    """Gives optimisers and average the state of a checkpoint.
+def restore_state(checkpoint: Checkpoint, engine: Engine, average: Average | None) -> None:
+    """Gives the optimiser and the average the state of a checkpoint, whatever number of ranks wrote it.
 
     An average that was turned on since then (`--allow train.ema_decay`) begins with the checkpoint's weights.
     """
-    numbers = checkpoint.folder / OPTIMISER_NUMBERS
-    # Schema 1 knew only AdamW, which keeps no numbers.
-    found = artifacts.read_json(numbers)["numbers"] if numbers.is_file() else {}
-    optim.restore_state(optimisers, parameters, load_file(checkpoint.folder / OPTIMISER), found)
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(checkpoint.folder.glob(f"{OPTIMISER}*.safetensors")):
+        tensors.update(load_file(file))
+    numbers: dict[str, int | float] = {}
+    # Schema 1 knew only AdamW, which keeps no numbers, and had no file for them.
+    for file in sorted(checkpoint.folder.glob(f"{OPTIMISER}*.json")):
+        numbers.update(artifacts.read_json(file)["numbers"])
+    engine.restore(State(tensors=tensors, numbers=numbers))
     if average is not None and (checkpoint.folder / AVERAGE).is_file():
         ema.restore(average, load_file(checkpoint.folder / AVERAGE))
 
 
-def state_bytes(optimisers: Sequence[Optimizer], parameters: Mapping[str, Parameter], average: Average | None) -> int:
-    """Returns about what a checkpoint takes on disk: weights, optimiser state and average."""
-    tensors, _ = optim.state_of(optimisers, parameters)
-    weights = sum(parameter.numel() * 4 for parameter in parameters.values())
-    return weights * (1 if average is None else 2) + sum(tensor.nbytes for tensor in tensors.values())
+def state_bytes(weights: Mapping[str, Tensor], state: State, average: Average | None) -> int:
+    """Returns about what a checkpoint takes on disk: weights, optimiser state of this rank and average."""
+    averaged = {} if average is None else average.weights
+    return sum(tensor.numel() * 4 for tensor in weights.values()) + sum(
+        tensor.nbytes for tensor in (*state.tensors.values(), *averaged.values())
+    )
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -216,6 +225,25 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any], allow: C
     if refused:
         raise UserError(refused[key] for key in sorted(refused))
     return tuple(inexact[key] for key in sorted(inexact))
+
+
+def _begin(folder: Path, step: int, needed_bytes: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_space(folder, step, needed_bytes + _SPARE_BYTES)
+
+
+def _fill(staging: Path, fill: Callable[[Path], None]) -> None:
+    try:
+        fill(staging)
+    except SafetensorError as error:
+        name = staging.name.removeprefix(".").partition(".partial")[0]
+        raise StageError(f"checkpoint {name} could not be written: {error}") from error
+
+
+def _hash_share(staging: Path, ranks: Ranks) -> dict[str, str]:
+    """Hashes this rank's share of the files of all ranks, by name."""
+    files = sorted(path for path in staging.rglob("*") if path.is_file())
+    return {path.relative_to(staging).as_posix(): artifacts.sha256(path) for path in files[ranks.rank :: ranks.world]}
 
 
 def _check_space(folder: Path, step: int, needed_bytes: int) -> None:

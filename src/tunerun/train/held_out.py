@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from tunerun.train import ema, gradients
-from tunerun.train.job import Job, precision_of
-from tunerun.train.objectives.objective import Setting, add_sums, means
+from tunerun.train.job import Job
+from tunerun.train.objectives.objective import Setting, means
 
 
-@torch.no_grad()
 def measure(job: Job) -> dict[str, float]:
     """Measures what would be published on the first held-out rows, without label smoothing.
 
@@ -34,12 +31,7 @@ def measure(job: Job) -> dict[str, float]:
 def _measured(job: Job, setting: Setting, rows: Sequence[int]) -> dict[str, float]:
     assert job.eval_examples is not None
     batch = gradients.divide(job, job.eval_examples, rows, job.step.eval.batch_size)
-    total, sums = float("nan"), dict[str, tuple[torch.Tensor, int]]()
-    if batch.trained_tokens:
-        total = 0.0
-        for part in batch.parts:
-            with precision_of(job.step.placement):
-                outcome = job.objective.loss(job.network, part, batch.totals, setting)
-            total += float(outcome.loss)
-            sums = add_sums(sums, outcome.sums)
+    if not batch.trained_tokens:
+        return {"loss": float("nan")}
+    total, sums = gradients.measure(job, batch, setting)
     return {"loss": total, **means(sums)}

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from tunerun.models.ask import Questions
-from tunerun.plan.steps import Placement, TrainStep
+from tunerun.plan.steps import TrainStep
 from tunerun.train import ema
 from tunerun.train.checkpoint import Checkpoint
+from tunerun.train.engines import Engine
 from tunerun.train.objectives.objective import Examples, Objective, Setting
+from tunerun.train.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,10 +27,9 @@ class Job:
     objective: Objective
     setting: Setting
     network: Any
-    """The transformers model, adapter layers included."""
-    parameters: Mapping[str, Parameter]
-    """Trainable parameters by name."""
-    optimisers: Sequence[torch.optim.Optimizer]
+    """The transformers model, adapter layers included; computed with through the engine."""
+    engine: Engine
+    ranks: Ranks
     average: ema.Average | None
     """Of the parameters, when it is published in their place."""
     examples: Examples
@@ -40,14 +40,16 @@ class Job:
     """Folder of the run's checkpoints."""
     identity: Mapping[str, Any]
     """What checkpoints belong to."""
-    save_weights: Callable[[Path], None]
-    """Writes the trained weights into a folder."""
+    save_weights: Callable[[Path, Mapping[str, Tensor]], None]
+    """Writes whole trained weights, by name, into a folder."""
+    trainable_only: bool
+    """Whether that takes the trained weights alone, or all of the network's."""
     reload: Callable[[Checkpoint], None]
     """Gives the parameters the weights of a checkpoint."""
     questions: Questions | None
     """Answered at each checkpoint."""
 
-
-def precision_of(placement: Placement) -> AbstractContextManager[Any]:
-    """Returns the number format that a forward pass computes in."""
-    return torch.autocast(placement.device, torch.bfloat16, enabled=placement.precision == "bf16")
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Trainable parameters by name."""
+        return self.engine.parameters

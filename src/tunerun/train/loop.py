@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +25,7 @@ from tunerun.plan.steps import TrainStep
 from tunerun.progress import Progress
 from tunerun.train import checkpoint, ema, gradients, health, held_out, metrics, optim, recovery
 from tunerun.train.checkpoint import Progressed
-from tunerun.train.job import Job, precision_of
+from tunerun.train.job import Job
 from tunerun.train.objectives.objective import Sums, add_sums, means
 from tunerun.train.signals import StopRequest
 from tunerun.train.trackers import Tracker
@@ -91,11 +94,12 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
                 progress = recovery.judge(progress, measured["eval_loss"])
             patience = config.early_stopping_evals
             ended = done or (patience is not None and progress.evals_since_best >= patience)
-            if stop.signal is not None or (not ended and _is_due(progress, config)):
-                _save(job, progress, answers=stop.signal is None)
-            if stop.signal is not None:
+            asked = agreed_signal(job, stop)
+            if asked is not None or (not ended and _is_due(progress, config)):
+                _save(job, progress, answers=asked is None)
+            if asked is not None:
                 where = f"step {progress.step} of {job.total_steps}"
-                raise Preempted(f"stopped by {stop.signal.name} after {where}; a checkpoint was written.")
+                raise Preempted(f"stopped by {asked.name} after {where}; a checkpoint was written.")
             if ended:
                 break
     return progress
@@ -112,13 +116,14 @@ def optimiser_step(job: Job, index: int) -> StepResult:
     step, config = job.step, job.step.train
     batch = gradients.global_batch(job, index)
     health.check_trained(batch.trained_tokens, step=index + 1, samples=batch.samples)
-    torch.manual_seed(_step_seed(step.seed, index))
-    loss, sums = gradients.accumulate(job, batch, index)
-    limit = float("inf") if config.max_grad_norm is None else config.max_grad_norm
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(job.parameters.values(), limit))
-    health.check_finite(grad_norm, "gradient norm", step=index + 1, samples=batch.samples)
+    torch.manual_seed(_step_seed(step.seed, index, job.ranks.rank))
+    losses, sums = gradients.accumulate(job, batch)
     rate = optim.learning_rate(index, job.total_steps, config)
-    optim.apply(job.optimisers, rate)
+    grad_norm = job.engine.move(rate)
+    loss = gradients.check_losses(job, batch, losses, index)
+    if not math.isfinite(grad_norm):
+        samples = [sample for found in job.ranks.objects(batch.samples) for sample in found]
+        raise health.NotFinite(grad_norm, "gradient norm", step=index + 1, samples=samples)
     if job.average is not None:
         ema.update(job.average, job.parameters, index)
     return StepResult(
@@ -134,8 +139,16 @@ def optimiser_step(job: Job, index: int) -> StepResult:
     )
 
 
-def _step_seed(seed: int, index: int) -> int:
-    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0])
+def agreed_signal(job: Job, stop: StopRequest) -> signal.Signals | None:
+    """Returns the signal that a rank was asked to stop by before all of them came here; the same on every rank."""
+    asked = max(value for (value,) in job.ranks.numbers([stop.signal or 0]))
+    return signal.Signals(int(asked)) if asked else None
+
+
+def _step_seed(seed: int, index: int, rank: int) -> int:
+    """Returns what dropout and noise are drawn from; ranks have rows of their own, and draw of their own."""
+    entropy = [seed, index] if rank == 0 else [seed, index, rank]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
 def _advance(progress: Progressed, result: StepResult) -> Progressed:
@@ -171,6 +184,7 @@ def _metrics(window: Sequence[StepResult], progress: Progressed, job: Job) -> di
     sums: Sums = {}
     for result in window:
         sums = add_sums(sums, result.sums)
+    sums = gradients.all_sums(job, sums)
     return {
         "loss": sum(result.loss * result.count for result in window) / sum(result.count for result in window),
         **means(sums),
@@ -199,25 +213,35 @@ def _log(trackers: Sequence[Tracker], progress: Progressed, values: Mapping[str,
 
 
 def _save(job: Job, progress: Progressed, *, answers: bool) -> None:
+    # All that ranks do together comes before the first write, which may fail on one of them.
+    weights, state = job.engine.weights(trainable=job.trainable_only), job.engine.state()
+    told = _answers(job, job.questions) if answers and job.questions is not None else None
+
     def fill(staging: Path) -> None:
-        job.save_weights(staging)
-        checkpoint.save_state(staging, job.optimisers, job.parameters, job.average)
-        if answers and job.questions is not None:
-            artifacts.write_text(staging / checkpoint.ANSWERS, _answers(job, job.questions))
+        if job.ranks.is_first:
+            job.save_weights(staging, weights)
+            if told is not None:
+                artifacts.write_text(staging / checkpoint.ANSWERS, told)
+        checkpoint.save_state(staging, state, job.average, job.ranks)
 
     checkpoint.write(
         job.checkpoints,
         progress,
         identity=job.identity,
         fill=fill,
-        needed_bytes=checkpoint.state_bytes(job.optimisers, job.parameters, job.average),
+        needed_bytes=checkpoint.state_bytes(weights, state, job.average),
         keep=job.step.train.keep_checkpoints,
+        ranks=job.ranks,
     )
 
 
 def _answers(job: Job, questions: Questions) -> str:
     """Returns what the model that would be published answers, one JSON object a line."""
     config = job.step.eval
-    with precision_of(job.step.placement), ema.applied(job.average, job.parameters):
-        found = ask.answer(job.network, questions, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+
+    def ask_all(network: Any) -> list[dict[str, Any]]:
+        return ask.answer(network, questions, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+
+    with ema.applied(job.average, job.parameters):
+        found = job.engine.run(ask_all)
     return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in found)

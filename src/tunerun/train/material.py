@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tunerun.plan.steps import TrainStep
 from tunerun.train import batches, reference
 from tunerun.train.objectives import OBJECTIVES, kto
 from tunerun.train.objectives.objective import Examples
+from tunerun.train.ranks import Ranks
 
 
 def content_sha256(folder: Path) -> str:
@@ -61,28 +62,39 @@ def largest_token(examples: Examples) -> int:
     return max(int(side.tokens.max()) for side in sides)
 
 
-def add_reference(
-    step: TrainStep, examples: Examples, path: Path, identity: Mapping[str, Any], network: Callable[[], Any]
-) -> Examples:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReferenceSource:
+    """What reference log-probabilities are computed by."""
+
+    step: TrainStep
+    run: Callable[[Callable[[Any], Any]], Any]
+    """Applies a function to the network as it is before the first step."""
+    ranks: Ranks
+
+
+def add_reference(source: ReferenceSource, examples: Examples, path: Path, identity: Mapping[str, Any]) -> Examples:
     """Adds the reference log-probabilities, if the objective needs them: from their file, or computed and kept there.
 
     Args:
-        step: What to train.
+        source: What computes them.
         examples: The rows.
         path: The file.
         identity: What the numbers depend on.
-        network: Returns the network as it is before the first step.
     """
+    step, ranks = source.step, source.ranks
     objective = OBJECTIVES[step.objective.kind]
     if objective.reference is None:
         return examples
     key = reference.key_of(identity)
     found = reference.read(path, key)
-    if found is None:
-        found = reference.compute(
-            network(), objective, examples, batch_size=step.micro_batch_size, placement=step.placement
+    # A rank may see the file of another one's making later than the others.
+    if not all(ranks.objects(found is not None)):
+        computed = reference.compute(
+            source.run, objective, examples, batch_size=step.micro_batch_size, device=step.placement.device, ranks=ranks
         )
-        reference.write(path, key, found)
+        ranks.attempt(lambda: reference.write(path, key, computed) if ranks.is_first else None)
+        found = computed
+    assert found is not None
     return replace(examples, reference=found)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tunerun import artifacts
 from tunerun.base_model import BaseModel
@@ -26,6 +27,9 @@ from tunerun.train.checkpoint import Checkpoint
 
 _MODEL = "model"
 
+Save = Callable[[Path, Mapping[str, Tensor]], None]
+"""Writes into a folder, given whole weights by their names in the module."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
@@ -33,14 +37,21 @@ class Network:
 
     module: Any
     """The transformers model, adapter layers included."""
-    save_checkpoint: Callable[[Path], None]
+    save_checkpoint: Save
     """Writes the trained weights into a checkpoint's staging folder, in the precision that is trained."""
-    save: Callable[[Path], None]
+    save: Save
     """Writes the result of the training: an adapter, or a complete model folder."""
+    adapter: bool
+    """Whether these take the trainable weights alone, or all of the module's."""
     save_merged: Callable[[Path], None] | None = None
     """Of a reward model with an adapter, which no later stage merges: writes the complete model folder."""
     rate_factors: Mapping[str, float] = field(default_factory=dict)
     """Learning rates of parameters as multiples of the schedule's, by name; 1 where a name is missing."""
+
+    @property
+    def trained(self) -> int:
+        """Number of trained parameters."""
+        return sum(value.numel() for value in self.module.parameters() if value.requires_grad)
 
 
 def build(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Network:
@@ -65,8 +76,9 @@ def build(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Network
     save = partial(adapters.save_adapter, adapted, base_name=base.path, initial=initial)
     return Network(
         module=adapted.get_base_model(),
-        save_checkpoint=lambda folder: save(folder / artifacts.ADAPTER),
+        save_checkpoint=lambda folder, weights: save(folder / artifacts.ADAPTER, weights),
         save=save,
+        adapter=True,
         save_merged=(lambda folder: _merged(adapted, folder, step, base)) if step.objective.kind == "reward" else None,
         rate_factors=_rate_factors(step.method, adapted.get_base_model()),
     )
@@ -88,8 +100,9 @@ def _whole(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Networ
     write = partial(load.save_model, module, base=base.folder, max_shard_size_bytes=step.max_shard_size_bytes)
     return Network(
         module=module,
-        save_checkpoint=lambda folder: write(folder / _MODEL, dtype=torch.float32),
-        save=lambda folder: _complete(write, folder, stored, step, base),
+        save_checkpoint=lambda folder, weights: write(folder / _MODEL, weights, dtype=torch.float32),
+        save=lambda folder, weights: _complete(partial(write, weights=weights), folder, stored, step, base),
+        adapter=False,
     )
 
 
@@ -131,7 +144,8 @@ def _complete(write: Callable[..., None], folder: Path, dtype: torch.dtype, step
 
 def _merged(adapted: Any, folder: Path, step: TrainStep, base: BaseModel) -> None:
     module, size = adapted.merge_and_unload(), step.max_shard_size_bytes
-    write = partial(load.save_model, module, base=base.folder, max_shard_size_bytes=size)
+    state = module.state_dict()
+    write = partial(load.save_model, module, weights=state, base=base.folder, max_shard_size_bytes=size)
     _complete(write, folder, load.saved_dtype(base.folder), step, base)
 
 

@@ -62,10 +62,22 @@ def make_optimisers(
 
 def apply(optimisers: Sequence[Optimizer], rate: float) -> None:
     """Moves the weights by their gradients at a learning rate, and drops the gradients."""
+    set_rate(optimisers, rate)
+    for optimiser in optimisers:
+        optimiser.step()
+    drop_gradients(optimisers)
+
+
+def set_rate(optimisers: Sequence[Optimizer], rate: float) -> None:
+    """Sets the learning rate of the next step."""
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["lr"] = rate * group["rate_factor"]
-        optimiser.step()
+
+
+def drop_gradients(optimisers: Sequence[Optimizer]) -> None:
+    """Forgets the gradients."""
+    for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
 
 

@@ -43,12 +43,10 @@ def recover(job: Job, progress: Progressed, fault: NotFinite) -> Progressed:
         if found is None:
             raise StageError(f"{fault.told}; there is no checkpoint to go back to.") from fault
         job.reload(found)
-        checkpoint.restore_state(found, job.optimisers, job.parameters, job.average)
+        checkpoint.restore_state(found, job.engine, job.average)
         done = f"went back to the weights of {found.folder.name}"
     else:
         done = "the step was skipped"
-    for optimiser in job.optimisers:
-        optimiser.zero_grad(set_to_none=True)
     print(f"warning: {fault.told}; {done}.", file=sys.stderr)
     return replace(progress, step=failed, skipped_steps=skipped)
 

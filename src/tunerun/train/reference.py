@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tunerun import artifacts
-from tunerun.plan.steps import Placement
 from tunerun.progress import Progress
 from tunerun.train import batches
-from tunerun.train.job import precision_of
 from tunerun.train.objectives.objective import Examples, Objective
+from tunerun.train.ranks import Ranks
 
 FOLDER = "reference"
 _KEY = "key"
@@ -52,31 +51,50 @@ def write(path: Path, key: str, tensors: Mapping[str, Tensor]) -> None:
         save_file(dict(tensors), staging, metadata={_KEY: key})
 
 
-@torch.no_grad()
 def compute(
-    network: Any, objective: Objective, examples: Examples, *, batch_size: int, placement: Placement
+    run: Callable[[Callable[[Any], Any]], Any],
+    objective: Objective,
+    examples: Examples,
+    *,
+    batch_size: int,
+    device: str,
+    ranks: Ranks,
 ) -> dict[str, Tensor]:
-    """Computes the reference log-probabilities of all rows.
+    """Computes the reference log-probabilities of all rows, each rank some of them.
 
     Args:
-        network: As it is before the first step.
+        run: Applies a function to the network as it is before the first step.
         objective: Has a reference.
         examples: The rows.
         batch_size: Rows computed at a time.
-        placement: Device and precision.
+        device: Of the computation.
+        ranks: This process among those that train.
 
     Returns:
         By name, each of shape (rows,), float32, on the CPU.
     """
     function: Callable[..., dict[str, Tensor]] | None = objective.reference
     assert function is not None, "the objective has a reference"
+    with Progress("reference", total=len(examples), unit="rows") as progress, torch.no_grad():
+
+        def of_rows(rows: Sequence[int]) -> dict[str, Tensor]:
+            part = run(lambda network: _judged(network, function, examples, rows, device))
+            progress.advance(len(rows) * ranks.world)
+            return {name: values.float().cpu() for name, values in part.items()}
+
+        found = ranks.deal(batches.split(range(len(examples)), batch_size), of_rows)
+    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+
+def _judged(
+    network: Any,
+    function: Callable[..., dict[str, Tensor]],
+    examples: Examples,
+    rows: Sequence[int],
+    device: str,
+) -> dict[str, Tensor]:
     was_training = network.training
     network.eval()
-    found: list[dict[str, Tensor]] = []
-    with Progress("reference", total=len(examples), unit="rows") as progress, precision_of(placement):
-        for rows in batches.split(range(len(examples)), batch_size):
-            part = function(network, examples, rows, placement.device)
-            found.append({name: values.float().cpu() for name, values in part.items()})
-            progress.advance(len(rows))
+    found = function(network, examples, rows, device)
     network.train(was_training)
-    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    return found

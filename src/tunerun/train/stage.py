@@ -10,23 +10,25 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
 from tunerun.base_model import BaseModel, read_base, read_teacher
-from tunerun.config.schema import ADAPTER_METHODS
 from tunerun.errors import Preempted, Problem, StageError, UserError
 from tunerun.models import adapters, ask
 from tunerun.models.ask import Questions
 from tunerun.plan import steps
-from tunerun.plan.steps import TrainStep
+from tunerun.plan.steps import SHARDED_STRATEGIES, TrainStep
 from tunerun.train import batches, checkpoint, ema, loop, material, metrics, noise, optim, reference, trackers
 from tunerun.train import network as networks
 from tunerun.train.checkpoint import Checkpoint, Progressed
+from tunerun.train.engines import Engine, Parts, make_engine
 from tunerun.train.job import Job
 from tunerun.train.network import Network
 from tunerun.train.objectives import OBJECTIVES
 from tunerun.train.objectives.objective import Examples, Setting
+from tunerun.train.ranks import Ranks, connected
 from tunerun.train.signals import StopRequest, stop_requests
 
 
@@ -45,17 +47,18 @@ def run(step: TrainStep, out: Path) -> list[Artifact]:
         StageError: The loss or a gradient is not finite, or the data or the model cannot be read.
         Preempted: A signal stopped training; a checkpoint was written if a step was done.
     """
-    assert step.placement.strategy == "single", f"the plan let strategy {step.placement.strategy} through"
-    with stop_requests() as stop:
-        set_determinism(step.placement.device, step.placement.threads)
+    placement = step.placement
+    with stop_requests() as stop, connected(placement.device, placement.world_size) as ranks:
+        set_determinism(placement.device, placement.threads)
         base = read_base(out)
         identity = _identity(step, base, out)
         found = checkpoint.newest(out / artifacts.CHECKPOINTS)
         if found is not None:
             reasons = checkpoint.check_identity(found, identity, step.allow)
             kind = f"inexact because {'; '.join(reasons)}" if reasons else "exact, the result is as without the stop"
-            print(f"going on from {found.folder.name}: {kind}")
-        job, network = _prepare(step, base, out, identity, found)
+            if ranks.is_first:
+                print(f"going on from {found.folder.name}: {kind}")
+        job, network = _prepare(step, base, out, identity, found, ranks)
         return _train(job, found, stop, out, network)
 
 
@@ -69,34 +72,33 @@ def set_determinism(device: str, threads: int) -> None:
 
 
 def _prepare(
-    step: TrainStep, base: BaseModel, out: Path, identity: dict[str, Any], found: Checkpoint | None
+    step: TrainStep, base: BaseModel, out: Path, identity: dict[str, Any], found: Checkpoint | None, ranks: Ranks
 ) -> tuple[Job, Network]:
     examples, eval_examples = material.open_examples(step, out / artifacts.DATA), _eval_examples(step, out)
-    network = networks.build(step, base, found)
+    network = networks.build(_where_loaded(step), base, found)
     _check_vocabulary(examples, network.module)
     if step.activation_checkpointing:
         network.module.gradient_checkpointing_enable({"use_reentrant": False})
-    parameters = {name: value for name, value in network.module.named_parameters() if value.requires_grad}
-    optimisers = optim.make_optimisers(
-        parameters, step.train, embeddings=_embeddings(network.module), rate_factors=network.rate_factors
-    )
-    average = None if step.train.ema_decay is None else ema.start(parameters, step.train.ema_decay)
+    engine = make_engine(_parts(step, network, ranks))
+    average = None if step.train.ema_decay is None else ema.start(engine.parameters, step.train.ema_decay)
     if found is not None:
-        checkpoint.restore_state(found, optimisers, parameters, average)
+        checkpoint.restore_state(found, engine, average)
+
+    def at_start(function: Callable[[Any], Any]) -> Any:
+        if found is None:
+            return engine.run(function)
+        return function(networks.build(step, base, None).module)
+
+    examples, eval_examples = _with_reference(step, out, identity, (examples, eval_examples), at_start, ranks)
     if step.train.neftune_alpha is not None:
         noise.add_noise(network.module, step.train.neftune_alpha)
-
-    def at_start() -> Any:
-        return network.module if found is None else networks.build(step, base, None).module
-
-    examples, eval_examples = _with_reference(step, out, identity, (examples, eval_examples), at_start)
     job = Job(
         step=step,
         objective=OBJECTIVES[step.objective.kind],
         setting=Setting(config=step.objective, teacher=material.load_teacher(step, base, out)),
         network=network.module,
-        parameters=parameters,
-        optimisers=optimisers,
+        engine=engine,
+        ranks=ranks,
         average=average,
         examples=examples,
         eval_examples=eval_examples,
@@ -109,19 +111,41 @@ def _prepare(
         checkpoints=out / artifacts.CHECKPOINTS,
         identity=identity,
         save_weights=network.save_checkpoint,
-        reload=lambda checkpoint: _reload(step, base, checkpoint, parameters),
+        trainable_only=network.adapter,
+        reload=lambda checkpoint: _reload(step, base, checkpoint, engine),
         questions=_questions(step, base),
     )
     return job, network
 
 
-def _reload(step: TrainStep, base: BaseModel, found: Checkpoint, parameters: Mapping[str, Parameter]) -> None:
+def _where_loaded(step: TrainStep) -> TrainStep:
+    """Returns the step with the device that the whole network is loaded to: the host, where it is then shared out."""
+    if step.placement.strategy not in SHARDED_STRATEGIES:
+        return step
+    return replace(step, placement=replace(step.placement, device="cpu"))
+
+
+def _parts(step: TrainStep, network: Network, ranks: Ranks) -> Parts:
+    embeddings = _embeddings(network.module)
+
+    def optimisers(parameters: Mapping[str, Parameter]) -> tuple[Optimizer, ...]:
+        return optim.make_optimisers(parameters, step.train, embeddings=embeddings, rate_factors=network.rate_factors)
+
+    return Parts(
+        network=network.module,
+        optimisers=optimisers,
+        placement=step.placement,
+        ranks=ranks,
+        max_grad_norm=step.train.max_grad_norm,
+        deepspeed=step.deepspeed,
+    )
+
+
+def _reload(step: TrainStep, base: BaseModel, found: Checkpoint, engine: Engine) -> None:
     """Gives the parameters the weights of a checkpoint, by way of a second network in host memory."""
     host = replace(step, placement=replace(step.placement, device="cpu"))
     loaded = dict(networks.build(host, base, found).module.named_parameters())
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(loaded[name])
+    engine.assign({name: loaded[name].detach() for name in engine.parameters})
 
 
 def _questions(step: TrainStep, base: BaseModel) -> Questions | None:
@@ -137,14 +161,16 @@ def _with_reference(
     out: Path,
     identity: dict[str, Any],
     examples: tuple[Examples, Examples | None],
-    network: Callable[[], Any],
+    run: Callable[[Callable[[Any], Any]], Any],
+    ranks: Ranks,
 ) -> tuple[Examples, Examples | None]:
     """Adds the reference log-probabilities to the rows, and to the held-out ones."""
     folder, (trained, held_out) = out / reference.FOLDER, examples
-    trained = material.add_reference(step, trained, folder / "train.safetensors", identity, network)
+    source = material.ReferenceSource(step=step, run=run, ranks=ranks)
+    trained = material.add_reference(source, trained, folder / "train.safetensors", identity)
     if held_out is not None:
         belongs = {**identity, "eval data (content)": material.content_sha256(out / artifacts.EVAL_DATA)}
-        held_out = material.add_reference(step, held_out, folder / "eval.safetensors", belongs, network)
+        held_out = material.add_reference(source, held_out, folder / "eval.safetensors", belongs)
     return trained, held_out
 
 
@@ -178,7 +204,7 @@ def _train(job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, net
     start = Progressed() if found is None else found.progress
     if stop.signal is not None:
         raise Preempted(f"stopped by {stop.signal.name} before the first step.")
-    opened = trackers.open_trackers(job.step, out, after_step=start.step)
+    opened = trackers.open_trackers(job.step, out, after_step=start.step) if job.ranks.is_first else []
     # SwanLab takes SIGINT for itself.
     stop.watch()
     try:
@@ -189,15 +215,19 @@ def _train(job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, net
     if job.step.train.keep_best and end.best_step not in (None, end.step):
         _return_to_best(job, end)
     made = _publish(job, network, out)
-    trained = sum(parameter.numel() for parameter in job.parameters.values())
+    if job.ranks.is_first:
+        _tell(job, network, end)
+    return [*made, artifacts.describe(out, "metrics", artifacts.METRICS)]
+
+
+def _tell(job: Job, network: Network, end: Progressed) -> None:
     rate = end.tokens / end.seconds if end.seconds else 0.0
     memory_mib = metrics.peak_memory_bytes(job.step.placement.device) / 2**20
     print(
-        f"trained {trained:,} parameters: {end.step} steps, {end.tokens:,} tokens in {end.seconds:.1f} s "
+        f"trained {network.trained:,} parameters: {end.step} steps, {end.tokens:,} tokens in {end.seconds:.1f} s "
         f"({rate:,.0f} tokens/s)\n"
         f"loss {end.first_loss:.4f} -> {end.last_loss:.4f}, peak memory {memory_mib:,.0f} MiB"
     )
-    return [*made, artifacts.describe(out, "metrics", artifacts.METRICS)]
 
 
 def _publish(job: Job, network: Network, out: Path) -> list[Artifact]:
@@ -207,17 +237,26 @@ def _publish(job: Job, network: Network, out: Path) -> list[Artifact]:
         StageError: It could not be written.
         OSError: As before, when the system says why.
     """
-    adapter = job.step.method.kind in ADAPTER_METHODS
-    wanted = [("adapter", artifacts.ADAPTER, network.save) if adapter else ("model", artifacts.MERGED, network.save)]
-    if network.save_merged is not None:
-        wanted.append(("model", artifacts.MERGED, network.save_merged))
-    for _, name, save in wanted:
-        try:
-            with artifacts.publish(out / name) as staging, ema.applied(job.average, job.parameters):
-                save(staging)
-        except SafetensorError as error:
-            raise StageError(f"{out / name} could not be written: {error}") from error
-    return [artifacts.describe(out, kind, name) for kind, name, _ in wanted]
+    kind, name = ("adapter", artifacts.ADAPTER) if network.adapter else ("model", artifacts.MERGED)
+    wanted = [(kind, name), *([("model", artifacts.MERGED)] if network.save_merged is not None else [])]
+    with ema.applied(job.average, job.parameters):
+        weights = job.engine.weights(trainable=network.adapter)
+
+        def write() -> None:
+            _write(out / name, lambda staging: network.save(staging, weights))
+            if network.save_merged is not None:
+                _write(out / artifacts.MERGED, network.save_merged)
+
+        job.ranks.attempt(lambda: write() if job.ranks.is_first else None)
+    return [artifacts.describe(out, kind, name) for kind, name in wanted] if job.ranks.is_first else []
+
+
+def _write(target: Path, save: Callable[[Path], None]) -> None:
+    try:
+        with artifacts.publish(target) as staging:
+            save(staging)
+    except SafetensorError as error:
+        raise StageError(f"{target} could not be written: {error}") from error
 
 
 def _return_to_best(job: Job, end: Progressed) -> None:
@@ -231,8 +270,9 @@ def _return_to_best(job: Job, end: Progressed) -> None:
     if best is None:
         raise StageError(f"the weights of step {end.best_step}, which has the lowest held-out loss, are damaged.")
     job.reload(best)
-    checkpoint.restore_state(best, job.optimisers, job.parameters, job.average)
-    print(f"publishing the weights of step {end.best_step}, which has the lowest held-out loss: {end.best_loss:.4f}")
+    checkpoint.restore_state(best, job.engine, job.average)
+    if job.ranks.is_first:
+        print(f"publishing the weights of step {end.best_step}, with the lowest held-out loss: {end.best_loss:.4f}")
 
 
 def _identity(step: TrainStep, base: BaseModel, out: Path) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def test_training_goes_on_from_the_one_before_to_the_same_bits(
     shutil.copytree(stopped, out, symlinks=True)
     newest = out / artifacts.CHECKPOINTS / "step-4"
     if damage == "cut":
-        _damage(newest / checkpoint.OPTIMISER, "cut")
+        _damage(newest / f"{checkpoint.OPTIMISER}.safetensors", "cut")
     else:
         shutil.rmtree(newest)
         newest.mkdir()

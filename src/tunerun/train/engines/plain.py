@@ -1,0 +1,78 @@
+"""One process, or several that have the whole model each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tunerun.train import optim
+from tunerun.train.engines.engine import Body, Parts, State, share, spoilt, trainable
+
+T = TypeVar("T")
+
+
+class Plain:
+    """See `Engine`."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parameters = trainable(parts.network)
+        self._network, self._ranks, self._limit = parts.network, parts.ranks, parts.max_grad_norm
+        self._optimisers = parts.optimisers(self.parameters)
+        self._body: Any = Body(parts.network, parts.placement)
+        if parts.ranks.world > 1:
+            self._body = DistributedDataParallel(self._body, broadcast_buffers=False)
+
+    @torch.no_grad()
+    def run(self, function: Callable[[Any], T]) -> T:
+        """See `Engine`."""
+        found: T = self._body(function)
+        return found
+
+    def learn(self, function: Callable[[Any], tuple[Tensor, T]], *, last: bool) -> tuple[Tensor, T]:
+        """See `Engine`."""
+        if self._ranks.world > 1:
+            # It looks at this in the forward pass too.
+            self._body.require_backward_grad_sync = last
+        loss, rest = self._body(function)
+        # DDP takes the mean of the ranks.
+        spoilt(loss * self._ranks.world).backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), rest
+
+    def move(self, rate: float) -> float:
+        """See `Engine`."""
+        limit = math.inf if self._limit is None else self._limit
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        if math.isfinite(norm):
+            optim.apply(self._optimisers, rate)
+        else:
+            optim.drop_gradients(self._optimisers)
+        return norm
+
+    def weights(self, *, trainable: bool) -> dict[str, Tensor]:
+        """See `Engine`."""
+        if not self._ranks.is_first:
+            return {}
+        if trainable:
+            return {name: parameter.detach() for name, parameter in self.parameters.items()}
+        return dict(self._network.state_dict())
+
+    @torch.no_grad()
+    def assign(self, weights: Mapping[str, Tensor]) -> None:
+        """See `Engine`."""
+        for name, weight in weights.items():
+            self.parameters[name].copy_(weight)
+
+    def state(self) -> State:
+        """See `Engine`."""
+        mine = {name: self.parameters[name] for name in share(self.parameters, self._ranks)}
+        tensors, numbers = optim.state_of(self._optimisers, mine)
+        return State(tensors=tensors, numbers=numbers)
+
+    def restore(self, state: State) -> None:
+        """See `Engine`."""
+        optim.restore_state(self._optimisers, self.parameters, state.tensors, state.numbers)

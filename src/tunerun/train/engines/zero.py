@@ -1,0 +1,140 @@
+"""Optimiser state, gradients and parameters shared out by DeepSpeed's ZeRO.
+
+DeepSpeed is driven by itself: accelerate's wrapper moves the weights within the backward pass, and a gradient that is
+not finite has to be noticed before. Our own optimiser moves the parts that DeepSpeed cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from tunerun.errors import require
+from tunerun.train import optim
+from tunerun.train.engines.engine import Body, Parts, State, share, spoilt, trainable
+
+T = TypeVar("T")
+
+_STEP = "step"
+
+
+class Zero:
+    """See `Engine`."""
+
+    def __init__(self, parts: Parts) -> None:
+        deepspeed: Any = require("deepspeed", "deepspeed")
+        self._network, self._ranks = parts.network, parts.ranks
+        self.parameters = trainable(parts.network)
+        rounded = _rounded(self.parameters) if parts.placement.precision == "bf16" else {}
+        (self._optimiser,) = parts.optimisers(self.parameters)
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        self._engine, *_ = deepspeed.initialize(
+            model=Body(parts.network, parts.placement), optimizer=self._optimiser, config=dict(parts.deepspeed)
+        )
+        self._zero: Any = self._engine.optimizer
+        self.assign(rounded)
+
+    @torch.no_grad()
+    def run(self, function: Callable[[Any], T]) -> T:
+        """See `Engine`."""
+        found: T = self._engine(function)
+        return found
+
+    def learn(self, function: Callable[[Any], tuple[Tensor, T]], *, last: bool) -> tuple[Tensor, T]:  # noqa: ARG002
+        """See `Engine`."""
+        loss, rest = self._engine(function)
+        # DeepSpeed takes the mean of the ranks.
+        self._engine.backward(spoilt(loss * self._ranks.world), scale_wrt_gas=False)
+        return loss.detach(), rest
+
+    def move(self, rate: float) -> float:
+        """See `Engine`."""
+        optim.set_rate([self._optimiser], rate)
+        # Leaves the weights alone and drops the gradients when their norm is not finite.
+        self._engine.step()
+        return float("nan") if self._zero.overflow else float(self._engine.get_global_grad_norm())
+
+    def weights(self, *, trainable: bool) -> dict[str, Tensor]:
+        """See `Engine`."""
+        from deepspeed.utils import safe_get_full_fp32_param
+        from deepspeed.zero import GatheredParameters
+
+        found: dict[str, Tensor] = {}
+        state = self.parameters if trainable else self._network.state_dict(keep_vars=True)
+        seen: dict[int, Tensor] = {}
+        for name, value in state.items():
+            if id(value) not in seen:
+                if value.requires_grad:
+                    whole = safe_get_full_fp32_param(value)
+                else:
+                    with GatheredParameters([value]):
+                        whole = value.detach().clone()
+                seen[id(value)] = whole.cpu() if self._ranks.is_first else whole.new_empty(0)
+            if self._ranks.is_first:
+                found[name] = seen[id(value)]
+        return found
+
+    def assign(self, weights: Mapping[str, Tensor]) -> None:
+        """See `Engine`."""
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        for name, weight in weights.items():
+            parameter = self.parameters[name]
+            safe_set_full_fp32_param(parameter, weight.to(parameter.device, torch.float32))
+
+    def state(self) -> State:
+        """See `Engine`."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        flat: dict[str, Tensor] = next(iter(self._optimiser.state.values()), {})
+        mine, tensors = set(share(self.parameters, self._ranks)), dict[str, Tensor]()
+        for name, parameter in self.parameters.items():
+            for part in sorted(part for part in flat if part != _STEP):
+                whole = safe_get_full_optimizer_state(parameter, part)
+                if name in mine:
+                    tensors[f"{name}|{part}"] = whole.cpu()
+            if _STEP in flat and name in mine:
+                tensors[f"{name}|{_STEP}"] = flat[_STEP].detach().cpu().clone()
+        return State(tensors=tensors)
+
+    def restore(self, state: State) -> None:
+        """See `Engine`."""
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        if not state.tensors:
+            return
+        parts = sorted({key.rpartition("|")[2] for key in state.tensors})
+        step = next((value for key, value in state.tensors.items() if key.endswith(f"|{_STEP}")), None)
+        for flat in self._flat_parts():
+            entry = self._optimiser.state[flat]
+            for part in parts:
+                entry[part] = step.clone() if part == _STEP and step is not None else torch.zeros_like(flat)
+        if not hasattr(self._zero, "fp32_partitioned_groups_flat"):
+            self._zero._lazy_init_hp_params_optimizer_state()
+        for key, value in state.tensors.items():
+            name, _, part = key.rpartition("|")
+            if part != _STEP:
+                parameter = self.parameters[name]
+                safe_set_full_optimizer_state(parameter, value.to(parameter.device), part)
+
+    def _flat_parts(self) -> list[Tensor]:
+        """Returns what the optimiser moves on this rank: one long tensor for each group of parameters."""
+        zero = self._zero
+        found: list[Tensor] = (
+            zero.fp32_partitioned_groups_flat
+            if hasattr(zero, "fp32_partitioned_groups_flat")
+            else zero.single_partition_of_fp32_groups
+        )
+        return found
+
+
+def _rounded(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the weights that bf16 cannot hold; DeepSpeed would make its fp32 copies from rounded ones."""
+    return {
+        name: value.detach().float().cpu().clone()
+        for name, value in parameters.items()
+        if not torch.equal(value.detach().bfloat16().float(), value.detach().float())
+    }

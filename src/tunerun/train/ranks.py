@@ -1,0 +1,132 @@
+"""The processes that train together: which one this is, and how they agree.
+
+What is agreed on travels through gloo on the hosts, apart from the gradients, so that no agreement waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from tunerun.errors import StageError, TunerunError
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+# A rank that is silent for longer is taken for dead by the others; loading and saving of large models come before.
+_SILENCE = timedelta(minutes=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """One process among those that train together."""
+
+    rank: int = 0
+    """Number of this process, from 0; rank 0 writes what belongs to all."""
+    world: int = 1
+    """Number of processes."""
+    group: Any = None
+    """Process group on the hosts; None for one process alone."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what belongs to all."""
+        return self.rank == 0
+
+    def numbers(self, values: Sequence[float]) -> list[list[float]]:
+        """Returns the numbers of every rank, in the order of ranks; each rank gives as many."""
+        if self.world == 1:
+            return [list(values)]
+        mine = torch.tensor(values, dtype=torch.float64)
+        found = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(found, mine, group=self.group)
+        return [tensor.tolist() for tensor in found]
+
+    def objects(self, value: T) -> list[T]:
+        """Returns the values of every rank, in the order of ranks."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value, group=self.group)
+        return found
+
+    def deal(self, items: Sequence[S], action: Callable[[S], T]) -> list[T]:
+        """Applies an action to items that are dealt out to the ranks, and returns what came of all of them, in order.
+
+        Every rank acts as often, so that actions may compute with a model that the ranks share: some repeat the last.
+
+        Args:
+            items: At least one; the same on all ranks.
+            action: Returns something that can be sent.
+        """
+        found: list[T] = []
+        for number in range(self.rank, math.ceil(len(items) / self.world) * self.world, self.world):
+            value = action(items[min(number, len(items) - 1)])
+            if number < len(items):
+                found.append(value)
+        dealt = self.objects(found)
+        return [dealt[number % self.world][number // self.world] for number in range(len(items))]
+
+    def attempt(self, action: Callable[[], T]) -> T:
+        """Does something on every rank; when it fails on one, all of them raise.
+
+        Raises:
+            TunerunError: As raised here, or a StageError with what another rank said.
+            OSError: As raised here.
+        """
+        value, error = None, None
+        try:
+            value = action()
+        except (TunerunError, OSError) as caught:
+            error = caught
+        told = self.objects(None if error is None else str(error))
+        if error is not None:
+            raise error
+        for rank, message in enumerate(told):
+            if message is not None:
+                raise StageError(f"rank {rank}: {message}")
+        return value  # type: ignore[return-value]
+
+    def wait(self) -> None:
+        """Waits until every rank is here."""
+        if self.world > 1:
+            dist.barrier(group=self.group)
+
+
+@contextmanager
+def connected(device: str, world: int, rank: int | None = None) -> Iterator[Ranks]:
+    """Joins the processes of a training within the block.
+
+    They find each other by the variables that torchrun sets (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+
+    Args:
+        device: `cpu` or `cuda`: gradients travel through gloo or NCCL.
+        world: Number of processes that the plan asks for.
+        rank: Number of this one; None takes RANK.
+
+    Raises:
+        StageError: There are more or fewer processes than planned.
+    """
+    if world == 1:
+        yield Ranks()
+        return
+    number = int(os.environ["RANK"]) if rank is None else rank
+    there = int(os.environ["WORLD_SIZE"])
+    if there != world:
+        raise StageError(f"{there} processes were started, and the plan has {world}.")
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=number, world_size=world, timeout=_SILENCE)
+    try:
+        yield Ranks(number, world, dist.new_group(backend="gloo", timeout=_SILENCE))
+    finally:
+        dist.destroy_process_group()
