@@ -6,13 +6,13 @@ them into a bar on a terminal and into a line now and then elsewhere. Without th
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from types import TracebackType
 from typing import Self
 
-EVENTS_FD = "TUNERUN_EVENTS_FD"
+from tunerun import child
+
 _MIN_SECONDS = 0.1
 
 
@@ -34,8 +34,8 @@ class Progress:
         self.count = 0
         self._started = time.monotonic()
         self._last = 0.0
-        descriptor = os.environ.get(EVENTS_FD)
-        self._descriptor = int(descriptor) if descriptor else None
+        # Of several ranks, the first one tells.
+        self._descriptor = None if child.rank() else child.inherited(child.EVENTS_FD, os.O_WRONLY)
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Adds to the count; `note` is shown beside it (`loss 1.23`)."""
@@ -66,8 +66,5 @@ class Progress:
             "note": note,
             "done": done,
         }
-        try:
-            os.write(self._descriptor, (json.dumps(event) + "\n").encode())
-        except OSError:
-            # The reader is gone (the runner was killed): the work goes on without a bar.
+        if not child.tell(event, self._descriptor):
             self._descriptor = None

@@ -1,13 +1,16 @@
 """Runs one stage in its own process: `python -m tunerun.worker RUN_DIR STAGE`.
 
-The only importer of stages. Reads plan.json, calls the stage, and leaves `status/<stage>.json` for the runner: torchrun
-turns every exit code into 1, so the code alone could not say what happened.
+The only importer of stages. Reads plan.json, calls the stage, and leaves `status/<stage>.json` for the runner; ranks
+after the first leave `status/<stage>-<rank>.json`. torchrun turns every exit code into 1, so the code alone could not
+say what happened.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +55,24 @@ def main(argv: list[str]) -> int:
     child.stop_on_signals()
     child.watch_parent()
     run_dir, stage = Path(argv[0]), argv[1]
+    report = child.RankReport()
+    if child.rank():
+        _log_apart(run_dir / artifacts.LOGS / f"{stage}-rank{child.rank()}.log")
+    code = _work(run_dir, stage)
+    report.end(code)
+    # torchrun kills the other ranks, which may still be saving, when one ends with another code than 0.
+    return 0 if child.rank() is not None and code == ExitCode.PREEMPTED else code
+
+
+def _log_apart(log: Path) -> None:
+    """Sends what this process prints to a file of its own: the first rank says the same."""
+    log.parent.mkdir(exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
+def _work(run_dir: Path, stage: str) -> int:
     plan = artifacts.read_json(run_dir / artifacts.PLAN)
     step = steps.from_json(next(item for item in plan["steps"] if item["stage"] == stage))
     try:
@@ -72,9 +93,12 @@ def main(argv: list[str]) -> int:
 
 
 def _finish(run_dir: Path, stage: str, code: ExitCode, error: str | None, made: list[Artifact]) -> int:
-    status = {"schema": 1, "exit_code": int(code), "error": error, "artifacts": typed.plain(made)}
+    ended = {"exit_code": int(code), "error": error, "time": time.time()}
+    name = f"{stage}-{child.rank()}" if child.rank() else stage
     try:
-        artifacts.write_json(run_dir / artifacts.STATUS / f"{stage}.json", status)
+        artifacts.write_json(
+            run_dir / artifacts.STATUS / f"{name}.json", {"schema": 1, **ended, "artifacts": typed.plain(made)}
+        )
     except OSError as failure:
         print(f"{stage}: the status could not be written: {failure}", file=sys.stderr)
     return int(code)

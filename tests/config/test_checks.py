@@ -81,7 +81,13 @@ def test_a_sound_config_has_no_problems():
         ({"hardware__processes": 0}, "hardware.processes", "must be >= 1"),
         ({"train__micro_batch_size": 0}, "train.micro_batch_size", "must be >= 1"),
         ({"run_dir": ""}, "run_dir", "is empty"),
-        ({"method__kind": "qlora", "hardware__strategy": "zero3"}, "hardware.strategy", "ZeRO-3"),
+        ({"method__kind": "qlora", "hardware__strategy": "zero3"}, "hardware.strategy", "quantised"),
+        ({"method__kind": "qlora", "hardware__strategy": "fsdp2"}, "hardware.strategy", "quantised"),
+        ({"train__optimizer": "muon", "hardware__strategy": "zero1"}, "train.optimizer", "matrix as a whole"),
+        ({"train__ema_decay": 0.9, "hardware__strategy": "zero3"}, "train.ema_decay", "no whole weights"),
+        ({"method__kind": "pissa", "hardware__strategy": "fsdp2"}, "method.kind", "shares out"),
+        ({"hardware__max_restarts": -1}, "hardware.max_restarts", ">= 0"),
+        ({"hardware__stall_seconds": 0.0}, "hardware.stall_seconds", ">= 1"),
     ],
 )
 def test_an_impossible_combination_is_refused_with_its_remedy(changes, where, part):

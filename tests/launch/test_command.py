@@ -8,6 +8,10 @@ from tunerun.launch import command
 from tunerun.plan.steps import DataStep, EvalStep, ModelStep, Placement
 
 RUN_DIR = Path("/runs/one")
+ALWAYS = (
+    "--max-restarts=0 --monitor-interval=0.2 --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "
+    "--shutdown-timeout=30 -m tunerun.worker /runs/one eval"
+)
 
 
 def measured(**placement):
@@ -66,6 +70,14 @@ def test_data_is_tokenised_on_all_cores():
     assert launch.env["OMP_NUM_THREADS"] == "1", "the tokenizer's threads are its own"
 
 
+def test_ranks_get_what_torchrun_does_not_pass_on():
+    launch = command.command(measured(strategy="zero2", processes=2), RUN_DIR)
+    assert launch.ranks == 2
+    assert launch.env["PYTHONSAFEPATH"] == "1"
+    assert launch.env["DS_ACCELERATOR"] == "cpu"
+    assert command.command(measured(), RUN_DIR).ranks == 0
+
+
 def test_cuda_has_a_fixed_workspace():
     assert command.command(measured(device="cuda"), RUN_DIR).env["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
@@ -76,33 +88,18 @@ def test_cuda_has_a_fixed_workspace():
         ({}, "python -P -m tunerun.worker /runs/one eval"),
         (
             {"strategy": "ddp", "processes": 2},
-            (
-                "python -P -m torch.distributed.run --standalone --nnodes=1 --nproc-per-node=2 --max-restarts=0 "
-                "-m tunerun.worker /runs/one eval"
-            ),
+            f"python -P -m torch.distributed.run --standalone --nnodes=1 --nproc-per-node=2 {ALWAYS}",
         ),
         (
             {"strategy": "fsdp2", "processes": 8, "nodes": 4},
             (
                 "python -P -m torch.distributed.run --rdzv-backend=c10d --rdzv-endpoint=HOST:29400 --nnodes=4 "
-                "--nproc-per-node=8 --max-restarts=0 -m tunerun.worker /runs/one eval"
+                f"--nproc-per-node=8 {ALWAYS}"
             ),
         ),
         (
             {"strategy": "zero3", "processes": 8, "precision": "bf16", "offload": True},
-            (
-                "python -P -m accelerate.commands.launch --use_deepspeed --zero_stage=3 --num_machines=1 "
-                "--num_processes=8 --mixed_precision=bf16 --max_restarts=0 --offload_optimizer_device=cpu "
-                "--offload_param_device=cpu -m tunerun.worker /runs/one eval"
-            ),
-        ),
-        (
-            {"strategy": "zero2", "processes": 8, "nodes": 2},
-            (
-                "python -P -m accelerate.commands.launch --use_deepspeed --zero_stage=2 --num_machines=2 "
-                "--num_processes=16 --mixed_precision=no --max_restarts=0 --main_process_ip=HOST "
-                "--main_process_port=29400 -m tunerun.worker /runs/one eval"
-            ),
+            f"python -P -m torch.distributed.run --standalone --nnodes=1 --nproc-per-node=8 {ALWAYS}",
         ),
     ],
 )

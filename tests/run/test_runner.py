@@ -9,7 +9,6 @@ from scenario import FULL
 
 from tunerun import artifacts
 from tunerun.errors import ExitCode, UserError
-from tunerun.launch.process import Ended
 from tunerun.run import record, rundir, runner
 
 
@@ -266,22 +265,6 @@ def test_a_config_that_lost_a_secret_asks_for_it(small, run_dir):
     (run_dir / "config.yaml").write_text(yaml.safe_dump(data))
     with pytest.raises(UserError, match=r"data\.vars\.password: was \[redacted\]"):
         rundir.load_config(run_dir)
-
-
-@pytest.mark.parametrize(
-    ("ended", "stopped", "code"),
-    [(-9, False, ExitCode.STAGE_FAILED), (-15, True, ExitCode.PREEMPTED), (1, False, ExitCode.STAGE_FAILED)],
-)
-def test_an_end_without_a_status_is_judged_by_the_process(tmp_path, ended, stopped, code):
-    found, error, made = runner.outcome(tmp_path / "none.json", Ended(exit_code=ended, seconds=1.0), stopped=stopped)
-    assert (found, made) == (code, ())
-    assert error
-
-
-def test_a_status_counts_more_than_the_code_of_a_launcher(tmp_path):
-    artifacts.write_json(tmp_path / "train.json", {"schema": 1, "exit_code": 75, "error": "stopped", "artifacts": []})
-    found, error, _ = runner.outcome(tmp_path / "train.json", Ended(exit_code=1, seconds=1.0), stopped=False)
-    assert (found, error) == (ExitCode.PREEMPTED, "stopped")
 
 
 def test_the_record_is_json_with_a_schema(small, run_dir):

@@ -16,6 +16,8 @@ from tunerun.config.schema import ADAPTER_METHODS, DATA_PARTS, RunConfig, Stage
 from tunerun.errors import Problem
 from tunerun.network import is_loopback
 
+PARAMETER_SHARING = ("zero3", "fsdp2")
+ELEMENTWISE_OPTIMIZERS = ("adamw", "lion")
 PACKABLE = ("sft", "pretrain", "distill")
 REWARD_METHODS = ("full", "lora", "dora", "rslora", "lora_plus")
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)B", re.IGNORECASE)
@@ -241,9 +243,30 @@ def _method(config: RunConfig) -> list[Problem]:
     if config.export.merge_base == "dequantised" and config.method.kind != "qlora":
         what = "only the base of qlora is quantised in training."
         problems.append(Problem(where="export.merge_base", what=what, fix="Remove it, or choose method=qlora."))
-    if config.method.kind == "qlora" and config.hardware.strategy == "zero3":
-        what = "4-bit weights cannot be sharded by ZeRO-3."
+    return problems
+
+
+def _sharing(config: RunConfig) -> list[Problem]:
+    """What cannot be shared out among processes."""
+    strategy, train, problems = config.hardware.strategy, config.train, list[Problem]()
+    if "train" not in config.stages or strategy in ("single", "ddp"):
+        return problems
+    if config.method.kind == "qlora" and strategy in PARAMETER_SHARING:
+        what = f"quantised weights cannot be shared out by {strategy}."
         problems.append(Problem(where="hardware.strategy", what=what, fix="Choose hardware=ddp or zero2."))
+    if train.optimizer not in ELEMENTWISE_OPTIMIZERS:
+        what = f"{train.optimizer} looks at a matrix as a whole, and {strategy} gives each process a part of it."
+        fix = f"Choose {' or '.join(ELEMENTWISE_OPTIMIZERS)}, or hardware=ddp."
+        problems.append(Problem(where="train.optimizer", what=what, fix=fix))
+    if train.ema_decay is not None and strategy in PARAMETER_SHARING:
+        what = f"{strategy} has no whole weights to average."
+        problems.append(Problem(where="train.ema_decay", what=what, fix="Set it to null, or choose hardware=zero2."))
+    if config.objective.kind == "reward" and config.method.kind in ADAPTER_METHODS and strategy in PARAMETER_SHARING:
+        what = f"a reward model's adapter cannot be merged under {strategy}."
+        problems.append(Problem(where="hardware.strategy", what=what, fix="Choose hardware=ddp or zero2."))
+    if config.method.kind == "pissa" and strategy in PARAMETER_SHARING:
+        what = f"pissa changes the base's weights, which {strategy} shares out."
+        problems.append(Problem(where="method.kind", what=what, fix="Choose method=lora, or hardware=ddp."))
     return problems
 
 
@@ -318,6 +341,7 @@ RULES: tuple[Rule, ...] = (
     _processes,
     _micro_batch,
     _method,
+    _sharing,
     _selection,
     _generation,
     _shards,

@@ -23,6 +23,8 @@ def check(config: RunConfig) -> list[Problem]:
         ("data.max_dropped_fraction", data.max_dropped_fraction, 0 <= data.max_dropped_fraction <= 1, "from 0 to 1"),
         ("hardware.processes", config.hardware.processes, positive(config.hardware.processes), ">= 1"),
         ("hardware.threads", config.hardware.threads, positive(config.hardware.threads), ">= 1"),
+        ("hardware.max_restarts", config.hardware.max_restarts, config.hardware.max_restarts >= 0, ">= 0"),
+        ("hardware.stall_seconds", config.hardware.stall_seconds, positive(config.hardware.stall_seconds), ">= 1"),
         ("cluster.nodes", config.cluster.nodes, config.cluster.nodes >= 1, ">= 1"),
         ("eval.max_new_tokens", evaluation.max_new_tokens, evaluation.max_new_tokens >= 1, ">= 1"),
         ("eval.batch_size", evaluation.batch_size, evaluation.batch_size >= 1, ">= 1"),
@@ -92,6 +94,6 @@ def _train_ranges(train: TrainConfig) -> list[Range]:
     ]  # fmt: skip
 
 
-def positive(value: int | None) -> bool:
+def positive(value: float | None) -> bool:
     """Says whether a count is left open or at least 1."""
     return value is None or value >= 1

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunerun.child import STOP_GRACE_SECONDS
 from tunerun.plan.steps import DataStep, ExportStep, MergeStep, ModelStep, Placement, Step
 
 # Where a multi-node command meets: the launcher of the cluster fills in the first host and this node's number.
 RENDEZVOUS = "HOST:29400"
 
-_ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 # Code that comes with a model or a template has no use for them but a bad one.
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -28,6 +28,8 @@ class Launch:
     """Variables set on top of the runner's own environment."""
     without: tuple[str, ...]
     """Variables of the runner's environment that the processes do not get."""
+    ranks: int = 0
+    """Number of ranks that torchrun starts on this machine; 0 when the stage is one process."""
 
 
 def command(step: Step, run_dir: Path, python: str = sys.executable) -> Launch:
@@ -44,6 +46,7 @@ def command(step: Step, run_dir: Path, python: str = sys.executable) -> Launch:
         argv=(*_launcher(placement, python), *worker),
         env=_environment(step, placement),
         without=() if _is_online(step) else _HUB_TOKENS,
+        ranks=0 if placement is None or placement.world_size == 1 else placement.processes,
     )
 
 
@@ -66,36 +69,26 @@ def _launcher(placement: Placement | None, python: str) -> tuple[str, ...]:
     interpreter = (python, "-P")
     if placement is None or placement.world_size == 1:
         return interpreter
-    if placement.strategy in _ZERO_STAGES:
-        return (*interpreter, *_accelerate(placement))
-    return (*interpreter, *_torchrun(placement))
+    return (*interpreter, "-m", "torch.distributed.run", *_torchrun(placement))
 
 
 def _torchrun(placement: Placement) -> tuple[str, ...]:
-    # The runner restarts, not torchrun: only it knows which checkpoint is whole.
-    counts = (f"--nnodes={placement.nodes}", f"--nproc-per-node={placement.processes}", "--max-restarts=0")
-    if placement.nodes == 1:
-        return ("-m", "torch.distributed.run", "--standalone", *counts)
-    return ("-m", "torch.distributed.run", "--rdzv-backend=c10d", f"--rdzv-endpoint={RENDEZVOUS}", *counts)
+    """Returns torchrun's options: it starts the ranks and lets them meet, and nothing else.
 
-
-def _accelerate(placement: Placement) -> tuple[str, ...]:
-    offload = ("--offload_optimizer_device=cpu",) if placement.offload else ()
-    parameters = ("--offload_param_device=cpu",) if placement.offload and placement.strategy == "zero3" else ()
-    host, _, port = RENDEZVOUS.partition(":")
-    nodes = (f"--main_process_ip={host}", f"--main_process_port={port}") if placement.nodes > 1 else ()
+    The runner restarts, for only it knows which checkpoint is whole; and torchrun would die of a signal that is not
+    named, and leave its ranks behind.
+    """
+    where = "--standalone" if placement.nodes == 1 else "--rdzv-backend=c10d"
+    meeting = () if placement.nodes == 1 else (f"--rdzv-endpoint={RENDEZVOUS}",)
     return (
-        "-m",
-        "accelerate.commands.launch",
-        "--use_deepspeed",
-        f"--zero_stage={_ZERO_STAGES[placement.strategy]}",
-        f"--num_machines={placement.nodes}",
-        f"--num_processes={placement.world_size}",
-        f"--mixed_precision={'bf16' if placement.precision == 'bf16' else 'no'}",
-        "--max_restarts=0",
-        *nodes,
-        *offload,
-        *parameters,
+        where,
+        *meeting,
+        f"--nnodes={placement.nodes}",
+        f"--nproc-per-node={placement.processes}",
+        "--max-restarts=0",
+        "--monitor-interval=0.2",
+        "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        f"--shutdown-timeout={STOP_GRACE_SECONDS:.0f}",
     )
 
 
@@ -109,6 +102,12 @@ def _environment(step: Step, placement: Placement | None) -> dict[str, str]:
     }
     if not _is_online(step):
         env["HF_HUB_OFFLINE"] = "1"
+    if placement is not None and placement.world_size > 1:
+        # torchrun passes no options of the interpreter on to its ranks; as -P.
+        env["PYTHONSAFEPATH"] = "1"
+        if placement.device == "cpu":
+            # DeepSpeed says what it found where it is not told.
+            env["DS_ACCELERATOR"] = "cpu"
     threads = 1 if placement is None else placement.threads
     env.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
     if placement is not None and placement.device == "cuda":

@@ -21,15 +21,15 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from tunerun.child import PARENT_FD, STOP_GRACE_SECONDS
+from tunerun.child import EVENTS_FD, PARENT_FD, STOP_GRACE_SECONDS
 from tunerun.launch.command import Launch
+from tunerun.launch.ranks import RankTable
 from tunerun.launch.terminal import Event, Terminal
-from tunerun.progress import EVENTS_FD
 
 _POLL_SECONDS = 0.1
 _EXIT_POLL_SECONDS = 0.005
 _CHUNK_BYTES = 1 << 16
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,10 +40,12 @@ class Ended:
     """Its code, or the negative number of the signal that killed it."""
     seconds: float
     """Wall-clock time it took."""
+    fault: str | None = None
+    """What became of a rank that could not say so itself."""
 
 
 class StopSignals:
-    """Counts SIGINT, SIGTERM and SIGHUP instead of dying of them, while it is entered."""
+    """Counts SIGINT, SIGTERM, SIGHUP and SIGUSR1 instead of dying of them, while it is entered."""
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
@@ -85,11 +87,13 @@ def run(
     clean: Callable[[str], str],
     lock: int,
     grace_seconds: float = STOP_GRACE_SECONDS,
+    stall_seconds: float | None = None,
 ) -> Ended:
     """Runs a child to its end.
 
-    The first signal in `stop` is passed to the child as SIGTERM; a second one, or `grace_seconds` without an end, kills
-    it and its whole process group. What is left of the group when the child ends is killed too.
+    The first signal in `stop` is passed to the child, or to each of its ranks, as SIGTERM; a second one, or
+    `grace_seconds` without an end, kills it and its whole process group. What is left of the group when the child ends
+    is killed too, and so are all ranks when one of them is lost.
 
     Args:
         launch: Command line and environment.
@@ -99,11 +103,12 @@ def run(
         clean: Takes secrets out of a line.
         lock: Descriptor of the run's lock, held by the child as long as it lives.
         grace_seconds: Longest time between the first signal and the kill.
+        stall_seconds: Longest time in which no rank tells anything; None waits for ever.
 
     Raises:
         OSError: The program could not be started, or the log could not be written; no child is left.
     """
-    started = time.monotonic()
+    started, ranks = time.monotonic(), RankTable(stall_seconds)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as log_file, _spawned(launch, lock) as child:
 
@@ -115,7 +120,12 @@ def run(
             terminal.line(text, error=error)
 
         def event(line: bytes) -> None:
-            terminal.event(Event.from_json(json.loads(line)))
+            data = json.loads(line)
+            if "rank" in data:
+                ranks.hear(data)
+            else:
+                ranks.alive()
+                terminal.event(Event.from_json(data))
 
         consumers: dict[int, Callable[[bytes], None]] = {
             child.output: partial(say, error=False),
@@ -127,9 +137,13 @@ def run(
             name = stop.received[0].name
             terminal.line(f"{name}: stopping within {grace_seconds:.0f} s; a second signal kills at once", error=True)
 
-        _follow(child, consumers, stop, tell, grace_seconds)
+        watch = _Watch(stop=stop, tell=tell, grace_seconds=grace_seconds, ranks=ranks if launch.ranks else None)
+        try:
+            fault = _follow(child, consumers, watch)
+        finally:
+            ranks.kill()
         terminal.clear()
-    return Ended(exit_code=child.process.returncode, seconds=time.monotonic() - started)
+    return Ended(exit_code=child.process.returncode, seconds=time.monotonic() - started, fault=fault)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,16 +181,42 @@ def _spawned(launch: Launch, lock: int) -> Iterator[_Child]:
         yield _Child(process=process, output=output, errors=errors, events=events)
 
 
-def _follow(
-    child: _Child,
-    consumers: Mapping[int, Callable[[bytes], None]],
-    stop: StopSignals,
-    tell: Callable[[], None],
-    grace_seconds: float,
-) -> None:
+@dataclass(kw_only=True, slots=True)
+class _Watch:
+    """When a child is to be signalled or killed."""
+
+    stop: StopSignals
+    tell: Callable[[], None]
+    grace_seconds: float
+    ranks: RankTable | None
+    deadline: float | None = None
+    fault: str | None = None
+
+    def look(self, process: subprocess.Popen[bytes]) -> None:
+        """Does what is due."""
+        if self.stop.received and self.deadline is None:
+            self.deadline = time.monotonic() + self.grace_seconds
+            if self.ranks is None:
+                process.send_signal(signal.SIGTERM)
+            else:
+                self.ranks.ask(signal.SIGTERM)
+            self.tell()
+        if self.ranks is not None and self.fault is None:
+            self.fault = self.ranks.fault()
+        late = self.deadline is not None and time.monotonic() > self.deadline
+        if len(self.stop.received) > 1 or late or self.fault is not None:
+            _kill_group(process)
+
+    def last_words(self) -> str | None:
+        """Returns what became of a rank that could not say so itself, when all have ended."""
+        if self.ranks is None or self.fault is not None or self.stop.received:
+            return self.fault
+        return self.ranks.fault() or self.ranks.lost()
+
+
+def _follow(child: _Child, consumers: Mapping[int, Callable[[bytes], None]], watch: _Watch) -> str | None:
+    """Hands over what a child writes until it ends; returns what became of a rank that could not say so itself."""
     buffers = dict.fromkeys(consumers, b"")
-    passed_on = False
-    deadline = float("inf")
     with selectors.DefaultSelector() as selector:
         for descriptor in consumers:
             os.set_blocking(descriptor, False)
@@ -185,12 +225,7 @@ def _follow(
             for key, _ in selector.select(_POLL_SECONDS if selector.get_map() else _EXIT_POLL_SECONDS):
                 if _read_lines(key.fd, buffers, consumers[key.fd]) == b"":
                     selector.unregister(key.fd)
-            if stop.received and not passed_on:
-                passed_on, deadline = True, time.monotonic() + grace_seconds
-                child.process.send_signal(signal.SIGTERM)
-                tell()
-            if len(stop.received) > 1 or time.monotonic() > deadline:
-                _kill_group(child.process)
+            watch.look(child.process)
     # Whatever the child left running goes before the pipes are drained: it could hold them open for ever.
     _kill_group(child.process)
     for descriptor, consume in consumers.items():
@@ -198,6 +233,7 @@ def _follow(
             pass
         if buffers[descriptor]:
             consume(buffers[descriptor])
+    return watch.last_words()
 
 
 def _read_lines(descriptor: int, buffers: dict[int, bytes], consume: Callable[[bytes], None]) -> bytes | None:

@@ -16,10 +16,10 @@ from tunerun.formats.architectures import GGUF_ARCHITECTURES
 from tunerun.machine import Machine
 from tunerun.plan.build import trains_adapter
 from tunerun.plan.plan import Plan
+from tunerun.plan.steps import ZERO_STAGES
 
 # What this version trains and starts; the schema and the estimates already know more.
 TRAINED_OBJECTIVES = ("sft", "pretrain", "dpo", "orpo", "simpo", "kto", "reward", "distill")
-STARTED_STRATEGIES = ("single",)
 STARTED_CLUSTERS = ("local",)
 SERVED_ENGINES = ("auto", "llamacpp", "transformers")
 
@@ -42,7 +42,6 @@ def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
 def _not_built(config: RunConfig) -> list[Problem]:
     rows = [
         ("objective.kind", config.objective.kind, TRAINED_OBJECTIVES, "train" in config.stages),
-        ("hardware.strategy", config.hardware.strategy, STARTED_STRATEGIES, "train" in config.stages),
         ("cluster.kind", config.cluster.kind, STARTED_CLUSTERS, True),
         ("serve.engine", config.serve.engine, SERVED_ENGINES, "serve" in config.stages),
     ]
@@ -125,6 +124,7 @@ def _extras(config: RunConfig) -> list[Problem]:
         ("serve.engine", "llama_cpp", "gguf", "serve" in config.stages and config.serve.engine == "llamacpp"),
         ("method.kind", "bitsandbytes", "quant", _quantises_base(config)),
         ("train.optimizer", "bitsandbytes", "quant", config.train.optimizer in BITSANDBYTES_OPTIMIZERS and trains),
+        ("hardware.strategy", "deepspeed", "deepspeed", trains and config.hardware.strategy in ZERO_STAGES),
         ("track.tensorboard", "tensorboard", "tensorboard", config.track.tensorboard and trains),
         ("track.wandb", "wandb", "wandb", config.track.wandb and trains),
         ("track.trackio", "trackio", "trackio", config.track.trackio and trains),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +24,11 @@ from tunerun.launch.waiting import with_wait_policy
 from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
 from tunerun.plan.steps import ModelStep, Step
-from tunerun.run import card, drift, provenance, record, redact, report, rundir, summary
+from tunerun.run import card, drift, provenance, record, redact, report, rundir, statuses, summary
 from tunerun.run.fingerprint import Fingerprint, fingerprint, intact
 from tunerun.run.hashes import Hashes
 from tunerun.run.record import Invocation, Record, RunStatus, StageRecord
+from tunerun.run.statuses import Outcome
 
 Summary = Callable[[Path, str], str]
 
@@ -164,26 +167,38 @@ class _Runner:
         )
         self._save(step.stage, entry)
         self.terminal.line(title)
-        status = self.run_dir / artifacts.STATUS / f"{step.stage}.json"
-        status.unlink(missing_ok=True)
-        ended = process.run(
-            with_wait_policy(command.command(step, self.run_dir)),
-            log=self.run_dir / artifacts.LOGS / f"{step.stage}.log",
-            terminal=self.terminal,
-            stop=self.stop,
-            clean=lambda line: redact.text(line, self.secrets),
-            lock=self.lock,
-        )
-        code, error, made = outcome(status, ended, stopped=bool(self.stop.received))
+        ended, found = self._run_process(step)
+        code, error, made = found.code, found.error, found.made
         self._save(step.stage, _ended(entry, ended, code, error and redact.text(error, self.secrets), made))
         if code == ExitCode.DONE:
             self._settle(made, old)
         self.terminal.line(f"{title}: {_WORDS[code].format(f'after {duration(ended.seconds)}')}")
         if code not in (ExitCode.DONE, ExitCode.PREEMPTED):
             self.terminal.line(f"  log: {self.run_dir / artifacts.LOGS / step.stage}.log")
-            if not status.exists():
+            if not found.shown:
                 self.terminal.line(f"{step.stage}: {error}", error=True)
         return code
+
+    def _run_process(self, step: Step) -> tuple[Ended, Outcome]:
+        """Runs the process of a step, or its ranks, again while they die and `hardware.max_restarts` allows it."""
+        hardware, started = self.config.hardware, time.monotonic()
+        for restart in itertools.count():
+            statuses.remove(self.run_dir, step.stage)
+            ended = process.run(
+                with_wait_policy(command.command(step, self.run_dir)),
+                log=self.run_dir / artifacts.LOGS / f"{step.stage}.log",
+                terminal=self.terminal,
+                stop=self.stop,
+                clean=lambda line: redact.text(line, self.secrets),
+                lock=self.lock,
+                stall_seconds=hardware.stall_seconds,
+            )
+            found = statuses.outcome(self.run_dir, step.stage, ended, stopped=bool(self.stop.received))
+            if not found.died or restart == hardware.max_restarts or self.stop.received:
+                break
+            again = f"restart {restart + 1} of {hardware.max_restarts}"
+            self.terminal.line(f"{step.stage}: {found.error}; {again}", error=True)
+        return dataclasses.replace(ended, seconds=time.monotonic() - started), found
 
     def _settle(self, made: tuple[Artifact, ...], old: StageRecord | None) -> None:
         """Remembers the hashes of what was made, and removes what the stage made before and does not make any more."""
@@ -281,30 +296,6 @@ _WORDS = {
     ExitCode.GATE_FAILED: "failed {}: a gate did not pass",
     ExitCode.PREEMPTED: "stopped {}; the run can be resumed",
 }
-
-
-def outcome(status: Path, ended: Ended, *, stopped: bool) -> tuple[ExitCode, str | None, tuple[Artifact, ...]]:
-    """Says how a stage ended, from what it wrote and how its process ended.
-
-    Args:
-        status: File that the worker writes last; launchers such as torchrun turn every code of a rank into 1.
-        ended: How the process ended.
-        stopped: Whether a signal had asked it to stop.
-
-    Returns:
-        The exit code, the message of a failure, and what was made.
-    """
-    if status.is_file():
-        data = artifacts.read_json(status)
-        made = tuple(Artifact(**item) for item in data["artifacts"])
-        return ExitCode(data["exit_code"]), data["error"], made
-    if stopped:
-        return ExitCode.PREEMPTED, "stopped before it could save its work", ()
-    if ended.exit_code < 0:
-        name = process.signal_name(-ended.exit_code)
-        hint = " (the system kills processes this way when memory runs out)" if name == "SIGKILL" else ""
-        return ExitCode.STAGE_FAILED, f"the stage was killed by {name}{hint}", ()
-    return ExitCode.STAGE_FAILED, f"the stage ended with code {ended.exit_code} and without a status", ()
 
 
 def _ended(

@@ -35,7 +35,7 @@ from tunerun.train import ema
 from tunerun.train.ema import Average
 from tunerun.train.engines import Engine
 from tunerun.train.engines.engine import State
-from tunerun.train.ranks import Ranks
+from tunerun.train.ranks import ALONE, Ranks
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -171,22 +171,29 @@ def state_bytes(weights: Mapping[str, Tensor], state: State, average: Average | 
     )
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """Returns the newest checkpoint that is whole; says on stderr why newer ones are passed over."""
-    for number in _numbers(folder):
-        found = read(folder, number)
-        if found is not None:
-            return found
-    return None
+def newest(folder: Path, ranks: Ranks = ALONE) -> Checkpoint | None:
+    """Returns the newest checkpoint that is whole, as the first rank finds; says on stderr why newer ones are not."""
+    whole = (number for number in _numbers(folder) if _is_whole(folder, number))
+    number = ranks.objects(next(whole, None) if ranks.is_first else None)[0]
+    return None if number is None else _open(folder, number)
 
 
-def read(folder: Path, number: int) -> Checkpoint | None:
-    """Returns the checkpoint of a step when it is whole; says on stderr what is wrong with it."""
-    path = folder / f"{_PREFIX}{number}"
-    fault = _fault(path)
+def read(folder: Path, number: int, ranks: Ranks = ALONE) -> Checkpoint | None:
+    """Returns the checkpoint of a step when it is whole, as the first rank finds; it says on stderr what is wrong."""
+    whole = ranks.objects(ranks.is_first and _is_whole(folder, number))[0]
+    return _open(folder, number) if whole else None
+
+
+def _is_whole(folder: Path, number: int) -> bool:
+    name = f"{_PREFIX}{number}"
+    fault = _fault(folder / name)
     if fault is not None:
-        print(f"checkpoint {path.name} is not used: {fault}", file=sys.stderr)
-        return None
+        print(f"checkpoint {name} is not used: {fault}", file=sys.stderr)
+    return fault is None
+
+
+def _open(folder: Path, number: int) -> Checkpoint:
+    path = folder / f"{_PREFIX}{number}"
     manifest = artifacts.read_json(path / MANIFEST)
     skipped = tuple(manifest["progress"].pop("skipped_steps", ()))
     progress = Progressed(**manifest["progress"], skipped_steps=skipped)

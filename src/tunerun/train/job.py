@@ -29,6 +29,8 @@ class Job:
     network: Any
     """The transformers model, adapter layers included; computed with through the engine."""
     engine: Engine
+    trained_parameters: int
+    """Number of trained weights, over all ranks."""
     ranks: Ranks
     average: ema.Average | None
     """Of the parameters, when it is published in their place."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from tunerun import artifacts
+from tunerun.child import RankReport
 from tunerun.config.schema import TrainConfig
 from tunerun.errors import Preempted
 from tunerun.models import ask
@@ -69,11 +70,12 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
     """
     progress, window = start, list[StepResult]()
     losses = deque[float](maxlen=health.SPIKE_WINDOW)
-    config = job.step.train
+    config, report = job.step.train, RankReport()
     job.network.train()
     with Progress("train", total=job.total_steps, unit="steps") as bar:
         bar.advance(start.step)
         for index in range(start.step, job.total_steps):
+            report.step(index)
             try:
                 result = optimiser_step(job, index)
             except health.NotFinite as fault:

@@ -48,11 +48,6 @@ class Network:
     rate_factors: Mapping[str, float] = field(default_factory=dict)
     """Learning rates of parameters as multiples of the schedule's, by name; 1 where a name is missing."""
 
-    @property
-    def trained(self) -> int:
-        """Number of trained parameters."""
-        return sum(value.numel() for value in self.module.parameters() if value.requires_grad)
-
 
 def build(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Network:
     """Loads the model of a training and makes the method's weights trainable.

@@ -101,6 +101,10 @@ class Ranks:
             dist.barrier(group=self.group)
 
 
+ALONE = Ranks()
+"""One process."""
+
+
 @contextmanager
 def connected(device: str, world: int, rank: int | None = None) -> Iterator[Ranks]:
     """Joins the processes of a training within the block.
@@ -116,7 +120,7 @@ def connected(device: str, world: int, rank: int | None = None) -> Iterator[Rank
         StageError: There are more or fewer processes than planned.
     """
     if world == 1:
-        yield Ranks()
+        yield ALONE
         return
     number = int(os.environ["RANK"]) if rank is None else rank
     there = int(os.environ["WORLD_SIZE"])

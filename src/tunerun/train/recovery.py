@@ -39,7 +39,7 @@ def recover(job: Job, progress: Progressed, fault: NotFinite) -> Progressed:
     if skipped[-len(in_a_row) :] == in_a_row:
         raise StageError(f"{fault.told}; the {health.MOST_SKIPPED} steps before it failed too.") from fault
     if policy == "rollback":
-        found = checkpoint.newest(job.checkpoints)
+        found = checkpoint.newest(job.checkpoints, job.ranks)
         if found is None:
             raise StageError(f"{fault.told}; there is no checkpoint to go back to.") from fault
         job.reload(found)
@@ -47,7 +47,8 @@ def recover(job: Job, progress: Progressed, fault: NotFinite) -> Progressed:
         done = f"went back to the weights of {found.folder.name}"
     else:
         done = "the step was skipped"
-    print(f"warning: {fault.told}; {done}.", file=sys.stderr)
+    if job.ranks.is_first:
+        print(f"warning: {fault.told}; {done}.", file=sys.stderr)
     return replace(progress, step=failed, skipped_steps=skipped)
 
 

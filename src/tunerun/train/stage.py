@@ -49,17 +49,30 @@ def run(step: TrainStep, out: Path) -> list[Artifact]:
     """
     placement = step.placement
     with stop_requests() as stop, connected(placement.device, placement.world_size) as ranks:
-        set_determinism(placement.device, placement.threads)
-        base = read_base(out)
-        identity = _identity(step, base, out)
-        found = checkpoint.newest(out / artifacts.CHECKPOINTS)
-        if found is not None:
-            reasons = checkpoint.check_identity(found, identity, step.allow)
-            kind = f"inexact because {'; '.join(reasons)}" if reasons else "exact, the result is as without the stop"
-            if ranks.is_first:
-                print(f"going on from {found.folder.name}: {kind}")
-        job, network = _prepare(step, base, out, identity, found, ranks)
-        return _train(job, found, stop, out, network)
+        return train(step, out, stop, ranks)
+
+
+def train(step: TrainStep, out: Path, stop: StopRequest, ranks: Ranks) -> list[Artifact]:
+    """Does what `run` does, on one of several ranks that are connected; the first one returns what was made."""
+    set_determinism(step.placement.device, step.placement.threads)
+    base = read_base(out)
+    identity = _identity(step, base, out)
+    found = checkpoint.newest(out / artifacts.CHECKPOINTS, ranks)
+    if found is not None:
+        ranks.attempt(lambda: _check(found, identity, step) if ranks.is_first else None)
+    job, network = _prepare(step, base, out, identity, found, ranks)
+    return _train(job, found, stop, out, network)
+
+
+def _check(found: Checkpoint, identity: dict[str, Any], step: TrainStep) -> None:
+    """Says how exactly training goes on from a checkpoint.
+
+    Raises:
+        UserError: It is of another training.
+    """
+    reasons = checkpoint.check_identity(found, identity, step.allow)
+    kind = f"inexact because {'; '.join(reasons)}" if reasons else "exact, the result is as without the stop"
+    print(f"going on from {found.folder.name}: {kind}")
 
 
 def set_determinism(device: str, threads: int) -> None:
@@ -79,6 +92,7 @@ def _prepare(
     _check_vocabulary(examples, network.module)
     if step.activation_checkpointing:
         network.module.gradient_checkpointing_enable({"use_reentrant": False})
+    trained_parameters = sum(value.numel() for value in network.module.parameters() if value.requires_grad)
     engine = make_engine(_parts(step, network, ranks))
     average = None if step.train.ema_decay is None else ema.start(engine.parameters, step.train.ema_decay)
     if found is not None:
@@ -98,6 +112,7 @@ def _prepare(
         setting=Setting(config=step.objective, teacher=material.load_teacher(step, base, out)),
         network=network.module,
         engine=engine,
+        trained_parameters=trained_parameters,
         ranks=ranks,
         average=average,
         examples=examples,
@@ -216,16 +231,17 @@ def _train(job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, net
         _return_to_best(job, end)
     made = _publish(job, network, out)
     if job.ranks.is_first:
-        _tell(job, network, end)
-    return [*made, artifacts.describe(out, "metrics", artifacts.METRICS)]
+        _tell(job, end)
+        made.append(artifacts.describe(out, "metrics", artifacts.METRICS))
+    return made
 
 
-def _tell(job: Job, network: Network, end: Progressed) -> None:
+def _tell(job: Job, end: Progressed) -> None:
     rate = end.tokens / end.seconds if end.seconds else 0.0
     memory_mib = metrics.peak_memory_bytes(job.step.placement.device) / 2**20
     print(
-        f"trained {network.trained:,} parameters: {end.step} steps, {end.tokens:,} tokens in {end.seconds:.1f} s "
-        f"({rate:,.0f} tokens/s)\n"
+        f"trained {job.trained_parameters:,} parameters: {end.step} steps, {end.tokens:,} tokens "
+        f"in {end.seconds:.1f} s ({rate:,.0f} tokens/s)\n"
         f"loss {end.first_loss:.4f} -> {end.last_loss:.4f}, peak memory {memory_mib:,.0f} MiB"
     )
 
@@ -266,7 +282,7 @@ def _return_to_best(job: Job, end: Progressed) -> None:
         StageError: Its checkpoint is damaged.
     """
     assert end.best_step is not None
-    best = checkpoint.read(job.checkpoints, end.best_step)
+    best = checkpoint.read(job.checkpoints, end.best_step, job.ranks)
     if best is None:
         raise StageError(f"the weights of step {end.best_step}, which has the lowest held-out loss, are damaged.")
     job.reload(best)

@@ -26,6 +26,10 @@ class HardwareConfig:
     """Number format of the computation; `auto` is bf16 on GPUs that have it, fp32 elsewhere."""
     threads: int | None = None
     """CPU threads for each process; null takes cores / processes."""
+    max_restarts: int = 0
+    """How often a training whose process dies is started again from its newest checkpoint."""
+    stall_seconds: float | None = 1800.0
+    """Several processes are given up when none of them has told of a step for so long; null waits for ever."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -131,6 +131,22 @@ def spoilt(loss: Tensor) -> Tensor:
     return loss * (1.0 + 0.0 * loss.detach())
 
 
+def collected(state: Mapping[str, Tensor], whole: Callable[[Tensor], Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """Brings weights together on the first rank, those with several names once.
+
+    Args:
+        state: This rank's parts, by name; the same object under each of its names.
+        whole: Brings one together; all ranks call it.
+        ranks: This process among those that train.
+    """
+    found: dict[int, Tensor] = {}
+    for value in state.values():
+        if id(value) not in found:
+            together = whole(value)
+            found[id(value)] = together if ranks.is_first else together.new_empty(0)
+    return {name: found[id(value)] for name, value in state.items()} if ranks.is_first else {}
+
+
 def share(names: Mapping[str, Any], ranks: Ranks) -> list[str]:
     """Returns the parameters whose state this rank writes."""
     return list(names)[ranks.rank :: ranks.world]

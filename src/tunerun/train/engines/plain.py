@@ -25,7 +25,12 @@ class Plain:
         self._optimisers = parts.optimisers(self.parameters)
         self._body: Any = Body(parts.network, parts.placement)
         if parts.ranks.world > 1:
-            self._body = DistributedDataParallel(self._body, broadcast_buffers=False)
+            # Every rank has read what is frozen from the same files.
+            frozen = [name for name, value in self._body.named_parameters() if not value.requires_grad]
+            same = [*frozen, *(name for name, _ in self._body.named_buffers())]
+            wrap: Any = DistributedDataParallel
+            wrap._set_params_and_buffers_to_ignore_for_model(self._body, same)
+            self._body = wrap(self._body)
 
     @torch.no_grad()
     def run(self, function: Callable[[Any], T]) -> T:

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tunerun.train import optim
-from tunerun.train.engines.engine import Body, Parts, State, share, spoilt, trainable
+from tunerun.train.engines.engine import Body, Parts, State, collected, share, spoilt, trainable
 
 T = TypeVar("T")
 
@@ -47,6 +47,8 @@ class Sharded:
     def run(self, function: Callable[[Any], T]) -> T:
         """See `Engine`."""
         found: T = self._body(function)
+        # The root's parameters stay together until a backward pass, which does not come.
+        self._body.reshard()
         return found
 
     def learn(self, function: Callable[[Any], tuple[Tensor, T]], *, last: bool) -> tuple[Tensor, T]:
@@ -71,13 +73,8 @@ class Sharded:
 
     def weights(self, *, trainable: bool) -> dict[str, Tensor]:
         """See `Engine`."""
-        wanted = self.parameters if trainable else self._network.state_dict()
-        found: dict[str, Tensor] = {}
-        for name, value in wanted.items():
-            whole = _whole(value)
-            if self._ranks.is_first:
-                found[name] = whole
-        return found
+        state = self.parameters if trainable else self._network.state_dict(keep_vars=True)
+        return collected(state, _whole, self._ranks)
 
     @torch.no_grad()
     def assign(self, weights: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tunerun.errors import require
 from tunerun.train import optim
-from tunerun.train.engines.engine import Body, Parts, State, share, spoilt, trainable
+from tunerun.train.engines.engine import Body, Parts, State, collected, share, spoilt, trainable
 
 T = TypeVar("T")
 
@@ -26,10 +26,12 @@ class Zero:
 
     def __init__(self, parts: Parts) -> None:
         deepspeed: Any = require("deepspeed", "deepspeed")
-        self._network, self._ranks = parts.network, parts.ranks
+        self._deepspeed, self._network, self._ranks = deepspeed, parts.network, parts.ranks
         self.parameters = trainable(parts.network)
         rounded = _rounded(self.parameters) if parts.placement.precision == "bf16" else {}
         (self._optimiser,) = parts.optimisers(self.parameters)
+        if parts.placement.device == "cpu":
+            _do_without_shared_memory(deepspeed)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         self._engine, *_ = deepspeed.initialize(
             model=Body(parts.network, parts.placement), optimizer=self._optimiser, config=dict(parts.deepspeed)
@@ -59,23 +61,17 @@ class Zero:
 
     def weights(self, *, trainable: bool) -> dict[str, Tensor]:
         """See `Engine`."""
-        from deepspeed.utils import safe_get_full_fp32_param
-        from deepspeed.zero import GatheredParameters
-
-        found: dict[str, Tensor] = {}
         state = self.parameters if trainable else self._network.state_dict(keep_vars=True)
-        seen: dict[int, Tensor] = {}
-        for name, value in state.items():
-            if id(value) not in seen:
-                if value.requires_grad:
-                    whole = safe_get_full_fp32_param(value)
-                else:
-                    with GatheredParameters([value]):
-                        whole = value.detach().clone()
-                seen[id(value)] = whole.cpu() if self._ranks.is_first else whole.new_empty(0)
-            if self._ranks.is_first:
-                found[name] = seen[id(value)]
-        return found
+        return collected(state, self._whole, self._ranks)
+
+    def _whole(self, value: Tensor) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if value.requires_grad:
+            together: Tensor = safe_get_full_fp32_param(value)
+            return together.cpu()
+        with self._deepspeed.zero.GatheredParameters([value], enabled=hasattr(value, "ds_id")):
+            return value.detach().cpu().clone()
 
     def assign(self, weights: Mapping[str, Tensor]) -> None:
         """See `Engine`."""
@@ -129,6 +125,11 @@ class Zero:
             else zero.single_partition_of_fp32_groups
         )
         return found
+
+
+def _do_without_shared_memory(deepspeed: Any) -> None:
+    """Keeps DeepSpeed from compiling its CPU collectives: that takes a compiler, and waits for ever for a killed one."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _rounded(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

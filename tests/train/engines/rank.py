@@ -1,0 +1,54 @@
+"""One process of a group: `python -m tests.train.engines.rank FOLDER`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+from tests.train.engines.group import ENGINE
+from tests.train.runs import Killed, kill_before
+from tunerun.plan import steps
+from tunerun.plan.steps import TrainStep
+from tunerun.train import loop, stage
+from tunerun.train.ranks import connected
+from tunerun.train.signals import StopRequest
+
+
+def main(folder: Path) -> None:
+    """Does the work that the folder names."""
+    work = json.loads((folder / "work.json").read_text())
+    parsed = [(steps.from_json(item["step"]), Path(item["out"]), item["stop_before"]) for item in work]
+    first = parsed[0][0]
+    assert isinstance(first, TrainStep)
+    with connected(first.placement.device, first.placement.world_size) as ranks:
+        for step, out, stop_before in parsed:
+            assert isinstance(step, TrainStep)
+            if ranks.is_first:
+                _note_engine(out)
+            stopping = contextlib.nullcontext() if stop_before is None else kill_before(stop_before)
+            with stopping, contextlib.suppress(Killed):
+                stage.train(step, out, StopRequest(), ranks)
+            ranks.wait()
+
+
+def _note_engine(out: Path) -> None:
+    """Writes which library's wrapper the model is really in when training begins."""
+    original = stage.loop.run
+
+    def run(job, *rest):
+        engine = job.engine
+        wrapped = engine._engine if hasattr(engine, "_engine") else engine._body
+        names = [f"{kind.__module__}.{kind.__name__}" for kind in type(wrapped).__mro__]
+        if hasattr(engine, "_zero"):
+            names.append(f"{type(engine._zero).__module__}.{type(engine._zero).__name__}")
+        (out / ENGINE).write_text("\n".join(names))
+        loop.run = original
+        return original(job, *rest)
+
+    loop.run = run
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

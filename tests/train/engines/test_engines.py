@@ -1,0 +1,169 @@
+"""Two real processes under each engine, compared with one."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny import random_samples, write_store
+from tests.train.engines.group import ENGINE, Training, placed, train
+from tests.train.objective_runs import make_objective_run, objective_step
+from tests.train.runs import FULL, Killed, kill_before, losses, make_run, metrics, train_step
+from tunerun import artifacts
+from tunerun.config.schema import EvalConfig, MethodConfig, ObjectiveConfig
+from tunerun.models import adapters
+from tunerun.train import stage
+
+STEPS = 20
+ROWS = 21
+"""The last global batch of an epoch has 5 rows: 2 + 1 for the first rank and 2 for the second."""
+LORA = MethodConfig(rank=4, alpha=8.0)
+DROPOUT = replace(LORA, dropout=0.1)
+WRAPPERS = {
+    "ddp": "torch.nn.parallel.distributed.DistributedDataParallel",
+    "zero1": "deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer",
+    "zero2": "deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer",
+    "zero3": "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3",
+    "fsdp2": "torch.distributed.fsdp.FSDPModule",
+}
+OBJECTIVES = {"dpo": ObjectiveConfig(kind="dpo"), "kto": ObjectiveConfig(kind="kto")}
+PREFERENCES = ("ddp", "zero2")
+
+
+def _made(out: Path) -> Path:
+    make_run(out, rows=ROWS)
+    write_store(out / artifacts.EVAL_DATA, [[sample] for sample in random_samples(5, seed=9)])
+    return out
+
+
+def _step(method: MethodConfig, **train: Any) -> Any:
+    return train_step(method, micro_batch_size=2, **{"max_steps": STEPS, "learning_rate": 5e-3, **train})
+
+
+def _observed(step: Any) -> Any:
+    """Measures the held-out rows and answers a question at step 10."""
+    watched = replace(step.train, eval_steps=10, checkpoint_steps=10)
+    return replace(step, train=watched, eval=EvalConfig(prompts=("Who are you?",), max_new_tokens=5, batch_size=2))
+
+
+def _weights(out: Path) -> dict[str, torch.Tensor]:
+    adapter = out / artifacts.ADAPTER / adapters.WEIGHTS
+    return load_file(adapter if adapter.is_file() else out / artifacts.MERGED / "model.safetensors")
+
+
+def _furthest(one: Path, other: Path) -> float:
+    first, second = _weights(one), _weights(other)
+    assert first.keys() == second.keys()
+    return max(float((first[name].float() - second[name].float()).abs().max()) for name in first)
+
+
+def _differ(one: Path, other: Path) -> float:
+    first, second = losses(one), losses(other)
+    assert [step for step, _ in first] == [step for step, _ in second]
+    return max(abs(first_loss - loss) for (_, first_loss), (_, loss) in zip(first, second, strict=True))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same trainings in one process, by name."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name, method in (("full", FULL), ("lora", LORA)):
+        stage.run(_observed(_step(method)), _made(folder / name))
+    for name, objective in OBJECTIVES.items():
+        out = make_objective_run(folder / name, objective, rows=ROWS)
+        stage.run(objective_step(objective, LORA, max_steps=6, micro_batch_size=2), out)
+    return folder
+
+
+@pytest.fixture(scope="module", params=list(WRAPPERS))
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Strategy and folder of all that two processes did under it."""
+    strategy = request.param
+    folder = tmp_path_factory.mktemp(strategy)
+    trainings = [
+        Training(step=placed(_observed(_step(method)), strategy, 2), out=_made(folder / name))
+        for name, method in (("full", FULL), ("lora", LORA))
+    ]
+    for name, method in (("full", FULL), ("lora", DROPOUT)):
+        step = placed(_step(method, max_steps=6, checkpoint_steps=2), strategy, 2)
+        trainings.append(Training(step=step, out=_made(folder / f"straight-{name}")))
+        trainings.append(Training(step=step, out=_made(folder / f"stopped-{name}"), stop_before=3))
+        trainings.append(Training(step=step, out=folder / f"stopped-{name}"))
+    if strategy in PREFERENCES:
+        for name, objective in OBJECTIVES.items():
+            step = objective_step(objective, LORA, max_steps=6, micro_batch_size=2)
+            out = make_objective_run(folder / name, objective, rows=ROWS)
+            trainings.append(Training(step=placed(step, strategy, 2), out=out))
+    moved = _moved(folder)
+    trainings.append(Training(step=placed(moved, strategy, 2), out=folder / "moved", stop_before=4))
+    train(trainings, folder / "group")
+    stage.run(moved, folder / "moved")
+    return strategy, folder
+
+
+def _moved(folder: Path) -> Any:
+    """Trains two steps in one process; the others are to go on."""
+    step = _step(LORA, max_steps=6, checkpoint_steps=2)
+    with kill_before(2), pytest.raises(Killed):
+        stage.run(step, _made(folder / "moved"))
+    shutil.copytree(folder / "moved", folder / "stayed")
+    stage.run(step, folder / "stayed")
+    return step
+
+
+def test_the_engine_that_was_asked_for_is_the_one_that_runs(together: tuple[str, Path]) -> None:
+    strategy, folder = together
+    assert WRAPPERS[strategy] in (folder / "full" / ENGINE).read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_twenty_steps_have_the_losses_and_weights_of_one_process(
+    alone: Path, together: tuple[str, Path], name: str
+) -> None:
+    _, folder = together
+    assert len(losses(folder / name)) == STEPS
+    assert _differ(folder / name, alone / name) < 1e-5
+    assert _furthest(folder / name, alone / name) < 1e-4
+    assert any(
+        bool(weight.any()) for key, weight in _weights(folder / name).items() if "lora_B" in key or name == "full"
+    )
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_held_out_rows_and_answers_are_those_of_one_process(alone: Path, together: tuple[str, Path], name: str) -> None:
+    _, folder = together
+    measured, wanted = (
+        [row["eval_loss"] for row in metrics(out / name) if "eval_loss" in row] for out in (folder, alone)
+    )
+    assert len(measured) == 2 and measured == pytest.approx(wanted, abs=1e-5)
+    answers = [(out / name / "checkpoints/step-10/answers.jsonl").read_text() for out in (folder, alone)]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_a_stopped_training_goes_on_to_the_same_bits(together: tuple[str, Path], name: str) -> None:
+    _, folder = together
+    straight, stopped = folder / f"straight-{name}", folder / f"stopped-{name}"
+    assert losses(stopped) == losses(straight)
+    assert _furthest(stopped, straight) == 0.0
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_preferences_are_learned_as_in_one_process(alone: Path, together: tuple[str, Path], name: str) -> None:
+    strategy, folder = together
+    if strategy not in PREFERENCES:
+        pytest.skip("preferences are tried under ddp and zero2")
+    assert _differ(folder / name, alone / name) < 1e-5
+    assert _furthest(folder / name, alone / name) < 1e-4
+
+
+def test_a_training_may_go_from_one_process_to_two_and_back(together: tuple[str, Path]) -> None:
+    _, folder = together
+    assert _differ(folder / "moved", folder / "stayed") < 1e-4
+    assert _furthest(folder / "moved", folder / "stayed") < 1e-4
