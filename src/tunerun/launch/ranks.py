@@ -96,7 +96,7 @@ class RankTable:
             if rank.gone is None and (state is None or state[1] != rank.started or state[0] in _GONE):
                 rank.gone = now
             is_stopped = rank.gone is None and state is not None and state[0] in _STOPPED
-            rank.stopped = (rank.stopped or now) if is_stopped else None
+            rank.stopped = None if not is_stopped else now if rank.stopped is None else rank.stopped
         left = [rank for rank in self._ranks.values() if rank.gone is None]
         broken = [rank.gone for rank in self._ranks.values() if rank.gone is not None and rank.code not in _GOOD_CODES]
         if left and broken and now - min(broken) > LOST_SECONDS:
@@ -105,11 +105,8 @@ class RankTable:
             if rank.stopped is not None and now - rank.stopped > STOPPED_SECONDS:
                 return f"rank {number} (process {rank.pid}) is stopped (SIGSTOP or Ctrl+Z), and the others wait for it"
         if left and self.stall_seconds is not None and now - max(r.heard for r in left) > self.stall_seconds:
-            slowest = min(rank.step for rank in left)
-            names = ", ".join(str(number) for number, rank in sorted(self._ranks.items()) if rank.step == slowest)
-            return (
-                f"no rank told anything for {self.stall_seconds:.0f} s; at step {slowest}, behind or with all: {names}"
-            )
+            steps = ", ".join(f"rank {number} in step {rank.step + 1}" for number, rank in sorted(self._ranks.items()))
+            return f"no rank told of a step for {self.stall_seconds:.0f} s: {steps}"
         return None
 
     def lost(self) -> str | None:

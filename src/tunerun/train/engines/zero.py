@@ -128,7 +128,7 @@ class Zero:
 
 
 def _do_without_shared_memory(deepspeed: Any) -> None:
-    """Keeps DeepSpeed from compiling its CPU collectives: that takes a compiler, and waits for ever for a killed one."""
+    """Keeps DeepSpeed from compiling its CPU collectives, which takes a compiler and waits for one that was killed."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
