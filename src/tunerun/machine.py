@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +49,14 @@ class Machine:
     """Version of the interpreter."""
 
 
-def facts() -> Machine:
-    """Returns what this machine has; takes milliseconds, or up to two seconds when a GPU driver does not answer."""
-    return Machine(cores=_cores(), memory_bytes=_memory_bytes(), gpus=_gpus(), python=platform.python_version())
+def facts(devices: Sequence[str] = ()) -> Machine:
+    """Returns what this machine has; takes milliseconds, or up to two seconds when a GPU driver does not answer.
+
+    Args:
+        devices: GPUs to look at, by index or UUID; those that CUDA_VISIBLE_DEVICES names when empty.
+    """
+    visible = ",".join(devices) or os.environ.get("CUDA_VISIBLE_DEVICES")
+    return Machine(cores=_cores(), memory_bytes=_memory_bytes(), gpus=_gpus(visible), python=platform.python_version())
 
 
 def free_bytes(path: Path) -> int:
@@ -119,7 +125,7 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def _gpus() -> tuple[Gpu, ...]:
+def _gpus(visible: str | None) -> tuple[Gpu, ...]:
     if shutil.which(_NVIDIA_SMI) is None:
         return ()
     query = [_NVIDIA_SMI, "--query-gpu=index,uuid,name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
@@ -128,7 +134,7 @@ def _gpus() -> tuple[Gpu, ...]:
     except (OSError, subprocess.SubprocessError):
         # A driver that does not answer gives no GPUs: CUDA could not use them either.
         return ()
-    return visible_gpus(done.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return visible_gpus(done.stdout, visible)
 
 
 def visible_gpus(listing: str, visible: str | None) -> tuple[Gpu, ...]:

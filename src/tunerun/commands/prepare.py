@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from tunerun import machine as machines
 from tunerun import paths
+from tunerun.config import checks
 from tunerun.config.data_sources import with_paths
 from tunerun.config.register import new_run_id
 from tunerun.config.resolve import Resolved
 from tunerun.config.schema import RunConfig
 from tunerun.errors import Problem, UserError
-from tunerun.plan import build, dataset, readiness, shape
+from tunerun.plan import accelerate, build, dataset, deepspeed, readiness, shape
 from tunerun.plan.plan import Plan
 
 OUTPUTS = Path("outputs")
@@ -48,13 +52,20 @@ def plan_for(config: RunConfig, notes: Sequence[str] = ()) -> Prepared:
     Raises:
         UserError: The device planned for is unknown.
     """
+    config = _of_accelerate(config)
     assert config.run_dir is not None and config.model.path is not None
-    machine = machines.facts()
+    machine = machines.facts(config.hardware.devices)
     folder = Path(paths.resolve_asset(config.model.path))
     if (folder / "config.json").is_file():
         config = replace(config, model=replace(config.model, shape=shape.read_shape(folder)))
-    facts = build.Facts(machine=machine, data=dataset.measure(config.data))
-    plan = build.build(config, facts, tuple(notes))
+    own = None if config.hardware.deepspeed is None else _read("hardware.deepspeed", config.hardware.deepspeed)
+    plan = build.build(
+        config, build.Facts(machine=machine, data=dataset.measure(config.data), deepspeed=own), tuple(notes)
+    )
+    if own is not None and plan.train is not None:
+        found = deepspeed.problems(own, plan.train.placement, max_grad_norm=config.train.max_grad_norm)
+        if found:
+            raise UserError(found)
     return Prepared(config=config, plan=plan, obstacles=tuple(readiness.problems(config, plan, machine)))
 
 
@@ -84,8 +95,37 @@ def _absolute(config: RunConfig) -> RunConfig:
     lock = replace(
         config.lock, data_sha256={str(_local(path)): digest for path, digest in config.lock.data_sha256.items()}
     )
+    hardware = replace(
+        config.hardware, deepspeed=_local(config.hardware.deepspeed), accelerate=_local(config.hardware.accelerate)
+    )
     data = with_paths(config.data, lambda path: str(_local(path)))
-    return replace(config, model=model, data=data, objective=objective, lock=lock)
+    return replace(config, model=model, data=data, objective=objective, hardware=hardware, lock=lock)
+
+
+def _of_accelerate(config: RunConfig) -> RunConfig:
+    """Takes over what the file of `hardware.accelerate` says, once."""
+    path = config.hardware.accelerate
+    if path is None:
+        return config
+    changed, found = accelerate.with_accelerate(config, _read("hardware.accelerate", path))
+    # The rules between keys have not seen what the file says.
+    problems = found or checks.check(changed)
+    if problems:
+        raise UserError(problems)
+    return replace(changed, hardware=replace(changed.hardware, accelerate=None))
+
+
+def _read(key: str, path: str) -> dict[str, Any]:
+    """Reads a file of settings; YAML reads JSON too."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(Problem(where=key, what=f"{path} cannot be read: {error.strerror}.")) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(Problem(where=key, what=f"{path} is neither JSON nor YAML.")) from error
+    if not isinstance(content, dict):
+        raise UserError(Problem(where=key, what=f"{path} is no mapping of settings."))
+    return content
 
 
 def _local(path: str | None) -> str | None:

@@ -113,4 +113,7 @@ def _environment(step: Step, placement: Placement | None) -> dict[str, str]:
     if placement is not None and placement.device == "cuda":
         # cuBLAS is deterministic only with a fixed workspace, chosen before the library is loaded.
         env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        if placement.devices:
+            # By bus, as nvidia-smi counts them.
+            env |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(placement.devices)}
     return env

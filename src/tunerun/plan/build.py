@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tunerun.config.checks import size_bytes
 from tunerun.config.data_sources import holds_out
@@ -52,6 +54,8 @@ class Facts:
     machine: Machine
     data: DataSize | None
     """Size of the data, when it can be told without a download."""
+    deepspeed: Mapping[str, Any] | None = None
+    """Content of `hardware.deepspeed`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +85,7 @@ def build(config: RunConfig, facts: Facts, notes: tuple[str, ...] = ()) -> Plan:
     return Plan(
         name=config.name,
         run_dir=config.run_dir,
-        steps=_steps(config, decided),
+        steps=_steps(config, decided, facts),
         estimate=decided.estimate,
         volume=volume,
         notes=notes + decided.notes,
@@ -162,6 +166,7 @@ def _single_placement(config: RunConfig, machine: Machine, device: Device | None
         device="cuda" if on_gpu else "cpu",
         precision="bf16" if wants_bf16 else "fp32",
         threads=hardware.threads or machine.cores,
+        devices=hardware.devices,
     )
 
 
@@ -235,7 +240,7 @@ def _volume(config: RunConfig, data: DataSize | None) -> Volume:
     return Volume(rows=rows, optimiser_steps=steps, tokens=tokens)
 
 
-def _steps(config: RunConfig, decided: _Decisions) -> tuple[Step, ...]:
+def _steps(config: RunConfig, decided: _Decisions, facts: Facts) -> tuple[Step, ...]:
     steps: list[Step] = [_model_step(config)]
     if "data" in config.stages:
         steps.append(
@@ -248,7 +253,7 @@ def _steps(config: RunConfig, decided: _Decisions) -> tuple[Step, ...]:
             )
         )
     if "train" in config.stages:
-        steps.append(_train_step(config, decided))
+        steps.append(_train_step(config, decided, facts))
     if _makes_scorer(config):
         return tuple(steps)
     if "eval" in config.stages:
@@ -269,8 +274,9 @@ def _model_step(config: RunConfig) -> ModelStep:
     )
 
 
-def _train_step(config: RunConfig, decided: _Decisions) -> TrainStep:
+def _train_step(config: RunConfig, decided: _Decisions, facts: Facts) -> TrainStep:
     assert config.name is not None
+    clip = config.train.max_grad_norm
     per_micro = decided.micro_batch_size * decided.train.world_size
     return TrainStep(
         model=config.model,
@@ -288,7 +294,7 @@ def _train_step(config: RunConfig, decided: _Decisions) -> TrainStep:
         seed=config.seed,
         flops_per_token=None if decided.estimate is None else decided.estimate.model_flops_per_token,
         device_flops=decided.device_flops,
-        deepspeed=deepspeed_config(decided.train, max_grad_norm=config.train.max_grad_norm),
+        deepspeed=deepspeed_config(decided.train, max_grad_norm=clip, own=facts.deepspeed),
     )
 
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from tunerun.errors import Problem
 from tunerun.plan.steps import ZERO_STAGES, Placement
 
+_WHERE = "hardware.deepspeed"
+# What tunerun does itself, or has keys of its own for.
+_OURS = {
+    "optimizer": "train.optimizer",
+    "scheduler": "train.schedule",
+    "fp16": "hardware.precision=bf16",
+    "activation_checkpointing": "train.activation_checkpointing",
+}
+# Sizes that have to be as tunerun sets them; files made for other tools have them.
+_IGNORED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
-def deepspeed_config(placement: Placement, *, max_grad_norm: float | None) -> dict[str, Any]:
+
+def deepspeed_config(
+    placement: Placement, *, max_grad_norm: float | None, own: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Returns what DeepSpeed is told; empty for other strategies.
 
     What it would do of itself and tunerun does is turned off: it has no optimiser, no schedule and no batches of its
@@ -16,6 +31,7 @@ def deepspeed_config(placement: Placement, *, max_grad_norm: float | None) -> di
     Args:
         placement: Strategy, device, precision and offload.
         max_grad_norm: Gradients are scaled down to this L2 norm; None leaves them as they are.
+        own: Content of a user's file, in which `problems` finds nothing; goes before what is set here.
     """
     if placement.strategy not in ZERO_STAGES:
         return {}
@@ -42,4 +58,48 @@ def deepspeed_config(placement: Placement, *, max_grad_norm: float | None) -> di
     if placement.precision == "bf16":
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-    return config
+    return _merged(config, {key: value for key, value in _set(own or {}).items() if key not in _IGNORED})
+
+
+def problems(own: Mapping[str, Any], placement: Placement, *, max_grad_norm: float | None) -> list[Problem]:
+    """Finds what a user's DeepSpeed config says otherwise than the run's own keys.
+
+    Args:
+        own: Content of the file.
+        placement: What the keys say.
+        max_grad_norm: As in `train.max_grad_norm`.
+    """
+    wanted = deepspeed_config(placement, max_grad_norm=max_grad_norm)
+    own = _set(own)
+    found = [
+        Problem(where=_WHERE, what=f"`{key}` is not DeepSpeed's to do here.", fix=f"Remove it; see {ours}.")
+        for key, ours in _OURS.items()
+        if key in own and own[key] != {"enabled": False}
+    ]
+    if not wanted:
+        fix = "Choose hardware=zero1, zero2 or zero3."
+        return [Problem(where=_WHERE, what=f"{placement.strategy} does not run under DeepSpeed.", fix=fix), *found]
+    half = own.get("bf16", {}).get("enabled", placement.precision == "bf16")
+    checked = [
+        ("zero_optimization.stage", own.get("zero_optimization", {}).get("stage"), ZERO_STAGES[placement.strategy]),
+        ("gradient_clipping", own.get("gradient_clipping"), wanted["gradient_clipping"]),
+        ("bf16.enabled", half, placement.precision == "bf16"),
+    ]
+    return found + [
+        Problem(where=_WHERE, what=f"{key} is {value}, and the run's own keys make it {ours}.", fix="Let both agree.")
+        for key, value, ours in checked
+        if value is not None and value != ours
+    ]
+
+
+def _set(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out what is left open: files made for the HF Trainer say `auto`."""
+    return {key: _set(value) if isinstance(value, Mapping) else value for key, value in own.items() if value != "auto"}
+
+
+def _merged(ours: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(ours)
+    for key, value in own.items():
+        before = both.get(key)
+        both[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, Mapping) else value
+    return both

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tunerun import columns
+from tunerun.config import typed
 from tunerun.plan.estimate import Estimate
 from tunerun.plan.plan import Plan, Volume
 from tunerun.plan.steps import TrainStep
@@ -30,6 +32,8 @@ def render(plan: Plan, *, commands: Mapping[str, Sequence[str]], obstacles: Sequ
     if plan.estimate is not None:
         lines += _estimate(plan.estimate, on_cpu=train is not None and train.placement.device == "cpu")
     lines += ["", "commands", *_commands(commands)]
+    if train is not None and train.deepspeed:
+        lines += ["", "deepspeed", *columns.fill(_settings(train.deepspeed), _WIDTH, first="  ", rest="  ")]
     for title, texts in (("notes", plan.notes), ("warnings", plan.warnings), ("cannot run here", obstacles)):
         if texts:
             lines += [
@@ -122,6 +126,10 @@ def _commands(commands: Mapping[str, Sequence[str]]) -> list[str]:
         text = command + (f" {names[0]}" if len(names) == 1 else f" STAGE   (STAGE: {', '.join(names)})")
         lines += columns.fill(text, _WIDTH, first="  ", rest=" " * 6)
     return lines
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {typed.shown(value)}" for key, value in typed.flatten(config).items())
 
 
 def _seconds(value: float) -> str:

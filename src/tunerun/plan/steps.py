@@ -53,6 +53,8 @@ class Placement:
     """Machines."""
     offload: bool = False
     """Whether optimiser state is kept in host memory."""
+    devices: tuple[str, ...] = ()
+    """GPUs that the processes of a node may use; all that are visible when empty."""
 
     @property
     def world_size(self) -> int:
@@ -275,11 +277,12 @@ UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
         "train.on_nonfinite",
         "train.checkpoint_steps",
         "train.keep_checkpoints",
+        "placement.devices",
     ),
-    "eval": ("model.shape",),
+    "eval": ("model.shape", "placement.devices"),
     "merge": (),
     "export": (),
-    "verify": (),
+    "verify": ("placement.devices",),
     "serve": (),
 }
 

@@ -16,6 +16,8 @@ from tunerun import artifacts
 from tunerun.config import typed
 from tunerun.config.schema import RunConfig
 from tunerun.errors import Problem, UserError
+from tunerun.plan.accelerate import accelerate_config
+from tunerun.plan.steps import TrainStep
 from tunerun.run import redact
 
 LOCK = ".lock"
@@ -74,6 +76,16 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def write_launch(run_dir: Path, step: TrainStep) -> None:
+    """Writes what several processes are told, for people and for starting them by hand: launch/."""
+    if step.placement.world_size == 1:
+        return
+    text = yaml.safe_dump(accelerate_config(step.placement), sort_keys=False)
+    artifacts.write_text(run_dir / artifacts.LAUNCH / "accelerate.yaml", text)
+    if step.deepspeed:
+        artifacts.write_json(run_dir / artifacts.LAUNCH / "deepspeed.json", step.deepspeed)
 
 
 def write_config(run_dir: Path, config: RunConfig, secrets: tuple[str, ...]) -> None:

@@ -252,6 +252,8 @@ class _Runner:
         record.write(self.run_dir, self.record)
         rundir.write_config(self.run_dir, self.config, self.secrets)
         artifacts.write_json(self.run_dir / artifacts.PLAN, plans.to_json(self.plan))
+        if self.plan.train is not None:
+            rundir.write_launch(self.run_dir, self.plan.train)
 
     def _save(self, stage: str, entry: StageRecord) -> None:
         self.record = self.record.with_stage(stage, entry)

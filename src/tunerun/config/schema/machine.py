@@ -20,12 +20,18 @@ class HardwareConfig:
     """How several processes share the model."""
     processes: int | None = None
     """Number of training processes on a node; null takes one for each visible GPU (1 for `single`)."""
+    devices: tuple[str, ...] = ()
+    """GPUs to use, by index or UUID; [] takes all that are visible."""
     offload: bool = used_by("zero2", "zero3", "fsdp2", by="strategy", default=False)
     """Keep optimiser state (zero3, fsdp2: parameters too) in host memory."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the computation; `auto` is bf16 on GPUs that have it, fp32 elsewhere."""
     threads: int | None = None
     """CPU threads for each process; null takes cores / processes."""
+    deepspeed: str | None = used_by("zero1", "zero2", "zero3", by="strategy", default=None)
+    """A DeepSpeed config (JSON) of your own; what it says goes before what tunerun would set."""
+    accelerate: str | None = None
+    """A config file of accelerate's (YAML) that says strategy, processes and precision instead of the keys here."""
     max_restarts: int = 0
     """How often a training whose process dies is started again from its newest checkpoint."""
     stall_seconds: float | None = 1800.0
