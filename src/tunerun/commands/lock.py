@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tunerun import artifacts, paths
+from tunerun import artifacts, fits, paths
 from tunerun.commands import arguments, copy
 from tunerun.config.data_sources import at_commit, data_paths, with_paths
 from tunerun.config.flat import flat_recipe
-from tunerun.config.schema import LockConfig, RunConfig
+from tunerun.config.schema import LockConfig, RunConfig, TrainConfig
 from tunerun.errors import ExitCode, UserError
 from tunerun.run import results
 from tunerun.run.results import Results
@@ -70,9 +70,19 @@ def locked(found: Results) -> RunConfig:
             chat_template=_relative(config.model.chat_template),
         ),
         data=with_paths(config.data, lambda path: str(_relative(at_commit(path, commits)))),
+        train=_fitted(config.train, found.run_dir),
         objective=replace(config.objective, teacher=_relative(config.objective.teacher)),
         lock=LockConfig(model_sha256=sha256, data_sha256=digests, packages=packages),
     )
+
+
+def _fitted(train: TrainConfig, run_dir: Path) -> TrainConfig:
+    """Pins what training was left with when memory ran out."""
+    found = fits.read(run_dir)
+    if not found:
+        return train
+    recomputes = found[-1].activation_checkpointing or train.activation_checkpointing
+    return replace(train, micro_batch_size=found[-1].micro_batch_size, activation_checkpointing=recomputes)
 
 
 def _data_files(recorded: Mapping[str, str]) -> list[tuple[str, str]]:

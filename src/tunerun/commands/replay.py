@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tunerun import artifacts, paths
+from tunerun import artifacts, fits, paths
 from tunerun.commands import arguments
 from tunerun.commands.prepare import OUTPUTS, Prepared, plan_for, require_ready
 from tunerun.config.data_sources import at_commit, data_paths, with_paths
@@ -17,6 +17,7 @@ from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, UserError
 from tunerun.hashes import path_sha256
 from tunerun.plan import plan as plans
+from tunerun.plan.steps import TrainStep
 from tunerun.run import compare, provenance, results, runner
 from tunerun.run.compare import Difference
 from tunerun.run.results import Results
@@ -88,7 +89,7 @@ def _prepared(recorded: Results, folder: Path) -> Prepared:
     if train is not None:
         training["micro_batch_size"] = train.micro_batch_size
         training["activation_checkpointing"] = train.activation_checkpointing
-    return plan_for(
+    prepared = plan_for(
         replace(
             config,
             run_dir=str(folder),
@@ -99,6 +100,9 @@ def _prepared(recorded: Results, folder: Path) -> Prepared:
             train=replace(config.train, **training),
         )
     )
+    found = fits.read(recorded.run_dir)
+    steps = tuple(replace(step, fits=found) if isinstance(step, TrainStep) else step for step in prepared.plan.steps)
+    return replace(prepared, plan=replace(prepared.plan, steps=steps))
 
 
 def _heading(found: Sequence[Difference], named: Path) -> str:

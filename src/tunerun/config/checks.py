@@ -125,7 +125,12 @@ def _reward(config: RunConfig) -> list[Problem]:
 
 
 def _packing(config: RunConfig) -> list[Problem]:
-    if not config.data.packing or config.objective.kind in PACKABLE:
+    if not config.data.packing:
+        return []
+    if config.data.max_length is None:
+        what = "null says nothing about how long packed rows are to be."
+        return [Problem(where="data.max_length", what=what, fix="Set data.max_length=2048, or data.packing=false.")]
+    if config.objective.kind in PACKABLE:
         return []
     what = f"objective {config.objective.kind} compares whole answers and cannot pack rows."
     return [Problem(where="data.packing", what=what, fix="Set data.packing=false.")]
@@ -133,7 +138,7 @@ def _packing(config: RunConfig) -> list[Problem]:
 
 def _length(config: RunConfig) -> list[Problem]:
     context = config.model.shape.context
-    if context is None or config.data.max_length <= context:
+    if context is None or config.data.max_length is None or config.data.max_length <= context:
         return []
     what = f"{config.data.max_length} tokens are more than the model's context of {context}."
     return [Problem(where="data.max_length", what=what, fix=f"Set data.max_length={context} or less.")]

@@ -16,7 +16,7 @@ def check(config: RunConfig) -> list[Problem]:
     data, evaluation = config.data, config.eval
     rows: list[Range] = [
         ("seed", config.seed, config.seed >= 0, ">= 0"),
-        ("data.max_length", data.max_length, data.max_length >= 8, ">= 8"),
+        ("data.max_length", data.max_length, data.max_length is None or data.max_length >= 8, ">= 8"),
         ("data.max_rows", data.max_rows, positive(data.max_rows), ">= 1"),
         ("data.eval_rows", data.eval_rows, positive(data.eval_rows), ">= 1"),
         ("data.eval_fraction", data.eval_fraction, 0 <= data.eval_fraction <= 0.5, "from 0 to 0.5"),

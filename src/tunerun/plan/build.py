@@ -10,7 +10,7 @@ from tunerun.config.checks import size_bytes
 from tunerun.config.data_sources import holds_out
 from tunerun.config.schema import ADAPTER_METHODS, PAGED_OPTIMIZERS, Optimizer, RunConfig
 from tunerun.machine import Machine
-from tunerun.plan import devices, estimate, shape
+from tunerun.plan import dataset, devices, estimate, shape
 from tunerun.plan.dataset import DataSize
 from tunerun.plan.deepspeed import deepspeed_config
 from tunerun.plan.devices import Device
@@ -81,7 +81,7 @@ def build(config: RunConfig, facts: Facts, notes: tuple[str, ...] = ()) -> Plan:
     """
     assert config.name is not None and config.run_dir is not None and config.model.path is not None
     decided = _decide(config, facts)
-    volume = _volume(config, facts.data) if "train" in config.stages else None
+    volume = _volume(config, facts) if "train" in config.stages else None
     return Plan(
         name=config.name,
         run_dir=config.run_dir,
@@ -111,8 +111,9 @@ def _decide(config: RunConfig, facts: Facts) -> _Decisions:
     device = _device(config, facts.machine)
     single = _single_placement(config, facts.machine, device)
     train = _train_placement(config, facts.machine, single)
-    found = _estimate(config, train, device) if "train" in config.stages else None
-    notes: list[str] = []
+    row_tokens = dataset.row_tokens(config, facts.data)
+    found = _estimate(config, train, device, row_tokens) if "train" in config.stages else None
+    notes = dataset.length_notes(config, facts.data) if "train" in config.stages else []
     if _makes_scorer(config):
         left_out = ", ".join(stage for stage in config.stages if stage in ("eval", "merge", "export", "verify"))
         notes.append(
@@ -185,7 +186,7 @@ def _train_placement(config: RunConfig, machine: Machine, single: Placement) -> 
     )
 
 
-def _estimate(config: RunConfig, placement: Placement, device: Device | None) -> Estimate | None:
+def _estimate(config: RunConfig, placement: Placement, device: Device | None, row_tokens: int) -> Estimate | None:
     if not shape.is_complete(config.model.shape):
         return None
     size = shape.sizes(config.model.shape)
@@ -200,7 +201,7 @@ def _estimate(config: RunConfig, placement: Placement, device: Device | None) ->
         double_quant=config.method.double_quant,
         layers=config.method.layers,
         patterns=config.method.patterns,
-        row_tokens=config.data.max_length,
+        row_tokens=row_tokens,
         global_batch_size=config.train.global_batch_size,
         precision=placement.precision,
         device=placement.device,
@@ -227,14 +228,14 @@ def _estimate(config: RunConfig, placement: Placement, device: Device | None) ->
     )
 
 
-def _volume(config: RunConfig, data: DataSize | None) -> Volume:
-    train = config.train
+def _volume(config: RunConfig, facts: Facts) -> Volume:
+    train, data, longest = config.train, facts.data, dataset.row_tokens(config, facts.data)
     if data is None:
         return Volume(rows=None, optimiser_steps=train.max_steps, tokens=None)
     held_out = config.data.eval_rows or round(data.rows * config.data.eval_fraction)
     rows = max(data.rows - held_out, 1)
-    row_tokens = min(data.tokens // max(data.rows, 1), config.data.max_length)
-    samples = -(-rows * row_tokens // config.data.max_length) if config.data.packing else rows
+    row_tokens = min(data.tokens // max(data.rows, 1), longest)
+    samples = -(-rows * row_tokens // longest) if config.data.packing else rows
     steps = train.max_steps or max(round(samples * train.epochs / train.global_batch_size), 1)
     tokens = round(steps * train.global_batch_size * row_tokens * rows / samples)
     return Volume(rows=rows, optimiser_steps=steps, tokens=tokens)

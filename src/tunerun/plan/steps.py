@@ -26,6 +26,7 @@ from tunerun.config.schema import (
     TrackConfig,
     TrainConfig,
 )
+from tunerun.fits import Fit
 from tunerun.paths import looks_local
 
 ZERO_STAGES: dict[Strategy, int] = {"zero1": 1, "zero2": 2, "zero3": 3}
@@ -148,6 +149,8 @@ class TrainStep:
     seed: int
     allow: tuple[str, ...] = ()
     """Keys, or sections of keys, that may differ from those of the checkpoint that training goes on from."""
+    fits: tuple[Fit, ...] = ()
+    """What the run that is replayed found to fit into memory, in order; empty when it was what its plan said."""
     flops_per_token: float | None = None
     """Operations of a trained token, without what is computed twice; null when the model's shape is unknown."""
     device_flops: float | None = None
@@ -271,6 +274,7 @@ UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
         "track",
         "eval",
         "allow",
+        "fits",
         "flops_per_token",
         "device_flops",
         "train.log_steps",

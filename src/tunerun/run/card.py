@@ -68,7 +68,7 @@ def _method(found: Results) -> str:
         ("samples in a step", str(config.train.global_batch_size)),
         ("learning rate", f"{config.train.learning_rate:g}, {config.train.schedule}"),
         ("seed", str(config.seed)),
-        ("longest row", f"{config.data.max_length:,} tokens"),
+        ("longest row", f"{config.data.max_length:,} tokens" if config.data.max_length else "as in the data"),
     ]
     if found.data is not None:
         data = found.data

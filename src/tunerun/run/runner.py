@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import sys
 import time
@@ -181,8 +180,8 @@ class _Runner:
 
     def _run_process(self, step: Step) -> tuple[Ended, Outcome]:
         """Runs the process of a step, or its ranks, again while they die and `hardware.max_restarts` allows it."""
-        hardware, started = self.config.hardware, time.monotonic()
-        for restart in itertools.count():
+        hardware, started, restarts = self.config.hardware, time.monotonic(), 0
+        while True:
             statuses.remove(self.run_dir, step.stage)
             ended = process.run(
                 with_wait_policy(command.command(step, self.run_dir)),
@@ -194,10 +193,11 @@ class _Runner:
                 stall_seconds=hardware.stall_seconds,
             )
             found = statuses.outcome(self.run_dir, step.stage, ended, stopped=bool(self.stop.received))
-            if not found.died or restart == hardware.max_restarts or self.stop.received:
+            if self.stop.received or not (found.again or (found.died and restarts < hardware.max_restarts)):
                 break
-            again = f"restart {restart + 1} of {hardware.max_restarts}"
-            self.terminal.line(f"{step.stage}: {found.error}; {again}", error=True)
+            restarts += found.died
+            why = f"restart {restarts} of {hardware.max_restarts}" if found.died else "starting again"
+            self.terminal.line(f"{step.stage}: {found.error}; {why}", error=True)
         return dataclasses.replace(ended, seconds=time.monotonic() - started), found
 
     def _settle(self, made: tuple[Artifact, ...], old: StageRecord | None) -> None:

@@ -17,7 +17,7 @@ class EvalConfig:
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
     batch_size: int = 8
-    """Rows computed at a time."""
+    """Rows computed at a time; halved where memory runs out while training."""
     max_rows: int | None = 200
     """Rows the loss is measured on; null takes all."""
     generate_rows: int = 0
