@@ -17,6 +17,7 @@ from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, UserError
 from tunerun.hashes import path_sha256
 from tunerun.plan import plan as plans
+from tunerun.plan.steps import AnswerStep, Step
 from tunerun.run import compare, provenance, results, runner
 from tunerun.run.compare import Difference
 from tunerun.run.results import Results
@@ -88,7 +89,7 @@ def _prepared(recorded: Results, folder: Path) -> Prepared:
     if train is not None:
         training["micro_batch_size"] = train.micro_batch_size
         training["activation_checkpointing"] = train.activation_checkpointing
-    return plan_for(
+    prepared = plan_for(
         replace(
             config,
             run_dir=str(folder),
@@ -99,6 +100,16 @@ def _prepared(recorded: Results, folder: Path) -> Prepared:
             train=replace(config.train, **training),
         )
     )
+    journal = recorded.run_dir / artifacts.ANSWER_JOURNAL
+    steps = tuple(_answering(step, journal) for step in prepared.plan.steps)
+    return replace(prepared, plan=replace(prepared.plan, steps=steps))
+
+
+def _answering(step: Step, journal: Path) -> Step:
+    """Lets a teacher's answers be those of the record: another time it may say something else."""
+    if not isinstance(step, AnswerStep) or not journal.is_file():
+        return step
+    return replace(step, journal=str(journal.absolute()))
 
 
 def _heading(found: Sequence[Difference], named: Path) -> str:
