@@ -111,8 +111,8 @@ def _environment(step: Step, placement: Placement | None) -> dict[str, str]:
         if placement.device == "cpu":
             # DeepSpeed says what it found where it is not told.
             env["DS_ACCELERATOR"] = "cpu"
-    if isinstance(step, EvalStep):
-        # Libraries' bars would fill the log: tunerun shows its own progress.
+    if isinstance(step, EvalStep) and step.eval.lm_eval:
+        # Its bars would fill the log: tunerun shows its own progress.
         env["TQDM_DISABLE"] = "1"
     threads = 1 if placement is None else placement.threads
     env.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
