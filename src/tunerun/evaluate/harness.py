@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import torch
 
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import load_tokenizer
@@ -27,10 +30,8 @@ _DRAWS = 1000
 class Tasks:
     """Tasks with their data, loaded once for all models."""
 
-    loaded: Sequence[Any]
-    """What the harness made of the names: tasks and groups."""
-    manager: Any
-    """The harness's list of tasks; without one it makes its own, which takes many seconds."""
+    loaded: Mapping[str, Any]
+    """What the harness made of the names: its tasks, groups, and which belong to which."""
     template: str | None
     """Chat template that questions go through; None for plain text."""
 
@@ -59,8 +60,14 @@ def load(step: EvalStep, folder: Path) -> Tasks | None:
             fix = "Set model.chat_template=chatml or a Jinja file, or eval.lm_eval_chat=false."
             raise UserError(Problem(where="model.chat_template", what="the model has no chat template.", fix=fix))
         template = found.text
-    manager = _manager(evaluation)
-    return Tasks([item for name in evaluation.lm_eval for item in _load(manager, name)], manager, template)
+    loaded = _load(_manager(evaluation), evaluation.lm_eval)
+    for task in loaded["tasks"].values():
+        # As the harness's own command line: a task that says 0 means it.
+        if evaluation.lm_eval_fewshot is not None and task.get_config("num_fewshot") != 0:
+            task.set_config(key="num_fewshot", value=evaluation.lm_eval_fewshot)
+        elif task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+    return Tasks(loaded, template)
 
 
 def _manager(evaluation: EvalConfig) -> Any:
@@ -74,19 +81,19 @@ def _manager(evaluation: EvalConfig) -> Any:
     return TaskManager(include_path=folder)
 
 
-def _load(manager: Any, name: str) -> list[Any]:
-    """Returns what a name stands for: a task, a group, or the tasks of a tag."""
+def _load(manager: Any, names: Sequence[str]) -> Mapping[str, Any]:
     try:
-        loaded = manager.load([name])
+        loaded: Mapping[str, Any] = manager.load(list(names))
     except KeyError as error:
-        fix = "Name one that `lm_eval ls tasks` lists, or a YAML file of your own."
-        raise UserError(Problem(where="eval.lm_eval", what=f"there is no task {name}.", fix=fix)) from error
+        # Names were checked before the run; a group of one's own may name others.
+        raise UserError(Problem(where="eval.lm_eval", what=f"{' '.join(map(str, error.args))}.")) from error
     except (OSError, ValueError, httpx.HTTPError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise StageError(f"eval.lm_eval: the data of {name} cannot be fetched: {reason}") from error
-    children = {child for names in loaded["group_map"].values() for child in names}
-    items = {**loaded["groups"], **loaded["tasks"]}
-    return [item for key, item in items.items() if key not in children]
+        raise StageError(
+            f"eval.lm_eval: the data of {', '.join(names)} cannot be fetched: {reason}. "
+            "What was fetched once is found again without a network."
+        ) from error
+    return loaded
 
 
 def measure(tasks: Tasks, network: Any, folder: Path, step: EvalStep) -> dict[str, Any]:
@@ -105,7 +112,7 @@ def measure(tasks: Tasks, network: Any, folder: Path, step: EvalStep) -> dict[st
     Raises:
         StageError: A task cannot be run on this model.
     """
-    import lm_eval
+    from lm_eval.evaluator import evaluate
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
@@ -114,22 +121,23 @@ def measure(tasks: Tasks, network: Any, folder: Path, step: EvalStep) -> dict[st
     if tasks.template is not None:
         tokenizer.chat_template = tasks.template
     evaluation, was_training = step.eval, network.training
+    # What a task draws, examples and answers, is the same for every model.
+    random.seed(step.seed)
+    np.random.seed(step.seed)
+    torch.manual_seed(step.seed)
+    for task in tasks.loaded["tasks"].values():
+        task.set_fewshot_seed(seed=step.seed)
     with attention_of(network, "sdpa"), Progress("tasks", total=None, unit="requests") as progress:
         model = _model(network, tokenizer, evaluation.batch_size, progress)
         try:
-            results = lm_eval.simple_evaluate(
-                model=model,
-                tasks=list(tasks.loaded),
-                task_manager=tasks.manager,
-                num_fewshot=evaluation.lm_eval_fewshot,
+            results = evaluate(
+                model,
+                tasks.loaded,
                 limit=evaluation.lm_eval_limit,
-                apply_chat_template=tasks.template is not None,
                 bootstrap_iters=_DRAWS,
                 log_samples=False,
-                random_seed=step.seed,
-                numpy_random_seed=step.seed,
-                torch_random_seed=step.seed,
-                fewshot_random_seed=step.seed,
+                apply_chat_template=tasks.template is not None,
+                fewshot_as_multiturn=tasks.template is not None,
             )
         except ValueError as error:
             raise StageError(f"eval.lm_eval: {error}") from error
