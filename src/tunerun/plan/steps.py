@@ -354,8 +354,7 @@ def user_key(key: str) -> str:
         return _USER_KEYS[key]
     if key == "deepspeed" or key.startswith("deepspeed."):
         return "hardware.deepspeed"
-    if key.startswith("vars."):
-        return f"data.{key}"
+    key = f"data.{key}" if key.startswith("vars.") else key
     return f"hardware.{key.removeprefix('placement.')}" if key.startswith("placement.") else key
 
 
