@@ -25,6 +25,7 @@ from tunerun.plan import steps
 
 STAGES = {
     "model": "tunerun.models.fetch:run",
+    "answer": "tunerun.data.answer.stage:run",
     "data": "tunerun.data.stage:run",
     "train": "tunerun.train.stage:run",
     "eval": "tunerun.evaluate.stage:run",

@@ -50,9 +50,10 @@ def locked(found: Results) -> RunConfig:
     record, config, commits = found.record, found.config, found.commits()
     base = record.base_model
     assert base is not None, "a run that is done has its model"
+    answered = record.stages["answer"].files if "answer" in record.stages else {}
     digests = {
         str(_relative(path)): digest
-        for path, digest in _data_files(record.data)
+        for path, digest in _data_files({**answered, **record.data})
         if not path.startswith(paths.ASSET_SCHEME)
     }
     # Without weights, as for stages=[data], the hash is that of the tokenizer and config alone.
@@ -69,6 +70,7 @@ def locked(found: Results) -> RunConfig:
             adapter=_relative(config.model.adapter),
             chat_template=_relative(config.model.chat_template),
         ),
+        answer=replace(config.answer, prompts=tuple(str(_relative(path)) for path in config.answer.prompts)),
         data=with_paths(config.data, lambda path: str(_relative(at_commit(path, commits)))),
         train=_fitted(config.train, found.run_dir),
         objective=replace(config.objective, teacher=_relative(config.objective.teacher)),
@@ -88,14 +90,18 @@ def _fitted(train: TrainConfig, run_dir: Path) -> TrainConfig:
 def _data_files(recorded: Mapping[str, str]) -> list[tuple[str, str]]:
     """Returns path and hash of the data files, which a record names as `key path`."""
     split = [(*name.partition(" "), digest) for name, digest in recorded.items()]
-    return [(path, digest) for key, space, path, digest in split if space and key.startswith("data.")]
+    return [(path, digest) for key, space, path, digest in split if space and key.startswith(("answer.", "data."))]
 
 
 def _paths(config: RunConfig) -> list[str]:
     """Returns what the recipe reads from a disk or a hub."""
     model = config.model
     named = [model.path, model.adapter, model.chat_template, config.objective.teacher]
-    return [path for path in named if path is not None] + [path for _, path in data_paths(config.data)]
+    return [
+        *(path for path in named if path is not None),
+        *config.answer.prompts,
+        *(path for _, path in data_paths(config.data)),
+    ]
 
 
 def _relative(path: str | None) -> str | None:

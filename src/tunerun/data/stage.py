@@ -50,7 +50,7 @@ def run(step: DataStep, out: Path) -> list[Artifact]:
     Raises:
         UserError: The data or its settings are wrong; all faults found are listed.
     """
-    model, inputs = read_base(out).folder, find_inputs(step)
+    model, inputs = read_base(out).folder, find_inputs(step, out)
     files = [file for given in inputs for file in given.files]
     read.check_files(files)
     failed = out / artifacts.FAILED_DATA

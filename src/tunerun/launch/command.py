@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunerun.child import STOP_GRACE_SECONDS
-from tunerun.plan.steps import DataStep, ExportStep, MergeStep, ModelStep, Placement, Step
+from tunerun.plan.steps import AnswerStep, DataStep, EvalStep, ExportStep, MergeStep, ModelStep, Placement, Step
 
 # Where a multi-node command meets: the launcher of the cluster fills in the first host and this node's number.
 RENDEZVOUS = "HOST:29400"
@@ -56,12 +56,15 @@ def render(step: Step, run_dir: str) -> str:
 
 
 def _placement(step: Step) -> Placement | None:
-    return None if isinstance(step, ModelStep | DataStep | MergeStep | ExportStep) else step.placement
+    return None if isinstance(step, ModelStep | AnswerStep | DataStep | MergeStep | ExportStep) else step.placement
 
 
 def _is_online(step: Step) -> bool:
     # Models and data sets are downloaded; anything later that asks a hub is a bug, and would hang without a network.
-    return isinstance(step, ModelStep) or (isinstance(step, DataStep) and bool(step.hub_paths))
+    if isinstance(step, EvalStep):
+        # Tasks bring data of their own.
+        return bool(step.eval.lm_eval)
+    return isinstance(step, ModelStep | AnswerStep) or (isinstance(step, DataStep) and bool(step.hub_paths))
 
 
 def _launcher(placement: Placement | None, python: str) -> tuple[str, ...]:
@@ -108,6 +111,9 @@ def _environment(step: Step, placement: Placement | None) -> dict[str, str]:
         if placement.device == "cpu":
             # DeepSpeed says what it found where it is not told.
             env["DS_ACCELERATOR"] = "cpu"
+    if isinstance(step, EvalStep) and step.eval.lm_eval:
+        # Its bars would fill the log: tunerun shows its own progress.
+        env["TQDM_DISABLE"] = "1"
     threads = 1 if placement is None else placement.threads
     env.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
     if placement is not None and placement.device == "cuda":

@@ -10,7 +10,7 @@ from tunerun.config.checks import size_bytes
 from tunerun.config.data_sources import holds_out
 from tunerun.config.schema import ADAPTER_METHODS, PAGED_OPTIMIZERS, Optimizer, RunConfig
 from tunerun.machine import Machine
-from tunerun.plan import dataset, devices, estimate, shape
+from tunerun.plan import answers, dataset, devices, estimate, shape
 from tunerun.plan.dataset import DataSize
 from tunerun.plan.deepspeed import deepspeed_config
 from tunerun.plan.devices import Device
@@ -243,6 +243,8 @@ def _volume(config: RunConfig, facts: Facts) -> Volume:
 
 def _steps(config: RunConfig, decided: _Decisions, facts: Facts) -> tuple[Step, ...]:
     steps: list[Step] = [_model_step(config)]
+    if "answer" in config.stages:
+        steps.append(answers.step(config))
     if "data" in config.stages:
         steps.append(
             DataStep(
@@ -251,6 +253,7 @@ def _steps(config: RunConfig, decided: _Decisions, facts: Facts) -> tuple[Step, 
                 chat_template=config.model.chat_template,
                 seed=config.seed,
                 cache_dir=config.env.cache_dir,
+                answers="answer" in config.stages,
             )
         )
     if "train" in config.stages:
@@ -264,7 +267,7 @@ def _steps(config: RunConfig, decided: _Decisions, facts: Facts) -> tuple[Step, 
 
 
 def _model_step(config: RunConfig) -> ModelStep:
-    weights = config.model.init == "pretrained" and set(config.stages) != {"data"}
+    weights = config.model.init == "pretrained" and not set(config.stages) <= {"answer", "data"}
     teacher = config.objective.teacher if config.objective.kind == "distill" and "train" in config.stages else None
     return ModelStep(
         model=config.model,
@@ -390,6 +393,7 @@ def _warnings(config: RunConfig, decided: _Decisions, volume: Volume | None) -> 
         )
     if config.objective.kind == "distill" and found is not None:
         warnings.append("the memory estimate leaves out the teacher, whose weights are held beside the model's")
+    warnings += answers.warnings(config)
     if config.model.trust_remote_code:
         warnings.append("model.trust_remote_code=true lets Python code of the model run")
     if volume is not None and not (holds_out(config.data)):

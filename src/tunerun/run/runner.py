@@ -17,12 +17,13 @@ from tunerun.config import typed
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, StageError, UserError
 from tunerun.launch import command, process
+from tunerun.launch.command import Launch
 from tunerun.launch.process import Ended, StopSignals
 from tunerun.launch.terminal import Terminal, duration
 from tunerun.launch.waiting import with_wait_policy
 from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
-from tunerun.plan.steps import ModelStep, Step
+from tunerun.plan.steps import AnswerStep, ModelStep, Step
 from tunerun.run import card, drift, provenance, record, redact, report, rundir, statuses, summary
 from tunerun.run.fingerprint import Fingerprint, fingerprint, intact
 from tunerun.run.hashes import Hashes
@@ -62,7 +63,8 @@ def execute(
     """
     run_dir = Path(plan.run_dir)
     terminal = Terminal(sys.stdout, sys.stderr) if terminal is None else terminal
-    secrets = redact.secret_values(os.environ)
+    keys = (config.answer.api_key_env, config.serve.api_key_env)
+    secrets = redact.secret_values(os.environ, keys)
     try:
         found = redact.problems(typed.flatten(typed.plain(config)), secrets)
         if found:
@@ -184,7 +186,7 @@ class _Runner:
         while True:
             statuses.remove(self.run_dir, step.stage)
             ended = process.run(
-                with_wait_policy(command.command(step, self.run_dir)),
+                self._launch(step),
                 log=self.run_dir / artifacts.LOGS / f"{step.stage}.log",
                 terminal=self.terminal,
                 stop=self.stop,
@@ -199,6 +201,13 @@ class _Runner:
             why = f"restart {restarts} of {hardware.max_restarts}" if found.died else "starting again"
             self.terminal.line(f"{step.stage}: {found.error}; {why}", error=True)
         return dataclasses.replace(ended, seconds=time.monotonic() - started), found
+
+    def _launch(self, step: Step) -> Launch:
+        """Returns how a step is started; the key of a teacher is for the step that asks it and no other."""
+        launch = with_wait_policy(command.command(step, self.run_dir))
+        key = self.config.answer.api_key_env
+        hidden = () if key is None or isinstance(step, AnswerStep) else (key,)
+        return dataclasses.replace(launch, without=(*launch.without, *hidden))
 
     def _settle(self, made: tuple[Artifact, ...], old: StageRecord | None) -> None:
         """Remembers the hashes of what was made, and removes what the stage made before and does not make any more."""
