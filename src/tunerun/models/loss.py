@@ -96,14 +96,15 @@ def map_logits(networks: list[Any], batch: MicroBatch, function: Callable[..., T
 def last_hidden(network: Any, batch: MicroBatch) -> Tensor:
     """Returns what the last layer makes of each token of a micro-batch, shape (tokens, width)."""
     states: Tensor = network.get_decoder()(**_inputs(batch)).last_hidden_state[0]
-    return states
+    return states[: batch.tokens]
 
 
 def _inputs(batch: MicroBatch) -> dict[str, Any]:
     return {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
-        "segment_lengths": batch.segment_lengths,
+        "segment_lengths": (*batch.segment_lengths, *([batch.padding] if batch.padding else [])),
+        "segment_bounds": batch.segment_bounds,
         "use_cache": False,
     }
 

@@ -8,8 +8,9 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from tunerun.models import ask
 from tunerun.models.ask import Questions
 from tunerun.plan.steps import TrainStep
 from tunerun.progress import Progress
-from tunerun.train import checkpoint, ema, gradients, health, held_out, metrics, optim, recovery
+from tunerun.train import checkpoint, ema, gradients, health, held_out, metrics, optim, readings, recovery
 from tunerun.train.checkpoint import Progressed
+from tunerun.train.gradients import GlobalBatch
 from tunerun.train.job import Job
 from tunerun.train.objectives.objective import Sums, add_sums, means
 from tunerun.train.signals import StopRequest
@@ -74,12 +76,9 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
     job.network.train()
     with Progress("train", total=job.total_steps, unit="steps") as bar:
         bar.advance(start.step)
-        for index in range(start.step, job.total_steps):
-            report.step(index)
-            try:
-                result = optimiser_step(job, index)
-            except health.NotFinite as fault:
-                progress = recovery.recover(job, progress, fault)
+        for result, settled in _steps(job, range(start.step, job.total_steps), stop, report):
+            if isinstance(result, health.NotFinite):
+                progress = recovery.recover(job, progress, result)
                 bar.advance()
             else:
                 window.append(result)
@@ -96,6 +95,8 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
                 progress = recovery.judge(progress, measured["eval_loss"])
             patience = config.early_stopping_evals
             ended = done or (patience is not None and progress.evals_since_best >= patience)
+            if not settled:
+                continue
             asked = agreed_signal(job, stop)
             if asked is not None or (not ended and _is_due(progress, config)):
                 _save(job, progress, answers=asked is None)
@@ -107,22 +108,107 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
     return progress
 
 
+def _steps(
+    job: Job, indices: range, stop: StopRequest, report: RankReport
+) -> Iterator[tuple[StepResult | health.NotFinite, bool]]:
+    """Does the steps, and yields what each did and whether the weights are those after it.
+
+    On a GPU, the host asks for the next step before it looks at the numbers of the last one, so that the device never
+    waits; weights with a checkpoint, an evaluation or a stop after them are waited for.
+    """
+    if not job.reads_late:
+        for index in indices:
+            report.step(index)
+            yield _or_fault(partial(optimiser_step, job, index)), True
+        return
+    before, began = None, time.perf_counter()
+    for index in indices:
+        report.step(index)
+        started = start_step(job, index)
+        if before is not None:
+            yield _or_fault(partial(finish_step, job, before, began)), False
+            began = time.perf_counter()
+        before = started
+        if stop.signal is not None or _pauses_after(index + 1, job):
+            yield _or_fault(partial(finish_step, job, before, began)), True
+            before, began = None, time.perf_counter()
+
+
+def _or_fault(work: Callable[[], StepResult]) -> StepResult | health.NotFinite:
+    try:
+        return work()
+    except health.NotFinite as fault:
+        return fault
+
+
+def _pauses_after(step: int, job: Job) -> bool:
+    """Says whether something is done with the weights after a step, counted from 1."""
+    periods = (job.step.train.checkpoint_steps, job.step.train.eval_steps)
+    return step == job.total_steps or any(period is not None and step % period == 0 for period in periods)
+
+
 def optimiser_step(job: Job, index: int) -> StepResult:
     """Computes the gradients of one global batch and moves the weights.
 
     Args:
         job: What to train, on what.
         index: Number of the step, from 0.
+
+    Raises:
+        NotFinite: The loss or a gradient is not finite; no weight was moved.
+        StageError: There is nothing to learn.
     """
     began = time.perf_counter()
-    step, config = job.step, job.step.train
+    return finish_step(job, start_step(job, index), began)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartedStep:
+    """An optimiser step that the device may still be at."""
+
+    index: int
+    """From 0."""
+    batch: GlobalBatch
+    learning_rate: float
+    counts: Mapping[str, int]
+    """What the sums of the objective's metrics are over."""
+    numbers: Callable[[], list[float]]
+    """Waits for the loss of each micro-batch of this rank, the gradient norm and the sums of the metrics."""
+
+
+def start_step(job: Job, index: int) -> StartedStep:
+    """Computes the gradients of a global batch and moves the weights, unless one is not finite."""
     batch = gradients.global_batch(job, index)
     health.check_trained(batch.trained_tokens, step=index + 1, samples=batch.samples)
-    torch.manual_seed(_step_seed(step.seed, index, job.ranks.rank))
+    torch.manual_seed(_step_seed(job.step.seed, index, job.ranks.rank))
     losses, sums = gradients.accumulate(job, batch)
-    rate = optim.learning_rate(index, job.total_steps, config)
-    grad_norm = job.engine.move(rate)
-    loss = gradients.check_losses(job, batch, losses, index)
+    rate = optim.learning_rate(index, job.total_steps, job.step.train)
+    norm = job.engine.move(rate)
+    wanted = [*losses, norm, *(value for value, _ in sums.values())]
+    return StartedStep(
+        index=index,
+        batch=batch,
+        learning_rate=rate,
+        counts={name: count for name, (_, count) in sums.items()},
+        numbers=readings.read(wanted, job.step.placement.device),
+    )
+
+
+def finish_step(job: Job, started: StartedStep, began: float) -> StepResult:
+    """Looks at the numbers of a step.
+
+    Args:
+        job: What to train, on what.
+        started: The step.
+        began: When its time began, as `time.perf_counter` counts.
+
+    Raises:
+        NotFinite: The loss or a gradient is not finite; no weight was moved.
+    """
+    index, batch, numbers = started.index, started.batch, started.numbers()
+    parts = len(batch.parts)
+    grad_norm, totals = numbers[parts], numbers[parts + 1 :]
+    loss = gradients.check_losses(job, batch, numbers[:parts], index)
     if not math.isfinite(grad_norm):
         samples = [sample for found in job.ranks.objects(batch.samples) for sample in found]
         raise health.NotFinite(grad_norm, "gradient norm", step=index + 1, samples=samples)
@@ -131,10 +217,10 @@ def optimiser_step(job: Job, index: int) -> StepResult:
     return StepResult(
         loss=loss,
         count=batch.totals.tokens if job.objective.unit == "tokens" else batch.totals.rows,
-        sums=sums,
+        sums={name: (total, count) for (name, count), total in zip(started.counts.items(), totals, strict=True)},
         tokens=batch.tokens,
         trained_tokens=batch.trained_tokens,
-        learning_rate=rate,
+        learning_rate=started.learning_rate,
         grad_norm=grad_norm,
         seconds=time.perf_counter() - began,
         samples=tuple(batch.samples),

@@ -129,6 +129,8 @@ def _prepare(
         trainable_only=network.adapter,
         reload=lambda checkpoint: _reload(step, base, checkpoint, engine),
         questions=_questions(step, base),
+        # What has to be undone, or is computed from the weights, cannot wait for the next step.
+        reads_late=engine.moves_on_device and average is None and step.train.on_nonfinite != "rollback",
     )
     return job, network
 
