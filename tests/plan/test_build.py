@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -150,6 +151,30 @@ def test_pretraining_is_evaluated_without_a_chat_template():
 def test_training_is_placed_by_the_machine_and_the_config(machine, changes, expected):
     placement = step(planned(machine, **changes), "train").placement
     assert (placement.device, placement.precision, placement.processes, placement.threads) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"train__max_steps": 10}, False),
+        ({"data__packing": False}, False),
+        ({"method__kind": "qlora"}, False),
+        ({"hardware__device": "cpu", "hardware__gpu": None}, False),
+        ({"train__compile": False}, False),
+        ({"train__max_steps": 10, "train__compile": True}, True),
+    ],
+)
+def test_layers_are_compiled_where_shapes_stay_and_training_is_long(changes, expected):
+    long = {"hardware__gpu": "h200", "data__packing": True, "data__max_length": 4096, "train__max_steps": 10**9}
+    assert step(planned(**{**long, **changes}), "train").compile == expected
+
+
+def test_a_cpu_with_bf16_is_told_of_it():
+    fast = replace(CPU, cpu_bf16=True)
+    assert any("hardware.precision=bf16" in note for note in planned(fast).notes)
+    for machine, changes in ((CPU, {}), (fast, {"hardware__precision": "bf16"}), (fast, {"hardware__gpu": "h200"})):
+        assert not any("this CPU has bf16" in note for note in planned(machine, **changes).notes)
 
 
 def test_stages_of_one_process_use_all_cores_whatever_training_does():

@@ -34,6 +34,8 @@ from tunerun.plan.steps import (
 
 # Fewer optimiser steps than this rarely change a model.
 _FEW_STEPS = 10
+# Compiling takes about a minute and makes steps 14 to 27 % shorter (axolotl, torchtitan, torchtune on A100 to 5090).
+_COMPILED_SECONDS = 600.0
 # fp32 moments of AdamW: 8 bytes a weight; in 8 bits with a scale for each block of 256: 2 + 8/256. Adafactor keeps a
 # number for each row and column; Muon one moment for matrices, and AdamW's two for the rest are counted as one.
 _STATE_BYTES: dict[Optimizer, float] = {
@@ -66,6 +68,7 @@ class _Decisions:
     single: Placement
     micro_batch_size: int
     activation_checkpointing: bool
+    compile: bool
     estimate: Estimate | None
     device_flops: float | None
     notes: tuple[str, ...]
@@ -128,6 +131,9 @@ def _decide(config: RunConfig, facts: Facts) -> _Decisions:
         )
     if found is not None and found.activation_checkpointing and config.train.activation_checkpointing is None:
         notes.append("activations are computed twice: without that the memory estimate does not fit the device")
+    half = facts.machine.cpu_bf16 and config.hardware.precision == "auto" and train.device == "cpu"
+    if half and "train" in config.stages:
+        notes.append("this CPU has bf16: hardware.precision=bf16 trains faster, with less exact sums than float32")
     if found is None and "train" in config.stages and config.train.micro_batch_size is None:
         notes.append("the model's shape is unknown, so there is no estimate and the micro-batch is 1")
     return _Decisions(
@@ -135,10 +141,22 @@ def _decide(config: RunConfig, facts: Facts) -> _Decisions:
         single=single,
         micro_batch_size=found.micro_batch_size if found is not None else config.train.micro_batch_size or 1,
         activation_checkpointing=found is not None and found.activation_checkpointing,
+        compile=_compiles(config, train, found, _volume(config, facts.data)),
         estimate=found,
         device_flops=None if device is None else device.flops,
         notes=tuple(notes),
     )
+
+
+def _compiles(config: RunConfig, placement: Placement, found: Estimate | None, volume: Volume) -> bool:
+    """Says whether layers are compiled: shapes have to stay the same, and the training long enough to gain by it."""
+    if config.train.compile is not None:
+        return config.train.compile
+    steps, seconds = volume.optimiser_steps, None if found is None else found.step_seconds_low
+    fixed = placement.device == "cuda" and placement.strategy == "single" and config.data.packing
+    if not fixed or config.method.kind == "qlora" or steps is None or seconds is None:
+        return False
+    return steps * seconds >= _COMPILED_SECONDS
 
 
 def _device(config: RunConfig, machine: Machine) -> Device | None:
@@ -290,6 +308,7 @@ def _train_step(config: RunConfig, decided: _Decisions, facts: Facts) -> TrainSt
         micro_batch_size=decided.micro_batch_size,
         accumulation_steps=max(config.train.global_batch_size // per_micro, 1),
         activation_checkpointing=decided.activation_checkpointing,
+        compile=decided.compile,
         max_shard_size_bytes=size_bytes(config.export.max_shard_size),
         seed=config.seed,
         flops_per_token=None if decided.estimate is None else decided.estimate.model_flops_per_token,

@@ -150,6 +150,8 @@ class TrainStep:
     """Keys, or sections of keys, that may differ from those of the checkpoint that training goes on from."""
     flops_per_token: float | None = None
     """Operations of a trained token, without what is computed twice; null when the model's shape is unknown."""
+    compile: bool = False
+    """Whether each decoder layer is compiled."""
     device_flops: float | None = None
     """Peak of one process's device, operations in a second; null when the device is unknown."""
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
@@ -292,8 +294,10 @@ _EXECUTION_KEYS = (
     "micro_batch_size",
     "accumulation_steps",
     "activation_checkpointing",
+    "compile",
     "train.micro_batch_size",
     "train.activation_checkpointing",
+    "train.compile",
     "placement.device",
     "placement.threads",
     "placement.strategy",
@@ -309,6 +313,7 @@ _USER_KEYS = {
     "accumulation_steps": "train.global_batch_size",
     "activation_checkpointing": "train.activation_checkpointing",
     "chat_template": "model.chat_template",
+    "compile": "train.compile",
     "max_shard_size_bytes": "export.max_shard_size",
     "micro_batch_size": "train.micro_batch_size",
     "placement.nodes": "cluster.nodes",

@@ -20,7 +20,19 @@ from tunerun.models import adapters, ask
 from tunerun.models.ask import Questions
 from tunerun.plan import steps
 from tunerun.plan.steps import SHARDED_STRATEGIES, TrainStep
-from tunerun.train import batches, checkpoint, ema, loop, material, metrics, noise, optim, reference, trackers
+from tunerun.train import (
+    batches,
+    checkpoint,
+    compiling,
+    ema,
+    loop,
+    material,
+    metrics,
+    noise,
+    optim,
+    reference,
+    trackers,
+)
 from tunerun.train import network as networks
 from tunerun.train.checkpoint import Checkpoint, Progressed
 from tunerun.train.engines import Engine, Parts, make_engine
@@ -93,6 +105,8 @@ def _prepare(
     if step.activation_checkpointing:
         network.module.gradient_checkpointing_enable({"use_reentrant": False})
     trained_parameters = sum(value.numel() for value in network.module.parameters() if value.requires_grad)
+    if step.compile:
+        compiling.compile_layers(network.module)
     engine = make_engine(_parts(step, network, ranks))
     average = None if step.train.ema_decay is None else ema.start(engine.parameters, step.train.ema_decay)
     if found is not None:

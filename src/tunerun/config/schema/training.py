@@ -113,6 +113,9 @@ class TrainConfig:
     """Publish a running average of the trained weights with this decay, such as 0.999; null publishes the weights."""
     activation_checkpointing: bool | None = None
     """Recompute activations to save memory; null lets the plan decide by its estimate."""
+    compile: bool | None = None
+    """Compile each decoder layer (torch.compile, which needs a C++ compiler on a CPU and takes a minute or so at the
+    first step); null compiles packed rows on a GPU when the plan expects at least ten minutes of training."""
     checkpoint_steps: int | None = None
     """Write a resumable checkpoint every so many steps; null writes one only when stopped by a signal."""
     keep_checkpoints: int = 2
