@@ -153,10 +153,12 @@ def main() -> None:
                 found[name].append(timed(command, folder))
         print(f"command to first optimiser step, medians of {options.repeats}; CPU seconds are of the whole command")
         print(f"{'command':10}{'seconds':>9}{'CPU s':>8}")
-        medians = {name: [statistics.median(values) for values in zip(*times)] for name, times in found.items()}
-        for name, (seconds, cpu) in medians.items():
+        medians = {}
+        for name, times in found.items():
+            seconds, cpu = (statistics.median(values) for values in zip(*times, strict=True))
+            medians[name] = seconds
             print(f"{name:10}{seconds:>9.2f}{cpu:>8.1f}")
-        print(f"tunerun / trl sft: {medians['tunerun'][0] / medians['trl sft'][0]:.2f}")
+        print(f"tunerun / trl sft: {medians['tunerun'] / medians['trl sft']:.2f}")
         if options.parts:
             parts(folder)
 

@@ -19,7 +19,7 @@ from tunerun.models.batch import MicroBatch
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 # Logits held at a time, in float32: large enough for efficient products, small beside any model.
-_LOGITS_BYTES = 64 << 20
+_LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 
 
 def token_loss(network: Any, batch: MicroBatch, *, label_smoothing: float = 0.0) -> Tensor:
@@ -85,7 +85,7 @@ def map_logits(networks: list[Any], batch: MicroBatch, function: Callable[..., T
         logits = (F.linear(state, head.weight).float() for state, head in zip(states, heads, strict=True))
         return function(*logits, targets)
 
-    piece = max(1, _LOGITS_BYTES // (4 * sum(head.weight.shape[0] for head in heads)))
+    piece = max(1, _LOGITS_BYTES[batch.targets.device.type] // (4 * sum(head.weight.shape[0] for head in heads)))
     if len(batch.targets) <= piece:
         return of_piece(batch.targets, *hidden)
     parts = zip(*(torch.split(values, piece) for values in (batch.targets, *hidden)), strict=True)
@@ -139,7 +139,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
         weight_grad: Tensor | None = None
         loss = torch.zeros((), device=hidden.device)
-        piece = max(1, _LOGITS_BYTES // (4 * weight.shape[0]))
+        piece = max(1, _LOGITS_BYTES[device] // (4 * weight.shape[0]))
         for start in range(0, len(targets), piece):
             rows = slice(start, start + piece)
             logits, wanted = F.linear(inputs[rows], matrix).float(), targets[rows, None]
