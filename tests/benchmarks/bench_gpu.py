@@ -125,6 +125,7 @@ def with_tunerun(shape: Shape, options: argparse.Namespace, folder: Path) -> dic
     from tunerun.formats.tokens import TokenWriter
     from tunerun.plan.steps import Placement, TrainStep
     from tunerun.train import loop, metrics, network, stage
+    from tunerun.train.ranks import Ranks
     from tunerun.train.signals import StopRequest
 
     (folder / "base").mkdir()
@@ -159,7 +160,7 @@ def with_tunerun(shape: Shape, options: argparse.Namespace, folder: Path) -> dic
     # Weights made where they are used: 7 billion on the host would take minutes.
     network._weights = lambda step, folder, dtype, resumed: model(shape, dtype, options.device, network.SEGMENTS)
     stage.set_determinism(options.device, options.threads)
-    job, _ = stage._prepare(step, base, folder, {}, None)
+    job, _ = stage._prepare(step, base, folder, {}, None, Ranks())
     job.network.train()
     results = [result for result, _ in loop._steps(job, 0, StopRequest())]
     measured = results[options.warmup :]

@@ -47,13 +47,14 @@ def costs(steps: int) -> tuple[float, float]:
     from tunerun.train import loop, stage, trackers
     from tunerun.train.checkpoint import Progressed
     from tunerun.train.health import SPIKE_WINDOW
+    from tunerun.train.ranks import Ranks
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         bench_train.build(folder, threads=1, epochs=steps // 8 + 1, precision="fp32")
         step = plans.from_json(json.loads((folder / "packed.json").read_text()))
         stage.set_determinism("cpu", 1)
-        job, _ = stage._prepare(step, read_base(folder / "packed"), folder / "packed", {}, None)
+        job, _ = stage._prepare(step, read_base(folder / "packed"), folder / "packed", {}, None, Ranks())
         job.network.train()
         opened = trackers.open_trackers(step, folder / "packed", after_step=0)
         losses = deque[float]([1.0 + 0.001 * number for number in range(SPIKE_WINDOW)], maxlen=SPIKE_WINDOW)

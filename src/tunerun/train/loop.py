@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -330,6 +331,8 @@ def _answers(job: Job, questions: Questions) -> str:
     def ask_all(network: Any) -> list[dict[str, Any]]:
         return ask.answer(network, questions, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
 
-    with ema.applied(job.average, job.parameters):
+    # Every length of a text would be compiled anew.
+    stance = torch.compiler.set_stance("force_eager") if job.step.compile else nullcontext()
+    with stance, ema.applied(job.average, job.parameters):
         found = job.engine.run(ask_all)
     return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in found)
