@@ -3,14 +3,16 @@
 A micro-batch is one row of tokens; segments (samples) are neighbours in it. One causal attention call a segment needs
 neither padding nor a mask, so nothing leaks and no work is wasted: on two CPU cores it took a fifth of the time of one
 call with a dense block mask at 1231 tokens in 8 segments, and less than segments padded into buckets. On a GPU all
-segments go into one call of the flash kernel for rows of various lengths, which needs torch 2.10.
+segments go into one call of the flash kernel for rows of various lengths, which needs torch 2.11.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -64,11 +66,12 @@ def segment_attention(
     dtype = _computed_in(query)
     states = (query.to(dtype), key.to(dtype), value.to(dtype))
     plain = not dropout and softcap is None
+    if sliding_window is not None and max(segment_lengths) <= sliding_window:
+        sliding_window = None
     if plain and segment_bounds is not None and _flash_takes(*states):
         return _in_one_call(*states, segment_lengths, segment_bounds, scaling, sliding_window), None
-    longest = max(segment_lengths)
-    unwindowed = sliding_window is None or longest <= sliding_window
-    if plain and unwindowed and query.device.type == "cpu" and dtype == torch.bfloat16 and _same_width(*states):
+    half = query.device.type == "cpu" and dtype == torch.bfloat16
+    if plain and half and sliding_window is None and _same_width(*states):
         found: Tensor = _HalfOnCpu.apply(*states, segment_lengths, scaling)  # type: ignore[no-untyped-call]
         return found, None
     parts = zip(*(torch.split(items, list(segment_lengths), 2) for items in states), strict=True)
@@ -105,9 +108,19 @@ def _flash_takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
         and _same_width(query, key, value)
         and width <= _FLASH_WIDTH
         and width % _FLASH_STEP == 0
-        and importlib.util.find_spec("torch.nn.attention.varlen") is not None
+        and {"scale", "window_size"} <= _varlen_parameters()
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
     )
+
+
+@lru_cache(maxsize=1)
+def _varlen_parameters() -> frozenset[str]:
+    """Returns what torch's attention over rows of various lengths can be told; nothing when torch has none."""
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return frozenset()
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _in_one_call(
@@ -123,12 +136,13 @@ def _in_one_call(
     from torch.nn.attention.varlen import varlen_attn
 
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-    before = -1 if sliding_window is None else sliding_window - 1
-    longest = max(lengths)
-    options: dict[str, Any] = {"scale": scaling, "window_size": (before, 0)}
-    if query.shape[1] != key.shape[1]:
-        options["enable_gqa"] = True
-    found = varlen_attn(query, key, value, bounds, bounds, longest, longest, **options)
+    longest, known = max(lengths), _varlen_parameters()
+    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    # torch 2.11 takes fewer key heads without being told.
+    options: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if "enable_gqa" in known else {}
+    found = varlen_attn(
+        query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=window, **options
+    )
     assert isinstance(found, Tensor), "nothing else was asked for"
     return found[None]
 

@@ -71,10 +71,10 @@ def padded(batch: MicroBatch, multiple: int) -> MicroBatch:
     rows that differ by a few tokens have the same one then.
 
     Args:
-        batch: On the host.
+        batch: On the host, without padding, or padded to this multiple.
         multiple: The number of tokens becomes one of its multiples.
     """
-    padding = -batch.tokens % multiple
+    padding = -batch.input_ids.shape[1] % multiple
     if not padding:
         return batch
     return replace(
