@@ -137,12 +137,14 @@ def _in_one_call(
 
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     longest, known = max(lengths), _varlen_parameters()
-    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    options: dict[str, Any] = {
+        "scale": scaling,
+        "window_size": (-1 if sliding_window is None else sliding_window - 1, 0),
+    }
     # torch 2.11 takes fewer key heads without being told.
-    options: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if "enable_gqa" in known else {}
-    found = varlen_attn(
-        query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=window, **options
-    )
+    if "enable_gqa" in known:
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
+    found = varlen_attn(query, key, value, bounds, bounds, longest, longest, **options)
     assert isinstance(found, Tensor), "nothing else was asked for"
     return found[None]
 
