@@ -122,9 +122,10 @@ def _bounds(lengths: tuple[int, ...], device: str = "cpu") -> torch.Tensor:
 
 def test_torch_takes_the_call_for_all_segments() -> None:
     """Without a GPU, torch checks the arguments and the shape only."""
-    states = [torch.empty(1, heads, 12, 16, device="meta", dtype=torch.bfloat16) for heads in (4, 2, 2)]
+    states = tuple(torch.empty(1, heads, 12, 16, device="meta", dtype=torch.bfloat16) for heads in (4, 2, 2))
     for window in (None, 5):
-        found = attention._in_one_call(*states, (5, 7), _bounds((5, 7), "meta"), 0.3, window)
+        rule = attention._Rule(dropout=0.0, scaling=0.3, window=window, softcap=None)
+        found = attention._in_one_call(states, (5, 7), _bounds((5, 7), "meta"), rule)
         assert found.shape == (1, 12, 4, 16)
 
 

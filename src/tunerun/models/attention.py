@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +26,19 @@ SEGMENTS = "tunerun_segments"
 
 # Head widths that the flash kernel of torch computes, and its multiple.
 _FLASH_WIDTH, _FLASH_STEP = 256, 8
+
+# Query, key and value, as `segment_attention` takes them.
+_States = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rule:
+    """How scores become weights; see `segment_attention`."""
+
+    dropout: float
+    scaling: float | None
+    window: int | None
+    softcap: float | None
 
 
 # Lengths change with every batch: a compiled graph must not see them.
@@ -41,8 +55,7 @@ def segment_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    softcap: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Computes causal attention within each segment.
 
@@ -58,24 +71,25 @@ def segment_attention(
         dropout: Share of the attention weights zeroed.
         scaling: Factor of the scores; 1 / sqrt(head width) when None.
         sliding_window: Tokens that a token sees, itself included; None for all before it.
-        softcap: Scores s become softcap * tanh(s / softcap); None leaves them.
+        others: Gemma 2 gives `softcap`: scores s become softcap * tanh(s / softcap). What else models give is not used.
 
     Returns:
         (1, tokens, heads, head width), and no weights.
     """
     dtype = _computed_in(query)
     states = (query.to(dtype), key.to(dtype), value.to(dtype))
-    plain = not dropout and softcap is None
     if sliding_window is not None and max(segment_lengths) <= sliding_window:
         sliding_window = None
+    rule = _Rule(dropout=dropout, scaling=scaling, window=sliding_window, softcap=others.get("softcap"))
+    plain = not dropout and rule.softcap is None
     if plain and segment_bounds is not None and _flash_takes(*states):
-        return _in_one_call(*states, segment_lengths, segment_bounds, scaling, sliding_window), None
+        return _in_one_call(states, segment_lengths, segment_bounds, rule), None
     half = query.device.type == "cpu" and dtype == torch.bfloat16
     if plain and half and sliding_window is None and _same_width(*states):
         found: Tensor = _HalfOnCpu.apply(*states, segment_lengths, scaling)  # type: ignore[no-untyped-call]
         return found, None
     parts = zip(*(torch.split(items, list(segment_lengths), 2) for items in states), strict=True)
-    outputs = [_one_segment(part, dropout, scaling, sliding_window, softcap) for part in parts]
+    outputs = [_one_segment(part, rule) for part in parts]
     return torch.cat(outputs, 2).transpose(1, 2), None
 
 
@@ -123,23 +137,15 @@ def _varlen_parameters() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def _in_one_call(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: tuple[int, ...],
-    bounds: Tensor,
-    scaling: float | None,
-    sliding_window: int | None,
-) -> Tensor:
+def _in_one_call(states: _States, lengths: tuple[int, ...], bounds: Tensor, rule: _Rule) -> Tensor:
     """Computes all segments in one call, shape (1, tokens, heads, head width)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    query, key, value = (items[0].transpose(0, 1) for items in states)
     longest, known = max(lengths), _varlen_parameters()
     options: dict[str, Any] = {
-        "scale": scaling,
-        "window_size": (-1 if sliding_window is None else sliding_window - 1, 0),
+        "scale": rule.scaling,
+        "window_size": (-1 if rule.window is None else rule.window - 1, 0),
     }
     # torch 2.11 takes fewer key heads without being told.
     if "enable_gqa" in known:
@@ -149,46 +155,34 @@ def _in_one_call(
     return found[None]
 
 
-def _one_segment(
-    part: tuple[Tensor, Tensor, Tensor],
-    dropout: float,
-    scaling: float | None,
-    sliding_window: int | None,
-    softcap: float | None,
-) -> Tensor:
+def _one_segment(part: _States, rule: _Rule) -> Tensor:
     query, key, value = part
     length = query.shape[2]
-    windowed = sliding_window is not None and length > sliding_window
-    if softcap is not None:
-        return _capped(part, dropout, scaling, sliding_window, softcap)
+    windowed = rule.window is not None and length > rule.window
+    if rule.softcap is not None:
+        return _capped(part, rule, rule.softcap)
     return F.scaled_dot_product_attention(
         query,
         key,
         value,
-        attn_mask=_seen(length, sliding_window, query.device) if windowed else None,
-        dropout_p=dropout,
+        attn_mask=_seen(length, rule.window, query.device) if windowed else None,
+        dropout_p=rule.dropout,
         is_causal=not windowed,
-        scale=scaling,
+        scale=rule.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
 
 
-def _capped(
-    part: tuple[Tensor, Tensor, Tensor],
-    dropout: float,
-    scaling: float | None,
-    sliding_window: int | None,
-    softcap: float,
-) -> Tensor:
+def _capped(part: _States, rule: _Rule, softcap: float) -> Tensor:
     """Computes what no fused kernel of torch does: bounded scores (Gemma 2)."""
     query, key, value = part
     groups = query.shape[1] // key.shape[1]
     key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
-    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    factor = query.shape[-1] ** -0.5 if rule.scaling is None else rule.scaling
     scores = softcap * torch.tanh((query @ key.transpose(2, 3)) * (factor / softcap))
-    seen = _seen(query.shape[2], sliding_window, query.device)
+    seen = _seen(query.shape[2], rule.window, query.device)
     weights = scores.float().masked_fill(~seen, float("-inf")).softmax(-1).to(query.dtype)
-    return F.dropout(weights, dropout) @ value
+    return F.dropout(weights, rule.dropout) @ value
 
 
 def _seen(length: int, sliding_window: int | None, device: torch.device) -> Tensor:

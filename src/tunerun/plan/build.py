@@ -11,6 +11,7 @@ from tunerun.config.data_sources import holds_out
 from tunerun.config.schema import ADAPTER_METHODS, PAGED_OPTIMIZERS, Optimizer, RunConfig
 from tunerun.machine import Machine
 from tunerun.plan import devices, estimate, shape
+from tunerun.plan.compiling import compiles
 from tunerun.plan.dataset import DataSize
 from tunerun.plan.deepspeed import deepspeed_config
 from tunerun.plan.devices import Device
@@ -34,8 +35,6 @@ from tunerun.plan.steps import (
 
 # Fewer optimiser steps than this rarely change a model.
 _FEW_STEPS = 10
-# Compiling takes about a minute and makes steps 14 to 27 % shorter (axolotl, torchtitan, torchtune on A100 to 5090).
-_COMPILED_SECONDS = 600.0
 # fp32 moments of AdamW: 8 bytes a weight; in 8 bits with a scale for each block of 256: 2 + 8/256. Adafactor keeps a
 # number for each row and column; Muon one moment for matrices, and AdamW's two for the rest are counted as one.
 _STATE_BYTES: dict[Optimizer, float] = {
@@ -141,22 +140,11 @@ def _decide(config: RunConfig, facts: Facts) -> _Decisions:
         single=single,
         micro_batch_size=found.micro_batch_size if found is not None else config.train.micro_batch_size or 1,
         activation_checkpointing=found is not None and found.activation_checkpointing,
-        compile=_compiles(config, train, found, _volume(config, facts.data)),
+        compile=compiles(config, train, found, _volume(config, facts.data).optimiser_steps),
         estimate=found,
         device_flops=None if device is None else device.flops,
         notes=tuple(notes),
     )
-
-
-def _compiles(config: RunConfig, placement: Placement, found: Estimate | None, volume: Volume) -> bool:
-    """Says whether layers are compiled: shapes have to stay the same, and the training long enough to gain by it."""
-    if config.train.compile is not None:
-        return config.train.compile
-    steps, seconds = volume.optimiser_steps, None if found is None else found.step_seconds_low
-    fixed = placement.device == "cuda" and placement.strategy == "single" and config.data.packing
-    if not fixed or config.method.kind == "qlora" or steps is None or seconds is None:
-        return False
-    return steps * seconds >= _COMPILED_SECONDS
 
 
 def _device(config: RunConfig, machine: Machine) -> Device | None:
