@@ -8,7 +8,7 @@ from typing import Any
 
 from tunerun.config.checks import size_bytes
 from tunerun.config.data_sources import holds_out
-from tunerun.config.schema import ADAPTER_METHODS, PAGED_OPTIMIZERS, Optimizer, RunConfig
+from tunerun.config.schema import ADAPTER_METHODS, PAGED_OPTIMIZERS, RunConfig
 from tunerun.machine import Machine
 from tunerun.plan import devices, estimate, shape
 from tunerun.plan.compiling import compiles
@@ -16,7 +16,7 @@ from tunerun.plan.dataset import DataSize
 from tunerun.plan.deepspeed import deepspeed_config
 from tunerun.plan.devices import Device
 from tunerun.plan.estimate import Estimate
-from tunerun.plan.memory import Work
+from tunerun.plan.memory import STATE_BYTES, Work
 from tunerun.plan.plan import Plan, Volume
 from tunerun.plan.steps import (
     DataStep,
@@ -35,17 +35,6 @@ from tunerun.plan.steps import (
 
 # Fewer optimiser steps than this rarely change a model.
 _FEW_STEPS = 10
-# fp32 moments of AdamW: 8 bytes a weight; in 8 bits with a scale for each block of 256: 2 + 8/256. Adafactor keeps a
-# number for each row and column; Muon one moment for matrices, and AdamW's two for the rest are counted as one.
-_STATE_BYTES: dict[Optimizer, float] = {
-    "adamw": 8.0,
-    "adamw_8bit": 2.03,
-    "paged_adamw": 8.0,
-    "paged_adamw_8bit": 2.03,
-    "lion": 4.0,
-    "adafactor": 0.1,
-    "muon": 4.0,
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,7 +202,7 @@ def _estimate(config: RunConfig, placement: Placement, device: Device | None) ->
         strategy=placement.strategy,
         world_size=placement.world_size,
         offload=placement.offload,
-        state_bytes=_STATE_BYTES[config.train.optimizer] + (0.0 if config.train.ema_decay is None else 4.0),
+        state_bytes=STATE_BYTES[config.train.optimizer] + (0.0 if config.train.ema_decay is None else 4.0),
         paged=config.train.optimizer in PAGED_OPTIMIZERS,
     )
     disk = estimate.disk(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tunerun.config import typed
-from tunerun.config.schema import ADAPTER_METHODS, MethodKind, ObjectiveKind, Strategy
+from tunerun.config.schema import ADAPTER_METHODS, MethodKind, ObjectiveKind, Optimizer, Strategy
 from tunerun.errors import Problem, UserError
 from tunerun.plan import trained
 from tunerun.plan.shape import Sizes
@@ -27,6 +27,17 @@ _RUNTIME_BYTES = {"cpu": 400_000_000, "cuda": 800_000_000}
 # What comes and goes takes more than its size: glibc keeps freed pieces (measured); CUDA's gaps are in the fraction of
 # the device that a plan uses.
 _ALLOCATION_FACTOR = {"cpu": 1.5, "cuda": 1.0}
+# fp32 moments of AdamW: 8 bytes a weight; in 8 bits with a scale for each block of 256: 2 + 8/256. Adafactor keeps a
+# number for each row and column; Muon one moment for matrices, and AdamW's two for the rest are counted as one.
+STATE_BYTES: dict[Optimizer, float] = {
+    "adamw": 8.0,
+    "adamw_8bit": 2.03,
+    "paged_adamw": 8.0,
+    "paged_adamw_8bit": 2.03,
+    "lion": 4.0,
+    "adafactor": 0.1,
+    "muon": 4.0,
+}
 # Scores held at a time, as in models/loss.py.
 _PIECE_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 _WHOLE_SCORES = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
