@@ -14,7 +14,7 @@ from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.config.data_sources import data_paths
 from tunerun.paths import resolve_asset
-from tunerun.plan import steps
+from tunerun.plan import step_keys
 from tunerun.plan.steps import (
     AnswerStep,
     DataStep,
@@ -68,7 +68,7 @@ def fingerprint(step: Step, run_dir: Path, made: Mapping[str, tuple[Artifact, ..
             inputs[stage] = read_base(run_dir).sha256
         elif stage in made:
             inputs.update({f"{stage} {artifact.path}": artifact.sha256 for artifact in made[stage]})
-    return Fingerprint(keys=steps.fingerprint_keys(step), inputs=inputs, files=user_files(step, hashes))
+    return Fingerprint(keys=step_keys.fingerprint_keys(step), inputs=inputs, files=user_files(step, hashes))
 
 
 def user_files(step: Step, hashes: Hashes) -> dict[str, str]:
