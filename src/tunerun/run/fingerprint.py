@@ -16,6 +16,7 @@ from tunerun.config.data_sources import data_paths
 from tunerun.paths import resolve_asset
 from tunerun.plan import step_keys
 from tunerun.plan.steps import (
+    INPUTS,
     AnswerStep,
     DataStep,
     EvalStep,
@@ -62,7 +63,7 @@ def fingerprint(step: Step, run_dir: Path, made: Mapping[str, tuple[Artifact, ..
         OSError: A file that it depends on cannot be read.
     """
     inputs: dict[str, str] = {}
-    for stage in steps.INPUTS[step.stage]:
+    for stage in INPUTS[step.stage]:
         if stage == "model" and stage in made:
             # model.json holds the absolute folder; the same weights in another place are the same input.
             inputs[stage] = read_base(run_dir).sha256
