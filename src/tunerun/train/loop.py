@@ -19,11 +19,11 @@ import torch
 from tunerun import artifacts
 from tunerun.child import RankReport
 from tunerun.config.schema import TrainConfig
-from tunerun.errors import Preempted
+from tunerun.errors import Preempted, Pruned
 from tunerun.models import ask
 from tunerun.models.ask import Questions
 from tunerun.plan.steps import TrainStep
-from tunerun.progress import Progress
+from tunerun.progress import Progress, goes_on
 from tunerun.train import checkpoint, ema, fitting, gradients, health, held_out, metrics, optim, recovery
 from tunerun.train.checkpoint import Progressed
 from tunerun.train.gradients import GlobalBatch
@@ -67,6 +67,7 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
 
     Raises:
         Preempted: A signal came; a checkpoint of the step just done was written.
+        Pruned: The sweep that this is a trial of sees no use in going on.
         StageError: The loss or a gradient is not finite and may not be, or a checkpoint could not be written.
         OutOfMemory: A step does not fit into memory; one process has written a checkpoint of those before it.
     """
@@ -101,6 +102,8 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
                 measured = held_out.measure(job)
                 _log(trackers, progress, measured)
                 progress = recovery.judge(progress, measured["eval_loss"])
+                if not done and not _is_worth_it(job, progress.step, measured["eval_loss"]):
+                    raise Pruned(f"ended at step {progress.step} with held-out loss {measured['eval_loss']:.4f}.")
             patience = config.early_stopping_evals
             ended = done or (patience is not None and progress.evals_since_best >= patience)
             asked = agreed_signal(job, stop)
@@ -157,6 +160,12 @@ def agreed_signal(job: Job, stop: StopRequest) -> signal.Signals | None:
     """Returns the signal that a rank was asked to stop by before all of them came here; the same on every rank."""
     asked = max(value for (value,) in job.ranks.numbers([stop.signal or 0]))
     return signal.Signals(int(asked)) if asked else None
+
+
+def _is_worth_it(job: Job, step: int, loss: float) -> bool:
+    """Asks the sweep that this is a trial of, if it is one; the answer is the same on every rank."""
+    answer = not job.ranks.is_first or goes_on(step, loss)
+    return all(value for (value,) in job.ranks.numbers([answer]))
 
 
 def _step_seed(seed: int, index: int, rank: int) -> int:
