@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunerun.child import STOP_GRACE_SECONDS
+from tunerun.paths import ASSET_SCHEME
 from tunerun.plan.steps import AnswerStep, DataStep, EvalStep, ExportStep, MergeStep, ModelStep, Placement, Step
 
 # Where a multi-node command meets: the launcher of the cluster fills in the first host and this node's number.
 RENDEZVOUS = "HOST:29400"
 
+# How the path of a model begins that no hub is asked for; one that exists is absolute by now.
+_LOCAL = (".", "/", "~", ASSET_SCHEME)
 # Code that comes with a model or a template has no use for them but a bad one.
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -64,7 +67,9 @@ def _is_online(step: Step) -> bool:
     if isinstance(step, EvalStep):
         # Tasks bring data of their own.
         return bool(step.eval.lm_eval)
-    return isinstance(step, AnswerStep) or (isinstance(step, ModelStep | DataStep) and bool(step.hub_paths))
+    if isinstance(step, ModelStep):
+        return any(path is not None and not path.startswith(_LOCAL) for path in (step.model.path, step.teacher))
+    return isinstance(step, AnswerStep) or (isinstance(step, DataStep) and bool(step.hub_paths))
 
 
 def _launcher(placement: Placement | None, python: str) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from tunerun.config.schema import (
     TrainConfig,
 )
 from tunerun.fits import Fit
-from tunerun.paths import ASSET_SCHEME, looks_local
+from tunerun.paths import looks_local
 
 ZERO_STAGES: dict[Strategy, int] = {"zero1": 1, "zero2": 2, "zero3": 3}
 """Strategies of DeepSpeed."""
@@ -93,14 +93,6 @@ class ModelStep:
     """What the weights have to hash to; null takes any."""
     teacher: str | None = None
     """Model that distill imitates: its weights are found or downloaded too."""
-
-    @property
-    def hub_paths(self) -> tuple[str, ...]:
-        """Models that a hub has to be asked for."""
-        local = (".", "/", "~", ASSET_SCHEME)
-        return tuple(
-            path for path in (self.model.path, self.teacher) if path is not None and not path.startswith(local)
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -99,11 +99,7 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
                 _log(trackers, progress, _metrics(window, progress, job))
                 window = []
             if config.eval_steps is not None and (done or progress.step % config.eval_steps == 0):
-                measured = held_out.measure(job)
-                _log(trackers, progress, measured)
-                progress = recovery.judge(progress, measured["eval_loss"])
-                if not done and not _is_worth_it(job, progress.step, measured["eval_loss"]):
-                    raise Pruned(f"ended at step {progress.step} with held-out loss {measured['eval_loss']:.4f}.")
+                progress = _measure(job, progress, trackers)
             patience = config.early_stopping_evals
             ended = done or (patience is not None and progress.evals_since_best >= patience)
             asked = agreed_signal(job, stop)
@@ -160,6 +156,20 @@ def agreed_signal(job: Job, stop: StopRequest) -> signal.Signals | None:
     """Returns the signal that a rank was asked to stop by before all of them came here; the same on every rank."""
     asked = max(value for (value,) in job.ranks.numbers([stop.signal or 0]))
     return signal.Signals(int(asked)) if asked else None
+
+
+def _measure(job: Job, progress: Progressed, trackers: Sequence[Tracker]) -> Progressed:
+    """Measures the held-out loss, and goes on if that is worth it.
+
+    Raises:
+        Pruned: The sweep that this is a trial of sees no use in it.
+    """
+    measured = held_out.measure(job)
+    _log(trackers, progress, measured)
+    loss = measured["eval_loss"]
+    if progress.step < job.total_steps and not _is_worth_it(job, progress.step, loss):
+        raise Pruned(f"ended at step {progress.step} with held-out loss {loss:.4f}.")
+    return recovery.judge(progress, loss)
 
 
 def _is_worth_it(job: Job, step: int, loss: float) -> bool:
