@@ -28,7 +28,7 @@ from tunerun.config.schema.kinds import (
 from tunerun.config.schema.machine import ClusterConfig, EnvConfig, HardwareConfig
 from tunerun.config.schema.model import ModelConfig, ShapeConfig
 from tunerun.config.schema.results import EvalConfig, ExportConfig, GgufConfig, ServeConfig, TrackConfig, VerifyConfig
-from tunerun.config.schema.runs import LockConfig, SweepConfig
+from tunerun.config.schema.runs import LockConfig, OptunaConfig, ParameterConfig, SweepConfig
 from tunerun.config.schema.training import MethodConfig, ObjectiveConfig, TrainConfig
 
 __all__ = [
@@ -54,6 +54,8 @@ __all__ = [
     "ObjectiveConfig",
     "ObjectiveKind",
     "Optimizer",
+    "OptunaConfig",
+    "ParameterConfig",
     "RunConfig",
     "ServeConfig",
     "ShapeConfig",
