@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from tunerun.commands import arguments, sweep
-from tunerun.commands.prepare import plan_for, require_ready
+from tunerun.commands.prepare import plan_for, require_ready, start
 from tunerun.config import resolve, typed
 from tunerun.errors import UserError
 from tunerun.plan.steps import Step, TrainStep
-from tunerun.run import rundir, runner
+from tunerun.run import rundir
 from tunerun.sweep import trials
 
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     require_ready(prepared)
     allow = frozenset(options.get("--allow", ()))
     plan = replace(prepared.plan, steps=tuple(_allowing(step, allow) for step in prepared.plan.steps))
-    return runner.execute(plan, config=prepared.config, allow=allow)
+    return start(replace(prepared, plan=plan), allow)
 
 
 def _allowing(step: Step, allow: frozenset[str]) -> Step:

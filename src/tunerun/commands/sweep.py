@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tunerun import artifacts
 from tunerun.commands import arguments
-from tunerun.commands.prepare import OUTPUTS, Prepared, prepare, require_ready
+from tunerun.commands.prepare import OUTPUTS, Prepared, prepare, require_here
 from tunerun.config import typed
 from tunerun.config.register import new_run_id
 from tunerun.config.resolve import resolve
@@ -154,7 +154,7 @@ def _entries(found: Sequence[Trial], sweep_dir: Path, config_dir: Path | None) -
 def _entry(trial: Trial, run_dir: Path, config_dir: Path | None) -> _Entry:
     resolved = resolve(trial.point, config_dir)
     whole = prepare(replace(resolved, config=replace(resolved.config, run_dir=str(run_dir))))
-    require_ready(whole)
+    require_here(whole)
     if "answer" in whole.config.stages:
         fix = "Collect the answers once, with stages=[answer], and sweep with data.path=RUN/answer/answers.jsonl."
         raise UserError(Problem(where="stages", what="each trial would ask the teacher anew.", fix=fix))

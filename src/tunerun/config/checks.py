@@ -21,6 +21,7 @@ ELEMENTWISE_OPTIMIZERS = ("adamw", "lion")
 PACKABLE = ("sft", "pretrain", "distill")
 REWARD_METHODS = ("full", "lora", "dora", "rslora", "lora_plus")
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)B", re.IGNORECASE)
+_SLURM_TIME = re.compile(r"\d+-\d{1,2}(:\d{1,2}){0,2}|\d+(:\d{1,2}){1,2}")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _STAGES = typing.get_args(Stage)
 
@@ -226,6 +227,33 @@ def _processes(config: RunConfig) -> list[Problem]:
     return problems
 
 
+def _cluster(config: RunConfig) -> list[Problem]:
+    cluster = config.cluster
+    problems = []
+    # With hardware.processes set, the rule above tells it.
+    if cluster.nodes > 1 and config.hardware.strategy == "single" and config.hardware.processes is None:
+        what = f"single is one process, and there are {cluster.nodes} nodes."
+        fix = "Choose hardware=ddp, zero2, zero3 or fsdp2, or set cluster.nodes=1."
+        problems.append(Problem(where="hardware.strategy", what=what, fix=fix))
+    for key in ("partition", "account", "qos", "python"):
+        value = getattr(cluster, key)
+        if value is not None and (not value or not value.isprintable() or " " in value):
+            what = f"{value!r} cannot stand in a job script."
+            problems.append(Problem(where=f"cluster.{key}", what=what, fix="Write one word."))
+    if cluster.time is not None and not _SLURM_TIME.fullmatch(cluster.time):
+        # YAML reads 24:00:00 without quotes as a number.
+        what = f"{cluster.time!r} is no time limit."
+        problems.append(Problem(where="cluster.time", what=what, fix='Write "24:00:00" or "2-12:00", in quotes.'))
+    if cluster.memory is not None and not _SIZE.fullmatch(cluster.memory.strip()):
+        what = f"{cluster.memory!r} is not a size."
+        problems.append(Problem(where="cluster.memory", what=what, fix="Write 64GB or 500MB."))
+    for index, line in enumerate(cluster.extra):
+        if not line.startswith("--") or not line.isprintable():
+            fix = "Write one option of sbatch, such as --constraint=h100."
+            problems.append(Problem(where=f"cluster.extra[{index}]", what=f"{line!r} is no option.", fix=fix))
+    return problems
+
+
 def _micro_batch(config: RunConfig) -> list[Problem]:
     batch, micro = config.train.global_batch_size, config.train.micro_batch_size
     if config.hardware.processes is not None or micro is None or micro < 1 or batch % micro == 0:
@@ -346,6 +374,7 @@ RULES: tuple[Rule, ...] = (
     _data,
     _answers,
     _processes,
+    _cluster,
     _micro_batch,
     _method,
     _sharing,

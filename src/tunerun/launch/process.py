@@ -29,6 +29,7 @@ from tunerun.launch.terminal import Event, Terminal
 _POLL_SECONDS = 0.1
 _EXIT_POLL_SECONDS = 0.005
 _CHUNK_BYTES = 1 << 16
+# SIGUSR1 is how Slurm says that the time limit is near.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 

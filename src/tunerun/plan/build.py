@@ -10,7 +10,7 @@ from tunerun.config.checks import size_bytes
 from tunerun.config.data_sources import holds_out
 from tunerun.config.schema import ADAPTER_METHODS, PAGED_OPTIMIZERS, Optimizer, RunConfig
 from tunerun.machine import Machine
-from tunerun.plan import answers, dataset, devices, estimate, shape
+from tunerun.plan import answers, dataset, devices, estimate, nodes, shape
 from tunerun.plan.dataset import DataSize
 from tunerun.plan.deepspeed import deepspeed_config
 from tunerun.plan.devices import Device
@@ -80,6 +80,7 @@ def build(config: RunConfig, facts: Facts, notes: tuple[str, ...] = ()) -> Plan:
         notes: What was already decided, shown with the plan's own notes.
     """
     assert config.name is not None and config.run_dir is not None and config.model.path is not None
+    facts = replace(facts, machine=nodes.node(config, facts.machine))
     decided = _decide(config, facts)
     volume = _volume(config, facts) if "train" in config.stages else None
     return Plan(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tunerun import __version__, artifacts
 from tunerun.artifacts import Artifact
@@ -16,7 +17,7 @@ from tunerun.base_model import read_base
 from tunerun.config import typed
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, StageError, UserError
-from tunerun.launch import command, process
+from tunerun.launch import allocation, command, process
 from tunerun.launch.command import Launch
 from tunerun.launch.process import Ended, StopSignals
 from tunerun.launch.terminal import Terminal, duration
@@ -24,10 +25,10 @@ from tunerun.launch.waiting import with_wait_policy
 from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
 from tunerun.plan.steps import AnswerStep, ModelStep, Step
-from tunerun.run import card, drift, provenance, record, redact, report, rundir, statuses, summary
+from tunerun.run import card, drift, job, provenance, record, redact, report, rundir, statuses, summary
 from tunerun.run.fingerprint import Fingerprint, fingerprint, intact
 from tunerun.run.hashes import Hashes
-from tunerun.run.record import Invocation, Record, RunStatus, StageRecord
+from tunerun.run.record import Invocation, Record, StageRecord
 from tunerun.run.statuses import Outcome
 
 Summary = Callable[[Path, str], str]
@@ -80,7 +81,7 @@ def execute(
                 lock=lock,
                 summarise=summarise,
                 hashes=Hashes(run_dir),
-                record=_open_record(plan, config, run_dir),
+                record=open_record(plan, config, run_dir),
             )
             return runner.run(allow)
     except OSError as error:
@@ -263,6 +264,11 @@ class _Runner:
         artifacts.write_json(self.run_dir / artifacts.PLAN, plans.to_json(self.plan))
         if self.plan.train is not None:
             rundir.write_launch(self.run_dir, self.plan.train)
+        place = allocation.allocation(os.environ) if self.config.cluster.kind == "slurm" else None
+        before = job.read(self.run_dir)
+        if place is not None and (before is None or before.id != place.job):
+            # The script was submitted by hand.
+            job.write(self.run_dir, job.Job(id=place.job, submitted=record.now()))
 
     def _save(self, stage: str, entry: StageRecord) -> None:
         self.record = self.record.with_stage(stage, entry)
@@ -293,7 +299,7 @@ class _Runner:
             card.write(self.run_dir, self.secrets)
 
 
-_STATUS: dict[ExitCode, RunStatus] = {
+_STATUS: dict[ExitCode, Literal["done", "failed", "preempted"]] = {
     ExitCode.DONE: "done",
     ExitCode.STAGE_FAILED: "failed",
     ExitCode.USER_ERROR: "failed",
@@ -323,7 +329,7 @@ def _ended(
     )
 
 
-def _open_record(plan: Plan, config: RunConfig, run_dir: Path) -> Record:
+def open_record(plan: Plan, config: RunConfig, run_dir: Path) -> Record:
     """Reads the record of an earlier execution, or begins one."""
     if (run_dir / artifacts.RECORD).is_file():
         return record.read(run_dir)

@@ -1,0 +1,36 @@
+"""What a plan asks of each node of a cluster that is not this machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tunerun.config.checks import size_bytes
+from tunerun.config.schema import RunConfig
+from tunerun.machine import Machine
+from tunerun.plan.plan import Plan
+from tunerun.plan.steps import EvalStep, ServeStep, TrainStep, VerifyStep
+
+QUEUED_CLUSTERS = ("slurm", "skypilot")
+"""Clusters that another program starts the run on."""
+_CPUS_PER_PROCESS = 8
+
+
+def cpus(config: RunConfig) -> int:
+    """Returns the CPUs that are asked for on each node; a plan made elsewhere counts on as many."""
+    if config.cluster.cpus is not None:
+        return config.cluster.cpus
+    return (config.hardware.processes or 1) * (config.hardware.threads or _CPUS_PER_PROCESS)
+
+
+def gpus(plan: Plan) -> int:
+    """Returns the GPUs that are asked for on each node."""
+    placed = [step for step in plan.steps if isinstance(step, TrainStep | EvalStep | VerifyStep | ServeStep)]
+    return max((step.placement.processes for step in placed if step.placement.device == "cuda"), default=0)
+
+
+def node(config: RunConfig, machine: Machine) -> Machine:
+    """Returns the machine that a plan is made for: this one, or what a node of the cluster is asked to give."""
+    if config.cluster.kind not in QUEUED_CLUSTERS:
+        return machine
+    memory = machine.memory_bytes if config.cluster.memory is None else size_bytes(config.cluster.memory)
+    return replace(machine, cores=cpus(config), memory_bytes=memory)
