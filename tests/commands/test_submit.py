@@ -173,6 +173,28 @@ def test_the_plan_shows_the_script(slurm, capfd):
     assert json.loads(capfd.readouterr().out)["files"]["job.sbatch"].startswith("#!/bin/bash")
 
 
+def test_a_task_of_skypilot_is_written_and_not_submitted(slurm, tmp_path, capfd):
+    sky = (*TYPED, "cluster=skypilot", "hardware.device=cpu", 'cluster.setup=["pip install tunerun"]')
+    assert cli.dispatch(["plan", *sky]) == ExitCode.DONE
+    assert "\ntask.yaml\n  name: mine\n" in capfd.readouterr().out
+    assert cli.dispatch(sky) == ExitCode.DONE
+    out = capfd.readouterr().out.splitlines()
+    assert out[0] == "written: outputs/mine/task.yaml"
+    assert out[1].startswith("start:  sky jobs launch outputs/mine/task.yaml ")
+    assert out[-1] == f"run: {tmp_path}/outputs/mine"
+    assert yaml.safe_load((tmp_path / "outputs/mine/task.yaml").read_text())["num_nodes"] == 1
+    assert shown(capfd) == "prepared"
+    assert not (tmp_path / "submitted").exists()
+
+
+def test_on_its_machine_a_task_of_skypilot_runs(slurm, tmp_path, monkeypatch):
+    for name, value in {"NODE_RANK": "0", "NUM_NODES": "1", "NODE_IPS": "10.0.0.4"}.items():
+        monkeypatch.setenv(f"SKYPILOT_{name}", value)
+    sky = (*TYPED, "cluster=skypilot", "hardware.device=cpu", 'cluster.setup=["pip install tunerun"]')
+    assert cli.dispatch(sky) == ExitCode.DONE
+    assert record.read(tmp_path / "outputs/mine").status == "done"
+
+
 def test_what_needs_the_result_is_not_queued(slurm):
     with pytest.raises(UserError, match=r"this command waits for what it runs, and slurm queues it"):
         cli.dispatch(["-m", *(item for item in QUEUED if not item.startswith("run_dir")), "seed=1,2"])

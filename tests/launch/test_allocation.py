@@ -46,6 +46,15 @@ def test_jobs_that_share_a_node_meet_on_different_ports():
     assert all(1024 < port < 32768 for port in ports)
 
 
+def test_a_node_of_skypilot_knows_its_place():
+    env = {"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "10.0.0.4\n10.0.0.5"}
+    found = allocation.allocation(env)
+    assert (found.job, found.node, found.nodes, found.leader, found.port) == (None, 1, 2, "10.0.0.4", 20000)
+    assert said(env, **{**SLURM, "cluster__kind": "skypilot", "cluster__nodes": 2}) == []
+    (problem,) = said(env)
+    assert problem.startswith("cluster.nodes: is 1, and SkyPilot started it on 2.")
+
+
 @pytest.mark.parametrize("env", [{}, {"SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "gpu1"}])
 def test_a_shell_is_no_part_of_a_job(env):
     assert allocation.allocation(env) is None

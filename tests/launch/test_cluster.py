@@ -1,4 +1,4 @@
-"""The batch script of a run: its text, and what bash does with it."""
+"""The batch script and the task of a run: their text, and what bash does with the script."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.plan.test_build import config, planned
 from tunerun.launch import cluster
 
-GOLDEN = Path(__file__).parent / "golden" / "job.sbatch"
+GOLDEN = Path(__file__).parent / "golden"
 FULL = {
     "hardware__strategy": "zero2",
     "hardware__processes": 8,
@@ -44,7 +45,7 @@ def options(text):
 
 
 def test_every_key_of_the_cluster_stands_in_the_script():
-    assert script(**FULL) == GOLDEN.read_text(encoding="utf-8")
+    assert script(**FULL) == (GOLDEN / "job.sbatch").read_text(encoding="utf-8")
 
 
 def test_what_is_not_set_is_left_to_the_cluster():
@@ -150,3 +151,46 @@ def test_only_a_job_that_was_stopped_by_its_time_limit_is_queued_again(job, numb
     assert (tmp_path / "requeued").exists() == again
     if again:
         assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
+SKY = {
+    "hardware__strategy": "fsdp2",
+    "hardware__processes": 8,
+    "hardware__gpu": "h100-80g",
+    "cluster__kind": "skypilot",
+    "cluster__nodes": 2,
+    "cluster__cpus": 96,
+    "cluster__memory": "512GB",
+    "cluster__infra": "k8s",
+    "cluster__spot": True,
+    "cluster__storage": "runs",
+    "cluster__setup": ["sudo apt-get install -y cmake", "pip install 'tunerun[gguf]'"],
+}
+TYPED = ("+recipe=small", "data.vars.name=A B", "run_dir=outputs/x")
+
+
+def task(**changes):
+    changes = {**changes, "run_dir": "/home/me/outputs/small/2026-x"}
+    return cluster.skypilot_task(planned(**changes), config(**changes), Path("/home/me/my project"), TYPED)
+
+
+def test_a_task_asks_for_what_the_plan_needs():
+    assert task(**SKY) == (GOLDEN / "task.yaml").read_text(encoding="utf-8")
+
+
+def test_a_task_for_one_machine_keeps_its_run_in_a_bucket():
+    one = {**SKY, "cluster__nodes": 1, "cluster__storage": "s3://runs", "cluster__spot": False}
+    found = yaml.safe_load(task(**one))
+    assert found["file_mounts"] == {"/tunerun": {"source": "s3://runs", "mode": "MOUNT_CACHED"}}
+    assert "volumes" not in found
+    assert "use_spot" not in found["resources"]
+    assert found["run"] == "tunerun +recipe=small 'data.vars.name=A B' run_dir=/tunerun/small/2026-x\n"
+
+
+def test_a_task_without_gpus_or_storage_uses_the_machine_it_gets():
+    plain = {"cluster__kind": "skypilot", "hardware__device": "cpu", "cluster__setup": ["pip install tunerun"]}
+    found = yaml.safe_load(task(**plain))
+    assert found["run"].endswith(" run_dir=outputs/small/2026-x\n")
+    assert set(found) == {"name", "workdir", "num_nodes", "resources", "setup", "run"}
+    assert found["resources"]["cpus"] == "8+"
+    assert set(found["resources"]) == {"cpus", "disk_size", "job_recovery"}

@@ -37,7 +37,7 @@ def test_a_run_that_this_machine_can_do_has_no_obstacles():
         ({"model__adapter": "/gone/adapter"}, "model.adapter: there is no file or folder /gone/adapter."),
         (
             {"cluster__kind": "multi_node", "cluster__nodes": 1},
-            "cluster.kind: this version plans multi_node but cannot run it. It runs: local, slurm.",
+            "cluster.kind: this version plans multi_node but cannot run it. It runs: local, slurm, skypilot.",
         ),
         (
             {"train__optimizer": "paged_adamw"},

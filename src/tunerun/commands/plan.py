@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     prepared = prepare(resolve(overrides, arguments.config_dir(options)))
     obstacles = [str(problem) for problem in prepared.obstacles]
     run_dir = Path(prepared.plan.run_dir)
-    files = _files(prepared)
+    files = _files(prepared, overrides)
     commands = {step.stage: list(command.command(step, run_dir).argv) for step in prepared.plan.steps}
     if "--json" in options:
         data = {**plans.to_json(prepared.plan), "commands": commands, "files": files, "obstacles": obstacles}
@@ -40,9 +40,8 @@ def main(argv: Sequence[str]) -> int:
     return ExitCode.DONE
 
 
-def _files(prepared: Prepared) -> dict[str, str]:
+def _files(prepared: Prepared, overrides: Sequence[str]) -> dict[str, str]:
     """Renders what is handed to a cluster, by file name."""
-    if prepared.config.cluster.kind != "slurm":
-        return {}
-    text = cluster.slurm_script(prepared.plan, prepared.config, Path.cwd())
-    return {cluster.SLURM_SCRIPT: redact.text(text, redact.secret_values(os.environ))}
+    secrets = redact.secret_values(os.environ)
+    files = cluster.files(prepared.plan, prepared.config, Path.cwd(), overrides)
+    return {name: redact.text(text, secrets) for name, text in files.items()}

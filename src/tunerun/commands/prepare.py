@@ -106,15 +106,16 @@ def require_here(prepared: Prepared) -> None:
     require_ready(prepared)
 
 
-def start(prepared: Prepared, allow: frozenset[str] = frozenset()) -> ExitCode:
+def start(prepared: Prepared, overrides: Sequence[str], allow: frozenset[str] = frozenset()) -> ExitCode:
     """Runs a plan here, or hands it to the cluster that it is for.
 
     Args:
         prepared: Without obstacles.
+        overrides: What was typed.
         allow: Keys that may differ from those the run was trained with.
     """
     if prepared.is_queued:
-        return submit.submit(prepared.plan, prepared.config)
+        return submit.submit(prepared.plan, prepared.config, overrides)
     return runner.execute(prepared.plan, config=prepared.config, allow=allow)
 
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     require_ready(prepared)
     allow = frozenset(options.get("--allow", ()))
     plan = replace(prepared.plan, steps=tuple(_allowing(step, allow) for step in prepared.plan.steps))
-    return start(replace(prepared, plan=plan), allow)
+    return start(replace(prepared, plan=plan), overrides, allow)
 
 
 def _allowing(step: Step, allow: frozenset[str]) -> Step:

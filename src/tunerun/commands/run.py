@@ -21,4 +21,4 @@ def main(argv: Sequence[str]) -> int:
     options, overrides = arguments.split(argv, flags=(), values=("--config-dir", "-cd"))
     prepared = prepare(resolve(overrides, arguments.config_dir(options)))
     require_ready(prepared)
-    return start(prepared)
+    return start(prepared, overrides)

@@ -235,7 +235,7 @@ def _cluster(config: RunConfig) -> list[Problem]:
         what = f"single is one process, and there are {cluster.nodes} nodes."
         fix = "Choose hardware=ddp, zero2, zero3 or fsdp2, or set cluster.nodes=1."
         problems.append(Problem(where="hardware.strategy", what=what, fix=fix))
-    for key in ("partition", "account", "qos", "python"):
+    for key in ("partition", "account", "qos", "python", "infra", "storage"):
         value = getattr(cluster, key)
         if value is not None and (not value or not value.isprintable() or " " in value):
             what = f"{value!r} cannot stand in a job script."
@@ -247,10 +247,26 @@ def _cluster(config: RunConfig) -> list[Problem]:
     if cluster.memory is not None and not _SIZE.fullmatch(cluster.memory.strip()):
         what = f"{cluster.memory!r} is not a size."
         problems.append(Problem(where="cluster.memory", what=what, fix="Write 64GB or 500MB."))
+    if cluster.kind == "skypilot":
+        problems += _skypilot(config)
     for index, line in enumerate(cluster.extra):
         if not line.startswith("--") or not line.isprintable():
             fix = "Write one option of sbatch, such as --constraint=h100."
             problems.append(Problem(where=f"cluster.extra[{index}]", what=f"{line!r} is no option.", fix=fix))
+    return problems
+
+
+def _skypilot(config: RunConfig) -> list[Problem]:
+    cluster, problems = config.cluster, []
+    if not cluster.setup:
+        fix = """Set cluster.setup=["pip install 'tunerun[gguf]'"], say."""
+        problems.append(Problem(where="cluster.setup", what="nothing installs tunerun on the machines.", fix=fix))
+    if cluster.nodes > 1 and (cluster.storage is None or "://" in cluster.storage):
+        what = "the nodes need one run directory, and a bucket is no shared file system."
+        problems.append(Problem(where="cluster.storage", what=what, fix="Name a volume of SkyPilot."))
+    if cluster.spot and cluster.storage is None:
+        what = "what a machine that is taken away has on its disk is lost."
+        problems.append(Problem(where="cluster.storage", what=what, fix="Name a bucket or a volume."))
     return problems
 
 

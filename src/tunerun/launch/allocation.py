@@ -1,4 +1,7 @@
-"""What started this process: a shell, Slurm, or a launcher that tunerun does not go with. Reads variables only."""
+"""What started this process: a shell, Slurm, SkyPilot, or a launcher that tunerun does not go with.
+
+Reads variables only.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +19,31 @@ _PORTS = 10000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Allocation:
-    """This process's place among those that Slurm started for one command."""
+    """This process's place among those that a cluster started for one command."""
 
-    job: str
-    """Id of the job."""
+    job: str | None
+    """Id of Slurm's job; None under SkyPilot."""
     node: int
     """Number of this node among the command's, from 0; the first is the leader."""
     nodes: int
     """How many nodes the command runs on."""
     tasks: int
-    """How many processes Slurm started for the command, over all nodes."""
+    """How many processes were started for the command, over all nodes."""
     leader: str
-    """Host name of the first node."""
+    """Host name or address of the first node."""
 
     @property
     def port(self) -> int:
-        """Where the nodes meet on the leader: another one for each job, since jobs may share a node."""
-        return _FIRST_PORT + int(self.job) % _PORTS
+        """Where the nodes meet on the leader: another one for each job of Slurm, since jobs may share a node."""
+        return _FIRST_PORT + (0 if self.job is None else int(self.job) % _PORTS)
 
 
 def allocation(env: Mapping[str, str]) -> Allocation | None:
-    """Reads what Slurm tells its processes; None outside a job, and in the shell that `salloc` opens."""
+    """Reads what a cluster tells its processes; None outside a job, and in the shell that `salloc` opens."""
+    if "SKYPILOT_NODE_RANK" in env:
+        nodes = int(env["SKYPILOT_NUM_NODES"])
+        leader = env["SKYPILOT_NODE_IPS"].split()[0]
+        return Allocation(job=None, node=int(env["SKYPILOT_NODE_RANK"]), nodes=nodes, tasks=nodes, leader=leader)
     if "SLURM_JOB_ID" not in env or "SLURM_PROCID" not in env:
         return None
     # The batch script itself is one process, whatever its job holds.
@@ -71,6 +78,9 @@ def problems(config: RunConfig, env: Mapping[str, str], typed: Sequence[str]) ->
     if found is None:
         return []
     command = shlex.join(["tunerun", *typed])
+    if found.job is None and found.nodes != config.cluster.nodes:
+        what = f"is {config.cluster.nodes}, and SkyPilot started it on {found.nodes}."
+        return [Problem(where="cluster.nodes", what=what, fix=f"Type: {command} cluster.nodes={found.nodes}")]
     if found.tasks != found.nodes:
         what = f"Slurm started it {found.tasks} times on {found.nodes} node{'s' * (found.nodes > 1)}."
         fix = f"tunerun starts the other processes itself: srun --ntasks-per-node=1 {command}"

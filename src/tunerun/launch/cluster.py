@@ -1,10 +1,14 @@
-"""A run as a job for a cluster: the script that Slurm queues. Pure: nothing is submitted here."""
+"""A run as a job for a cluster: Slurm's script and SkyPilot's task. Pure: nothing is submitted here."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from tunerun import artifacts
 from tunerun.config.checks import size_bytes
@@ -15,6 +19,11 @@ from tunerun.plan.plan import Plan
 
 SLURM_SCRIPT = "job.sbatch"
 SLURM_LOG = f"{artifacts.LOGS}/slurm-%j.log"
+SKYPILOT_TASK = "task.yaml"
+
+_STORAGE = "/tunerun"
+# System, Python environment and CUDA libraries, besides the model and the run.
+_SYSTEM_BYTES = 100 * 10**9
 
 _START = """\
 # One tunerun on each node: the first runs all stages, the others compute their share of training.
@@ -91,3 +100,80 @@ def slurm_script(plan: Plan, config: RunConfig, directory: Path) -> str:
         'exit "$code"',
     ]
     return "\n".join(texts) + "\n"
+
+
+def files(plan: Plan, config: RunConfig, directory: Path, overrides: Sequence[str]) -> dict[str, str]:
+    """Renders what a cluster is given, by file name; empty where tunerun starts the processes itself.
+
+    Args:
+        plan: Of the run.
+        config: What the plan was made from.
+        directory: Where the command was typed.
+        overrides: What was typed.
+    """
+    if config.cluster.kind == "slurm":
+        return {SLURM_SCRIPT: slurm_script(plan, config, directory)}
+    if config.cluster.kind == "skypilot":
+        return {SKYPILOT_TASK: skypilot_task(plan, config, directory, overrides)}
+    return {}
+
+
+def skypilot_task(plan: Plan, config: RunConfig, directory: Path, overrides: Sequence[str]) -> str:
+    """Renders a task of SkyPilot, which runs the typed command again in a copy of the folder it was typed in.
+
+    Each node runs it: SkyPilot's variables (SKYPILOT_NODE_RANK, SKYPILOT_NODE_IPS) tell it which it is and where all
+    meet. A managed job (`sky jobs launch`) starts it again after it was stopped, and it goes on from its checkpoint.
+    Format: SkyPilot's documentation, "SkyPilot YAML".
+
+    Args:
+        plan: Of the run.
+        config: What the plan was made from.
+        directory: The project: recipes, options and data, copied to each node.
+        overrides: What was typed.
+    """
+    cluster = config.cluster
+    folder = Path(plan.run_dir)
+    run_dir = f"{_STORAGE}/{plan.name}/{folder.name}" if cluster.storage else f"outputs/{plan.name}/{folder.name}"
+    typed = [item for item in overrides if item.partition("=")[0].lstrip("+") != "run_dir"]
+    task: dict[str, Any] = {
+        "name": plan.name,
+        "workdir": str(directory),
+        "num_nodes": cluster.nodes,
+        "resources": _resources(plan, config),
+    }
+    if cluster.storage is not None and "://" in cluster.storage:
+        task["file_mounts"] = {_STORAGE: {"source": cluster.storage, "mode": "MOUNT_CACHED"}}
+    elif cluster.storage is not None:
+        task["volumes"] = {_STORAGE: cluster.storage}
+    task["setup"] = "\n".join(cluster.setup) + "\n"
+    task["run"] = shlex.join(["tunerun", *typed, f"run_dir={run_dir}"]) + "\n"
+    return yaml.dump(task, Dumper=_Blocks, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _resources(plan: Plan, config: RunConfig) -> dict[str, Any]:
+    cluster, count = config.cluster, nodes.gpus(plan)
+    resources: dict[str, Any] = {} if cluster.infra is None else {"infra": cluster.infra}
+    if count:
+        # What has no name there is an obstacle, which `tunerun plan` shows beside this.
+        name = nodes.SKYPILOT_GPUS.get(config.hardware.gpu or "", "GPU")
+        resources["accelerators"] = f"{name}:{count}"
+    resources["cpus"] = f"{nodes.cpus(config)}+"
+    if cluster.memory is not None:
+        resources["memory"] = f"{-(-size_bytes(cluster.memory) // 10**9)}+"
+    disk = 0 if plan.estimate is None else plan.estimate.disk.download_bytes + plan.estimate.disk.run_bytes
+    resources["disk_size"] = -(-(disk + _SYSTEM_BYTES) // 10**9)
+    if cluster.spot:
+        resources["use_spot"] = True
+    resources["job_recovery"] = {"recover_on_exit_codes": [int(ExitCode.PREEMPTED)]}
+    return resources
+
+
+class _Blocks(yaml.SafeDumper):
+    """Writes texts of several lines as they are read, below `|`."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Blocks.add_representer(str, _text)

@@ -12,6 +12,25 @@ from tunerun.plan.steps import EvalStep, ServeStep, TrainStep, VerifyStep
 
 QUEUED_CLUSTERS = ("slurm", "skypilot")
 """Clusters that another program starts the run on."""
+SKYPILOT_GPUS = {
+    "b200": "B200",
+    "h200": "H200",
+    "h100-80g": "H100",
+    "a100-80g": "A100-80GB",
+    "a100-40g": "A100",
+    "a6000": "A6000",
+    "a10g": "A10G",
+    "a10": "A10",
+    "l40s": "L40S",
+    "l4": "L4",
+    "rtx5090": "RTX5090",
+    "rtx4090": "RTX4090",
+    "rtx3090": "RTX3090",
+    "t4": "T4",
+    "v100-16g": "V100",
+    "v100-32g": "V100-32GB",
+}
+"""What SkyPilot calls a GPU, by the name `hardware.gpu` takes (its `sky gpus list`)."""
 _CPUS_PER_PROCESS = 8
 
 

@@ -14,14 +14,14 @@ from tunerun.config.schema import BITSANDBYTES_OPTIMIZERS, PAGED_OPTIMIZERS, Run
 from tunerun.errors import Problem
 from tunerun.formats.architectures import GGUF_ARCHITECTURES
 from tunerun.machine import Machine
-from tunerun.plan import tasks
+from tunerun.plan import nodes, tasks
 from tunerun.plan.build import trains_adapter
 from tunerun.plan.plan import Plan
 from tunerun.plan.steps import ZERO_STAGES
 
 # What this version trains and starts; the schema and the estimates already know more.
 TRAINED_OBJECTIVES = ("sft", "pretrain", "dpo", "orpo", "simpo", "kto", "reward", "distill")
-STARTED_CLUSTERS = ("local", "slurm")
+STARTED_CLUSTERS = ("local", "slurm", "skypilot")
 SERVED_ENGINES = ("auto", "llamacpp", "transformers")
 
 _MUON_SINCE = (2, 9)
@@ -144,6 +144,9 @@ def _nodes(config: RunConfig) -> list[Problem]:
         what = "what the nodes compute on cannot be told from here."
         fix = "Name their GPU (hardware.gpu=h100-80g), or set hardware.device=cpu."
         problems.append(Problem(where="hardware.gpu", what=what, fix=fix))
+    if config.cluster.kind == "skypilot" and hardware.device != "cpu" and hardware.gpu not in nodes.SKYPILOT_GPUS:
+        what = f"SkyPilot has no name for {hardware.gpu or 'a GPU that is not named'}."
+        problems = [Problem(where="hardware.gpu", what=what, fix=f"Choose {', '.join(nodes.SKYPILOT_GPUS)}.")]
     if hardware.strategy != "single" and hardware.processes is None:
         what = "how many processes a node can run cannot be told from here."
         fix = "Set hardware.processes to the number of GPUs of a node."

@@ -17,7 +17,7 @@ from tunerun.run.record import Record
 from tunerun.run.results import Results
 from tunerun.run.summary import short
 
-STATES = ("done", "failed", "killed", "preempted", "running", *jobs.STATES)
+STATES = ("done", "failed", "killed", "preempted", "running", "prepared", *jobs.STATES)
 """States of a run."""
 
 _MAX_PATH_COLUMNS = 48

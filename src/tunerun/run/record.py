@@ -20,7 +20,7 @@ from tunerun.errors import Problem, UserError
 SCHEMA = 1
 
 StageStatus = Literal["running", "done", "skipped", "failed", "preempted"]
-RunStatus = Literal["submitted", "running", "done", "failed", "preempted"]
+RunStatus = Literal["prepared", "submitted", "running", "done", "failed", "preempted"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -266,7 +266,7 @@ class _Runner:
             rundir.write_launch(self.run_dir, self.plan.train)
         place = allocation.allocation(os.environ) if self.config.cluster.kind == "slurm" else None
         before = job.read(self.run_dir)
-        if place is not None and (before is None or before.id != place.job):
+        if place is not None and place.job is not None and (before is None or before.id != place.job):
             # The script was submitted by hand.
             job.write(self.run_dir, job.Job(id=place.job, submitted=record.now()))
 

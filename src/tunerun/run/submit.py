@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunerun import artifacts
@@ -16,35 +17,57 @@ from tunerun.plan.plan import Plan
 from tunerun.run import job as jobs
 from tunerun.run import record, redact, rundir, runner
 from tunerun.run.job import Job
+from tunerun.run.record import RunStatus
 from tunerun.run.summary import short
 
 
-def submit(plan: Plan, config: RunConfig) -> ExitCode:
-    """Queues a run with Slurm.
+def submit(plan: Plan, config: RunConfig, overrides: Sequence[str]) -> ExitCode:
+    """Queues a run with Slurm, or writes the task that SkyPilot is to be given.
 
-    Writes config.yaml, plan.json, run.json and job.sbatch, and job.json when the job is queued. A job.sbatch that
+    Writes config.yaml, plan.json, run.json and the cluster's file, and job.json when a job is queued. A file that
     belongs to the same config is submitted as it stands, with what was changed in it by hand.
+
+    Args:
+        plan: Of the run.
+        config: What the plan was made from.
+        overrides: What was typed.
 
     Raises:
         UserError: The run is queued or at work already, its config holds a secret, or Slurm refused the job.
     """
     run_dir = Path(plan.run_dir)
-    script = run_dir / cluster.SLURM_SCRIPT
+    _refuse_secrets(config)
     _refuse_queued(run_dir)
-    _prepare(plan, config, run_dir, script.name, cluster.slurm_script(plan, config, Path.cwd()))
-    # The lock is free again: the job may start before sbatch returns.
+    ((name, text),) = cluster.files(plan, config, Path.cwd(), overrides).items()
+    _prepare(plan, config, run_dir, name, text)
+    told = _queue(run_dir, run_dir / name) if config.cluster.kind == "slurm" else _tell(run_dir / name)
+    print("\n".join([*told, f"run: {run_dir}"]))
+    return ExitCode.DONE
+
+
+def _queue(run_dir: Path, script: Path) -> list[str]:
+    """Queues a script; returns what to tell the user."""
+    # Nobody holds the lock: the job may start before sbatch returns.
     try:
         made = Job(id=slurm.submit(script), submitted=record.now())
     except UserError:
         record.write(run_dir, dataclasses.replace(record.read(run_dir), status="failed"))
         raise
     jobs.write(run_dir, made)
-    log = run_dir / cluster.SLURM_LOG.replace("%j", made.id)
-    print(f"job {made.id} is queued: {short(script)}")
-    print(f"watch:  tunerun show {short(run_dir)}\n        tail -F {short(log)}\n        squeue --job={made.id}")
-    print(f"stop:   scancel {made.id}   (training saves first; go on: tunerun resume {short(run_dir)})")
-    print(f"run: {run_dir}")
-    return ExitCode.DONE
+    run, log = short(run_dir), short(run_dir / cluster.SLURM_LOG.replace("%j", made.id))
+    return [
+        f"job {made.id} is queued: {short(script)}",
+        f"watch:  tunerun show {run}\n        tail -F {log}\n        squeue --job={made.id}",
+        f"stop:   scancel {made.id}   (training saves first; go on: tunerun resume {run})",
+    ]
+
+
+def _tell(task: Path) -> list[str]:
+    return [
+        f"written: {short(task)}",
+        f"start:  sky jobs launch {short(task)}   (starts it again when the machine is taken away)",
+        f"        sky launch {short(task)}",
+    ]
 
 
 def _refuse_queued(run_dir: Path) -> None:
@@ -58,9 +81,6 @@ def _refuse_queued(run_dir: Path) -> None:
 def _prepare(plan: Plan, config: RunConfig, run_dir: Path, name: str, text: str) -> None:
     """Writes what the job will find in the run directory."""
     secrets = redact.secret_values(os.environ)
-    found = redact.problems(typed.flatten(typed.plain(config)), secrets) + _secret_lines(config, secrets)
-    if found:
-        raise UserError(found)
     with rundir.locked(run_dir):
         kept = runner.open_record(plan, config, run_dir)
         path = run_dir / artifacts.CONFIG
@@ -70,7 +90,15 @@ def _prepare(plan: Plan, config: RunConfig, run_dir: Path, name: str, text: str)
             artifacts.write_text(run_dir / name, text)
         artifacts.write_json(run_dir / artifacts.PLAN, plans.to_json(plan))
         (run_dir / artifacts.LOGS).mkdir(exist_ok=True)
-        record.write(run_dir, dataclasses.replace(kept, status="submitted", finished=None))
+        status: RunStatus = "submitted" if config.cluster.kind == "slurm" else "prepared"
+        record.write(run_dir, dataclasses.replace(kept, status=status, finished=None))
+
+
+def _refuse_secrets(config: RunConfig) -> None:
+    secrets = redact.secret_values(os.environ)
+    found = redact.problems(typed.flatten(typed.plain(config)), secrets) + _secret_lines(config, secrets)
+    if found:
+        raise UserError(found)
 
 
 def _secret_lines(config: RunConfig, secrets: tuple[str, ...]) -> list[Problem]:

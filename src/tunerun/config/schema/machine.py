@@ -66,8 +66,14 @@ class ClusterConfig:
     """More options for sbatch, such as `--constraint=h100`."""
     setup: tuple[str, ...] = used_by("slurm", "skypilot", default=())
     """Shell lines that each node runs first, such as `module load cuda`. No secrets: they are written into the job."""
-    python: str | None = used_by("slurm", "skypilot", default=None)
-    """Python on the nodes; null takes the one that submits (slurm), or the one that setup leaves (skypilot)."""
+    python: str | None = used_by("slurm", default=None)
+    """Python on the nodes; null takes the one that submits."""
+    infra: str | None = used_by("skypilot", default=None)
+    """Where SkyPilot looks for machines (`aws`, `gcp/us-central1`, `k8s/context`); null takes the cheapest."""
+    spot: bool = used_by("skypilot", default=False)
+    """Take machines that can be taken away; the run goes on from its checkpoint where it has storage."""
+    storage: str | None = used_by("skypilot", default=None)
+    """Keeps the run directory: a volume, or a bucket (`s3://name`) for one node; null takes the machine's disk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
