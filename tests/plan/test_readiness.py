@@ -36,10 +36,6 @@ def test_a_run_that_this_machine_can_do_has_no_obstacles():
         ({"data__eval_path": ["gone.csv"]}, "data.eval_path: there is no file or folder gone.csv."),
         ({"model__adapter": "/gone/adapter"}, "model.adapter: there is no file or folder /gone/adapter."),
         (
-            {"cluster__kind": "multi_node", "cluster__nodes": 1},
-            "cluster.kind: this version plans multi_node but cannot run it. It runs: local, slurm, skypilot.",
-        ),
-        (
             {"train__optimizer": "paged_adamw"},
             "train.optimizer: paged_adamw pages to and from a GPU's memory. Choose adamw.",
         ),

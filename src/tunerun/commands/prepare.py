@@ -20,10 +20,11 @@ from tunerun.config.resolve import Resolved
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, UserError
 from tunerun.launch import allocation
+from tunerun.launch import nodes as launch_nodes
 from tunerun.plan import accelerate, build, dataset, deepspeed, nodes, readiness, shape
 from tunerun.plan.plan import Plan
 from tunerun.plan.tasks import TASK_SUFFIXES
-from tunerun.run import runner, submit
+from tunerun.run import follower, runner, submit
 
 OUTPUTS = Path("outputs")
 ADHOC = "adhoc"
@@ -116,6 +117,9 @@ def start(prepared: Prepared, overrides: Sequence[str], allow: frozenset[str] = 
     """
     if prepared.is_queued:
         return submit.submit(prepared.plan, prepared.config, overrides)
+    place = launch_nodes.meeting(prepared.config, os.environ)
+    if place is not None and not place.is_leader:
+        return follower.follow(place, prepared.config)
     return runner.execute(prepared.plan, config=prepared.config, allow=allow)
 
 

@@ -10,7 +10,7 @@ import re
 import typing
 from collections.abc import Callable
 
-from tunerun.config import ranges, teacher
+from tunerun.config import clusters, ranges, teacher
 from tunerun.config.data_sources import data_paths, data_sources, holds_out
 from tunerun.config.schema import ADAPTER_METHODS, DATA_PARTS, RunConfig, Stage
 from tunerun.errors import Problem
@@ -21,7 +21,6 @@ ELEMENTWISE_OPTIMIZERS = ("adamw", "lion")
 PACKABLE = ("sft", "pretrain", "distill")
 REWARD_METHODS = ("full", "lora", "dora", "rslora", "lora_plus")
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)B", re.IGNORECASE)
-_SLURM_TIME = re.compile(r"\d+-\d{1,2}(:\d{1,2}){0,2}|\d+(:\d{1,2}){1,2}")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _STAGES = typing.get_args(Stage)
 
@@ -227,49 +226,6 @@ def _processes(config: RunConfig) -> list[Problem]:
     return problems
 
 
-def _cluster(config: RunConfig) -> list[Problem]:
-    cluster = config.cluster
-    problems = []
-    # With hardware.processes set, the rule above tells it.
-    if cluster.nodes > 1 and config.hardware.strategy == "single" and config.hardware.processes is None:
-        what = f"single is one process, and there are {cluster.nodes} nodes."
-        fix = "Choose hardware=ddp, zero2, zero3 or fsdp2, or set cluster.nodes=1."
-        problems.append(Problem(where="hardware.strategy", what=what, fix=fix))
-    for key in ("partition", "account", "qos", "python", "infra", "storage"):
-        value = getattr(cluster, key)
-        if value is not None and (not value or not value.isprintable() or " " in value):
-            what = f"{value!r} cannot stand in a job script."
-            problems.append(Problem(where=f"cluster.{key}", what=what, fix="Write one word."))
-    if cluster.time is not None and not _SLURM_TIME.fullmatch(cluster.time):
-        # YAML reads 24:00:00 without quotes as a number.
-        what = f"{cluster.time!r} is no time limit."
-        problems.append(Problem(where="cluster.time", what=what, fix='Write "24:00:00" or "2-12:00", in quotes.'))
-    if cluster.memory is not None and not _SIZE.fullmatch(cluster.memory.strip()):
-        what = f"{cluster.memory!r} is not a size."
-        problems.append(Problem(where="cluster.memory", what=what, fix="Write 64GB or 500MB."))
-    if cluster.kind == "skypilot":
-        problems += _skypilot(config)
-    for index, line in enumerate(cluster.extra):
-        if not line.startswith("--") or not line.isprintable():
-            fix = "Write one option of sbatch, such as --constraint=h100."
-            problems.append(Problem(where=f"cluster.extra[{index}]", what=f"{line!r} is no option.", fix=fix))
-    return problems
-
-
-def _skypilot(config: RunConfig) -> list[Problem]:
-    cluster, problems = config.cluster, []
-    if not cluster.setup:
-        fix = """Set cluster.setup=["pip install 'tunerun[gguf]'"], say."""
-        problems.append(Problem(where="cluster.setup", what="nothing installs tunerun on the machines.", fix=fix))
-    if cluster.nodes > 1 and (cluster.storage is None or "://" in cluster.storage):
-        what = "the nodes need one run directory, and a bucket is no shared file system."
-        problems.append(Problem(where="cluster.storage", what=what, fix="Name a volume of SkyPilot."))
-    if cluster.spot and cluster.storage is None:
-        what = "what a machine that is taken away has on its disk is lost."
-        problems.append(Problem(where="cluster.storage", what=what, fix="Name a bucket or a volume."))
-    return problems
-
-
 def _micro_batch(config: RunConfig) -> list[Problem]:
     batch, micro = config.train.global_batch_size, config.train.micro_batch_size
     if config.hardware.processes is not None or micro is None or micro < 1 or batch % micro == 0:
@@ -342,15 +298,22 @@ def _generation(config: RunConfig) -> list[Problem]:
     return [Problem(where="eval.generate_rows", what=what, fix="Set eval.generate_rows=0.")]
 
 
-def _shards(config: RunConfig) -> list[Problem]:
-    try:
-        size = size_bytes(config.export.max_shard_size)
-    except ValueError:
-        what = f"{config.export.max_shard_size!r} is not a size."
-        return [Problem(where="export.max_shard_size", what=what, fix="Write 2GB or 500MB.")]
-    if size < 10**6:
-        return [Problem(where="export.max_shard_size", what="is below 1MB.", fix="Write 500MB, say.")]
-    return []
+def _sizes(config: RunConfig) -> list[Problem]:
+    problems = []
+    for key, text in (
+        ("export.max_shard_size", config.export.max_shard_size),
+        ("cluster.memory", config.cluster.memory),
+    ):
+        if text is None:
+            continue
+        try:
+            size = size_bytes(text)
+        except ValueError:
+            problems.append(Problem(where=key, what=f"{text!r} is not a size.", fix="Write 2GB or 500MB."))
+        else:
+            if size < 10**6:
+                problems.append(Problem(where=key, what="is below 1MB.", fix="Write 500MB, say."))
+    return problems
 
 
 def _names(config: RunConfig) -> list[Problem]:
@@ -390,13 +353,13 @@ RULES: tuple[Rule, ...] = (
     _data,
     _answers,
     _processes,
-    _cluster,
+    clusters.check,
     _micro_batch,
     _method,
     _sharing,
     _selection,
     _generation,
-    _shards,
+    _sizes,
     _names,
     _serve,
     _sweep,

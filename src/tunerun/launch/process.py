@@ -89,6 +89,7 @@ def run(
     lock: int,
     grace_seconds: float = STOP_GRACE_SECONDS,
     stall_seconds: float | None = None,
+    others: Callable[[], str | None] | None = None,
 ) -> Ended:
     """Runs a child to its end.
 
@@ -105,6 +106,7 @@ def run(
         lock: Descriptor of the run's lock, held by the child as long as it lives.
         grace_seconds: Longest time between the first signal and the kill.
         stall_seconds: Longest time in which no rank tells anything; None waits for ever.
+        others: Says what is wrong with another node; None without other nodes.
 
     Raises:
         OSError: The program could not be started, or the log could not be written; no child is left.
@@ -118,7 +120,9 @@ def run(
             name = stop.received[0].name
             terminal.line(f"{name}: stopping within {grace_seconds:.0f} s; a second signal kills at once", error=True)
 
-        watch = _Watch(stop=stop, tell=tell, grace_seconds=grace_seconds, ranks=ranks if launch.ranks else None)
+        watch = _Watch(
+            stop=stop, tell=tell, grace_seconds=grace_seconds, ranks=ranks if launch.ranks else None, others=others
+        )
         try:
             fault = _follow(child, consumers, watch)
         finally:
@@ -193,6 +197,7 @@ class _Watch:
     tell: Callable[[], None]
     grace_seconds: float
     ranks: RankTable | None
+    others: Callable[[], str | None] | None = None
     deadline: float | None = None
     fault: str | None = None
 
@@ -206,7 +211,7 @@ class _Watch:
                 self.ranks.ask(signal.SIGTERM)
             self.tell()
         if self.ranks is not None and self.fault is None:
-            self.fault = self.ranks.fault()
+            self.fault = (self.others() if self.others is not None else None) or self.ranks.fault()
         late = self.deadline is not None and time.monotonic() > self.deadline
         if len(self.stop.received) > 1 or late or self.fault is not None:
             _kill_group(process)
@@ -215,7 +220,7 @@ class _Watch:
         """Returns what became of a rank that could not say so itself, when all have ended."""
         if self.ranks is None or self.fault is not None or self.stop.received:
             return self.fault
-        return self.ranks.fault() or self.ranks.lost()
+        return (self.others() if self.others is not None else None) or self.ranks.fault() or self.ranks.lost()
 
 
 def _follow(child: _Child, consumers: Mapping[int, Callable[[bytes], None]], watch: _Watch) -> str | None:

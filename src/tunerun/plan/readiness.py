@@ -21,7 +21,6 @@ from tunerun.plan.steps import ZERO_STAGES
 
 # What this version trains and starts; the schema and the estimates already know more.
 TRAINED_OBJECTIVES = ("sft", "pretrain", "dpo", "orpo", "simpo", "kto", "reward", "distill")
-STARTED_CLUSTERS = ("local", "slurm", "skypilot")
 SERVED_ENGINES = ("auto", "llamacpp", "transformers")
 
 _MUON_SINCE = (2, 9)
@@ -51,7 +50,6 @@ def problems(config: RunConfig, plan: Plan, machine: Machine | None) -> list[Pro
 def _not_built(config: RunConfig) -> list[Problem]:
     rows = [
         ("objective.kind", config.objective.kind, TRAINED_OBJECTIVES, "train" in config.stages),
-        ("cluster.kind", config.cluster.kind, STARTED_CLUSTERS, True),
         ("serve.engine", config.serve.engine, SERVED_ENGINES, "serve" in config.stages),
     ]
     found = [

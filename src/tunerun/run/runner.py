@@ -16,15 +16,16 @@ from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.config import typed
 from tunerun.config.schema import RunConfig
-from tunerun.errors import ExitCode, Problem, StageError, UserError
-from tunerun.launch import allocation, command, process
-from tunerun.launch.command import Launch
+from tunerun.errors import ExitCode, Problem, StageError, TunerunError, UserError
+from tunerun.launch import allocation, command, nodes, process
+from tunerun.launch.command import Launch, Node
+from tunerun.launch.nodes import Leader
 from tunerun.launch.process import Ended, StopSignals
 from tunerun.launch.terminal import Terminal, duration
 from tunerun.launch.waiting import with_wait_policy
 from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
-from tunerun.plan.steps import AnswerStep, ModelStep, Step
+from tunerun.plan.steps import AnswerStep, ModelStep, Step, TrainStep
 from tunerun.run import card, drift, job, provenance, record, redact, report, rundir, statuses, summary
 from tunerun.run.fingerprint import Fingerprint, fingerprint, intact
 from tunerun.run.hashes import Hashes
@@ -70,7 +71,12 @@ def execute(
         found = redact.problems(typed.flatten(typed.plain(config)), secrets)
         if found:
             raise UserError(found)
-        with rundir.locked(run_dir) as lock, StopSignals() as stop:
+        place = nodes.meeting(config, os.environ)
+        with (
+            rundir.locked(run_dir) as lock,
+            StopSignals() as stop,
+            nodes.leading(place, str(run_dir)) as leader,
+        ):
             runner = _Runner(
                 plan=plan,
                 config=config,
@@ -79,6 +85,7 @@ def execute(
                 stop=stop,
                 secrets=secrets,
                 lock=lock,
+                leader=leader,
                 summarise=summarise,
                 hashes=Hashes(run_dir),
                 record=open_record(plan, config, run_dir),
@@ -101,6 +108,7 @@ class _Runner:
     stop: StopSignals
     secrets: tuple[str, ...]
     lock: int
+    leader: Leader | None
     summarise: Summary
     hashes: Hashes
     record: Record
@@ -121,6 +129,8 @@ class _Runner:
             raise
         finally:
             self._finish(code)
+            if self.leader is not None:
+                self.leader.end(code)
         if code == ExitCode.DONE:
             self.terminal.line("\n" + self.summarise(self.run_dir, self.plan.name))
         elif code == ExitCode.PREEMPTED:
@@ -186,14 +196,20 @@ class _Runner:
         hardware, started, restarts = self.config.hardware, time.monotonic(), 0
         while True:
             statuses.remove(self.run_dir, step.stage)
+            try:
+                node = self._gather(step)
+            except TunerunError as error:
+                found = Outcome(code=ExitCode(error.exit_code), error=str(error), shown=False)
+                return Ended(exit_code=int(error.exit_code), seconds=time.monotonic() - started), found
             ended = process.run(
-                self._launch(step),
+                self._launch(step, node),
                 log=self.run_dir / artifacts.LOGS / f"{step.stage}.log",
                 terminal=self.terminal,
                 stop=self.stop,
                 clean=lambda line: redact.text(line, self.secrets),
                 lock=self.lock,
                 stall_seconds=hardware.stall_seconds,
+                others=self.leader.fault if self.leader is not None and node is not None else None,
             )
             found = statuses.outcome(self.run_dir, step.stage, ended, stopped=bool(self.stop.received))
             if self.stop.received or not (found.again or (found.died and restarts < hardware.max_restarts)):
@@ -203,12 +219,18 @@ class _Runner:
             self.terminal.line(f"{step.stage}: {found.error}; {why}", error=True)
         return dataclasses.replace(ended, seconds=time.monotonic() - started), found
 
-    def _launch(self, step: Step) -> Launch:
+    def _launch(self, step: Step, node: Node | None) -> Launch:
         """Returns how a step is started; the key of a teacher is for the step that asks it and no other."""
-        launch = with_wait_policy(command.command(step, self.run_dir))
+        launch = with_wait_policy(command.command(step, self.run_dir, node=node))
         key = self.config.answer.api_key_env
         hidden = () if key is None or isinstance(step, AnswerStep) else (key,)
         return dataclasses.replace(launch, without=(*launch.without, *hidden))
+
+    def _gather(self, step: Step) -> Node | None:
+        """Has the other nodes start their ranks of a step that has some."""
+        if self.leader is None or not isinstance(step, TrainStep):
+            return None
+        return self.leader.launch(step.stage, lambda: bool(self.stop.received))
 
     def _settle(self, made: tuple[Artifact, ...], old: StageRecord | None) -> None:
         """Remembers the hashes of what was made, and removes what the stage made before and does not make any more."""

@@ -46,6 +46,8 @@ class ClusterConfig:
     """Who starts them."""
     nodes: int = used_by("multi_node", "slurm", "skypilot", default=1)
     """Number of machines."""
+    rendezvous: str | None = used_by("multi_node", default=None)
+    """`host:port` where the nodes meet: the node that has this name or address leads the others."""
     cpus: int | None = used_by("slurm", "skypilot", default=None)
     """CPUs of each node; null takes 8 for each process, or the threads of all where hardware.threads is set."""
     memory: str | None = used_by("slurm", "skypilot", default=None)
