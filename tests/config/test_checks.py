@@ -85,6 +85,8 @@ def test_a_sound_config_has_no_problems():
         ({"cluster__kind": "slurm", "cluster__memory": "much"}, "cluster.memory", "not a size"),
         ({"cluster__kind": "slurm", "cluster__extra": ["-x\nrm"]}, "cluster.extra[0]", "no option"),
         ({"cluster__kind": "slurm", "cluster__signal_seconds": -1}, "cluster.signal_seconds", "from 0"),
+        ({"cluster__kind": "multi_node"}, "cluster.rendezvous", "HOST:29400"),
+        ({"cluster__kind": "multi_node", "cluster__rendezvous": "gpu1"}, "cluster.rendezvous", "HOST:29400"),
         ({"cluster__kind": "skypilot"}, "cluster.setup", "nothing installs tunerun"),
         (
             {"cluster__kind": "skypilot", "cluster__setup": ["true"], "cluster__spot": True},

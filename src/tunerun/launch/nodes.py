@@ -4,8 +4,8 @@ Every node runs the same command. The others connect to the leader, learn its ru
 objects, one a line; each side says something every few seconds, so that the other notices when it is gone, whatever
 became of it.
 
-    leader    {"run_dir": folder, "node": n}   {"launch": stage}   {"end": exit code}
-    follower  {"name": host}                   {"ended": exit code, "error": text or null}
+    leader    {"run_dir": folder, "node": n}   {"launch": stage, "attempt": n}   {"end": exit code}
+    follower  {"name": host}                   {"ended": attempt, "error": text or null}
     both      {}                               a sign of life
 """
 
@@ -164,6 +164,7 @@ class Leader:
         self._place, self._run_dir = place, run_dir
         self._lines: list[Line] = []
         self._errors: dict[int, str] = {}
+        self._attempt = 0
         try:
             # On all addresses: the leader's own name may be the loopback's here.
             self._server = socket.create_server(("", place.port), backlog=place.nodes)
@@ -194,18 +195,20 @@ class Leader:
                 raise StageError(f"{self._place.nodes - 1} other nodes are planned, and these came: {there}.")
             time.sleep(_POLL_SECONDS)
         self._errors.clear()
+        self._attempt += 1
         lost = self.fault()
         if lost is not None:
             raise StageError(lost)
         for line in self._lines:
-            line.send({"launch": stage})
+            line.send({"launch": stage, "attempt": self._attempt})
         return _node(self._place, 0, self._lines[0].own_address)
 
     def fault(self) -> str | None:
         """Looks at the other nodes; returns what is wrong with one of them, by its name."""
         for number, line in enumerate(self._lines, start=1):
             while (message := line.receive(0)) is not None:
-                if message["error"] is not None:
+                # What is told of an earlier attempt may come late.
+                if message["error"] is not None and message["ended"] == self._attempt:
                     self._errors[number] = f"node {number} ({line.name}): {message['error']}"
             lost = line.lost()
             if lost is not None:
@@ -214,6 +217,9 @@ class Leader:
 
     def end(self, code: int) -> None:
         """Tells the other nodes how the run ended, and lets them go."""
+        # Closing it alone would leave it open as long as somebody waits in it.
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         for line in self._lines:
             line.send({"end": code})

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tunerun import artifacts
+from tunerun.child import STOP_GRACE_SECONDS
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, StageError
 from tunerun.launch import command, nodes, process
@@ -47,13 +48,21 @@ def follow(place: Meeting, config: RunConfig) -> ExitCode:
                     return ExitCode(told["end"])
                 if told is not None:
                     ended = _launch(told["launch"], Path(folder), node, line, stop, config)
-                    line.send({"ended": ended.exit_code, "error": ended.fault})
+                    line.send({"ended": told["attempt"], "error": ended.fault})
+                    if stop.received:
+                        # The leader is still saving: it must not miss this node.
+                        return _end(line)
                 gone = line.lost()
                 if gone is not None:
                     raise StageError(_lost(line, gone))
             return ExitCode.PREEMPTED
         finally:
             line.close()
+
+
+def _end(line: Line) -> ExitCode:
+    told = line.receive(STOP_GRACE_SECONDS)
+    return ExitCode.PREEMPTED if told is None or "end" not in told else ExitCode(told["end"])
 
 
 def _launch(stage: str, run_dir: Path, node: Node, line: Line, stop: StopSignals, config: RunConfig) -> Ended:
