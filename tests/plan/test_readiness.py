@@ -139,7 +139,7 @@ def test_evaluation_tasks_need_their_package(monkeypatch):
         ({"hardware__gpu": "h200"}, []),
         ({"hardware__device": "cpu"}, []),
         ({"hardware__device": "cuda"}, []),
-        ({"hardware__strategy": "ddp", "hardware__gpu": "h200"}, ["hardware.strategy", "hardware.processes"]),
+        ({"hardware__strategy": "ddp", "hardware__gpu": "h200"}, ["hardware.processes"]),
     ],
 )
 def test_a_plan_for_nodes_elsewhere_takes_nothing_from_this_machine(changes, wheres):

@@ -115,14 +115,8 @@ def run(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as log_file, _spawned(launch, lock) as child:
         consumers = _consumers(child, log_file, terminal, clean, ranks)
-
-        def tell() -> None:
-            name = stop.received[0].name
-            terminal.line(f"{name}: stopping within {grace_seconds:.0f} s; a second signal kills at once", error=True)
-
-        watch = _Watch(
-            stop=stop, tell=tell, grace_seconds=grace_seconds, ranks=ranks if launch.ranks else None, others=others
-        )
+        seen = ranks if launch.ranks else None
+        watch = _Watch(stop=stop, terminal=terminal, grace_seconds=grace_seconds, ranks=seen, others=others)
         try:
             fault = _follow(child, consumers, watch)
         finally:
@@ -194,7 +188,7 @@ class _Watch:
     """When a child is to be signalled or killed."""
 
     stop: StopSignals
-    tell: Callable[[], None]
+    terminal: Terminal
     grace_seconds: float
     ranks: RankTable | None
     others: Callable[[], str | None] | None = None
@@ -209,7 +203,8 @@ class _Watch:
                 process.send_signal(signal.SIGTERM)
             else:
                 self.ranks.ask(signal.SIGTERM)
-            self.tell()
+            name, limit = self.stop.received[0].name, f"{self.grace_seconds:.0f} s"
+            self.terminal.line(f"{name}: stopping within {limit}; a second signal kills at once", error=True)
         if self.ranks is not None and self.fault is None:
             self.fault = (self.others() if self.others is not None else None) or self.ranks.fault()
         late = self.deadline is not None and time.monotonic() > self.deadline
