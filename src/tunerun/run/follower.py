@@ -43,6 +43,8 @@ def follow(place: Meeting, config: RunConfig) -> ExitCode:
         terminal.line(f"node {node.number} of {place.nodes}; the run is in {folder}")
         try:
             while not stop.received:
+                # Looked at first: what was said before the end of a connection is then in the inbox.
+                gone = line.lost()
                 told = line.receive(_POLL_SECONDS)
                 if told is not None and "end" in told:
                     return ExitCode(told["end"])
@@ -52,8 +54,7 @@ def follow(place: Meeting, config: RunConfig) -> ExitCode:
                     if stop.received:
                         # The leader is still saving: it must not miss this node.
                         return _end(line)
-                gone = line.lost()
-                if gone is not None:
+                elif gone is not None:
                     raise StageError(_lost(line, gone))
             return ExitCode.PREEMPTED
         finally:
