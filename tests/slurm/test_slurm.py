@@ -75,6 +75,23 @@ def test_a_cancelled_job_saves_first_and_is_submitted_by_hand(cluster, tunerun, 
     assert weights(run_dir) == weights(project / "not-cancelled")
 
 
+def test_ranks_of_a_job_save_together_and_go_on_to_the_same_bits(cluster, tunerun, wait, project):
+    ranks = (*TRAINING, "hardware=ddp", "hardware.device=cpu", "hardware.processes=2", "train.max_steps=150",
+             "train.global_batch_size=2")  # fmt: skip
+    ranks = tuple(item for item in ranks if item != "hardware=cpu")
+    tunerun(*ranks, "cluster=slurm", "cluster.cpus=2", "run_dir=ranks")
+    run_dir = project / "ranks"
+    while not (run_dir / "metrics.jsonl").is_file():
+        wait("ranks", "running")
+    # What Slurm does before the time limit.
+    cluster.ask("scancel", "--batch", "--signal=USR1", json.loads((run_dir / "job.json").read_text())["id"])
+    seen = wait("ranks", "done", "failed")
+    assert seen[-1] == "done", job_log(run_dir)
+    assert [call.exit_code for call in record.read(run_dir).invocations] == [75, 0]
+    tunerun(*ranks, "run_dir=ranks-whole")
+    assert weights(run_dir) == weights(project / "ranks-whole")
+
+
 def test_under_srun_with_one_task_it_runs_at_once(tunerun, project):
     out = tunerun(*SHORT, "cluster=slurm", "run_dir=srun", before=("srun", "--ntasks=1"))
     assert "[3/3] train: done after" in out
