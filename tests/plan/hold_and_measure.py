@@ -69,7 +69,8 @@ def tensor_bytes() -> int:
     gc.collect()
     storages: dict[int, int] = {}
     for item in gc.get_objects():
-        if type(item).__name__ in ("Tensor", "Parameter", "DTensor"):
+        # Asked of the type: some libraries' objects import themselves when they are looked at.
+        if issubclass(type(item), torch.Tensor):
             for tensor in (item, item.grad if item.is_leaf else None):
                 if tensor is not None:
                     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
