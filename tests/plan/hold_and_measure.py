@@ -23,7 +23,7 @@ from tunerun.models import adapters, load
 from tunerun.models.attention import SEGMENTS
 from tunerun.models.batch import MicroBatch
 from tunerun.models.loss import token_loss
-from tunerun.plan.deepspeed import deepspeed_config
+from tunerun.plan.deepspeed import BUCKET_NUMBERS, deepspeed_config
 from tunerun.plan.steps import Placement
 from tunerun.train import optim
 from tunerun.train.engines import Parts, make_engine
@@ -74,7 +74,9 @@ def tensor_bytes() -> int:
             for tensor in (item, item.grad if item.is_leaf else None):
                 if tensor is not None:
                     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-                    storages[local.untyped_storage().data_ptr()] = local.untyped_storage().nbytes()
+                    # What gradients travel through is planned apart; when it is freed differs between stages.
+                    if local.numel() != BUCKET_NUMBERS:
+                        storages[local.untyped_storage().data_ptr()] = local.untyped_storage().nbytes()
     return sum(storages.values())
 
 

@@ -64,6 +64,10 @@ def held_bytes(work: Work) -> int:
 def test_a_rank_holds_what_is_planned(strategy, world, precision, method):
     if strategy.startswith("zero"):
         pytest.importorskip("deepspeed", reason="ZeRO needs deepspeed")
+    if strategy == "zero3" and method == "lora":
+        pytest.skip(
+            "ZeRO-3 keeps parameters below 100,000 numbers whole: most of those of a model as small as this one"
+        )
     work = replace(
         LORA, method=method, strategy=strategy, world_size=world, precision=precision, device="cpu", row_tokens=32
     )
@@ -74,7 +78,4 @@ def test_a_rank_holds_what_is_planned(strategy, world, precision, method):
         # Between two micro-batches no layer is brought together.
         states -= int(memory._gathered_bytes(size, work))
     held = held_bytes(work)
-    if strategy in ("zero1", "zero3"):
-        # ZeRO-2 frees it between micro-batches.
-        held -= memory._bucket_bytes(work)
     assert states == pytest.approx(held, rel=0.15)
