@@ -37,6 +37,7 @@ test-full: lint
 
 docs: setup
 	@$(BIN)/python -m tunerun.config.reference
+	@$(BIN)/python -m tunerun.plan.capacity
 
 # Trains the shipped base model again from generated text, about 20 minutes on 2 cores.
 sprout: setup

@@ -21,6 +21,7 @@ from typing import Any
 CONFIG = "config.yaml"
 PLAN = "plan.json"
 RECORD = "run.json"
+JOB = "job.json"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
 CARD = "README.md"

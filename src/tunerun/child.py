@@ -36,11 +36,12 @@ class Stopped(BaseException):
 
 
 def stop_on_signals() -> None:
-    """Makes SIGINT and SIGTERM raise `Stopped`, so that staging files are removed on the way out.
+    """Makes SIGINT, SIGTERM and SIGUSR1 raise `Stopped`, so that staging files are removed on the way out.
 
     A stage that can save its work replaces these handlers by its own.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # Slurm sends SIGUSR1 to every process of a job.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
 
 

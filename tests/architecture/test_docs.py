@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 from tunerun.commands.prepare import prepare
 from tunerun.config import reference, schema, typed
 from tunerun.config.resolve import group_names, resolve
+from tunerun.plan import capacity
 from tunerun.plan import plan as plans
 
 RECIPES = [file.stem for file in reference.recipe_files()]
@@ -23,6 +24,12 @@ def test_the_key_reference_is_current():
 
 def test_the_recipe_reference_is_current():
     assert (ROOT / "recipes" / "README.md").read_text(encoding="utf-8") == reference.recipe_reference(), "run make docs"
+
+
+@pytest.mark.parametrize("file", capacity.files(), ids=lambda file: file.name)
+def test_the_table_of_what_fits_is_current(file):
+    text = file.read_text(encoding="utf-8")
+    assert text == capacity.with_table(text), "run make docs"
 
 
 def test_every_key_says_what_it_means():

@@ -94,8 +94,8 @@ def test_cuda_has_a_fixed_workspace():
         (
             {"strategy": "fsdp2", "processes": 8, "nodes": 4},
             (
-                "python -P -m torch.distributed.run --rdzv-backend=c10d --rdzv-endpoint=HOST:29400 --nnodes=4 "
-                f"--nproc-per-node=8 {ALWAYS}"
+                "python -P -m torch.distributed.run --rdzv-backend=static --node-rank=NODE --master-addr=HOST "
+                f"--master-port=PORT --nnodes=4 --nproc-per-node=8 {ALWAYS}"
             ),
         ),
         (
@@ -116,3 +116,15 @@ def test_tasks_bring_data_of_their_own_and_a_teacher_may_get_prompts_from_a_hub(
         assert launch.without == ()
     assert tasks.env["TQDM_DISABLE"] == "1"
     assert "TQDM_DISABLE" not in command.command(measured(), RUN_DIR).env
+
+
+def test_each_node_has_its_number_and_the_interface_towards_the_others(monkeypatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    node = command.Node(number=3, host="gpu7", port=29401, interface="ib0")
+    launch = command.command(measured(strategy="ddp", processes=2, nodes=4), RUN_DIR, node=node)
+    assert {"--node-rank=3", "--master-addr=gpu7", "--master-port=29401", "--nnodes=4"} <= set(launch.argv)
+    assert launch.env["GLOO_SOCKET_IFNAME"] == "ib0"
+    assert launch.ranks == 2
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")
+    launch = command.command(measured(strategy="ddp", processes=2, nodes=4), RUN_DIR, node=node)
+    assert "GLOO_SOCKET_IFNAME" not in launch.env, "what the user chose stays"

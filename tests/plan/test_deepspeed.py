@@ -1,7 +1,7 @@
 import pytest
 
 from tunerun.plan import deepspeed
-from tunerun.plan.deepspeed import deepspeed_config
+from tunerun.plan.deepspeed import BUCKET_NUMBERS, deepspeed_config
 from tunerun.plan.steps import Placement
 
 ZERO2 = Placement(strategy="zero2", processes=2)
@@ -31,6 +31,7 @@ def test_precision_and_offload_are_those_of_the_placement():
     assert config["gradient_clipping"] == 0.5
     assert config["zero_optimization"] == {
         "stage": 3,
+        "reduce_bucket_size": BUCKET_NUMBERS,
         "offload_optimizer": {"device": "cpu", "pin_memory": True},
         "offload_param": {"device": "cpu", "pin_memory": True},
     }

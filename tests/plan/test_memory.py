@@ -72,7 +72,7 @@ def test_full_training_in_bf16_takes_eighteen_bytes_a_weight():
 
 @pytest.mark.parametrize(
     ("strategy", "bytes_each"),
-    [("zero1", 2 + 2 + 12 / 8), ("zero2", 2 + (2 + 12) / 8), ("zero3", 16 / 8), ("fsdp2", 16 / 8)],
+    [("ddp", 6 + 8 + 8), ("zero1", 2 + 6 + 12 / 8), ("zero2", 2 + (4 + 12) / 8), ("zero3", 18 / 8), ("fsdp2", 16 / 8)],
 )
 def test_states_are_divided_as_the_strategy_says(strategy, bytes_each):
     found = parts(replace(FULL, strategy=strategy, world_size=8))

@@ -35,7 +35,6 @@ def test_a_run_that_this_machine_can_do_has_no_obstacles():
         ({"data__path": ["rows.jsonl", "./gone"]}, "data.path: there is no file or folder ./gone."),
         ({"data__eval_path": ["gone.csv"]}, "data.eval_path: there is no file or folder gone.csv."),
         ({"model__adapter": "/gone/adapter"}, "model.adapter: there is no file or folder /gone/adapter."),
-        ({"cluster__kind": "slurm"}, "cluster.kind: this version plans slurm but cannot run it. It runs: local."),
         (
             {"train__optimizer": "paged_adamw"},
             "train.optimizer: paged_adamw pages to and from a GPU's memory. Choose adamw.",
@@ -131,3 +130,19 @@ def test_evaluation_tasks_need_their_package(monkeypatch):
     (problem,) = found(eval__lm_eval=["hellaswag"])
     assert problem == "eval.lm_eval: lm_eval is not installed. Install it: pip install 'tunerun[lm-eval]'"
     assert found(eval__lm_eval=["hellaswag"], stages=["data", "train"]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "wheres"),
+    [
+        ({}, ["hardware.gpu"]),
+        ({"hardware__gpu": "h200"}, []),
+        ({"hardware__device": "cpu"}, []),
+        ({"hardware__device": "cuda"}, []),
+        ({"hardware__strategy": "ddp", "hardware__gpu": "h200"}, ["hardware.processes"]),
+    ],
+)
+def test_a_plan_for_nodes_elsewhere_takes_nothing_from_this_machine(changes, wheres):
+    made = config(**changes, cluster__kind="slurm")
+    built = build.build(made, build.Facts(machine=CPU, data=None))
+    assert [problem.where for problem in readiness.problems(made, built, None)] == wheres

@@ -14,7 +14,7 @@ def shown(found, obstacles=()) -> str:
     commands = {
         step.stage: ["/usr/bin/python3", "-m", "tunerun.worker", found.run_dir, step.stage] for step in found.steps
     }
-    return render(found, commands=commands, obstacles=obstacles)
+    return render(found, commands=commands, files={}, obstacles=obstacles)
 
 
 @pytest.mark.parametrize("machine", [CPU, TWO_GPUS])

@@ -19,8 +19,8 @@ def use_stand_ins(replace=setattr):
     """Makes the runner start stand-in stages; `replace` is `monkeypatch.setattr` in tests."""
     real = command.command
 
-    def stand_in(step, run_dir):
-        launch = real(step, run_dir)
+    def stand_in(step, run_dir, **settings):
+        launch = real(step, run_dir, **settings)
         return Launch(
             argv=(sys.executable, str(HERE / "drive_worker.py"), *launch.argv[-2:]),
             env=launch.env,

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tunerun import artifacts, machine
-from tunerun.commands.prepare import Prepared, prepare, require_ready
+from tunerun.commands.prepare import Prepared, prepare, require_here
 from tunerun.config import typed
 from tunerun.config.overrides import key_of
 from tunerun.config.resolve import resolve
@@ -217,7 +217,7 @@ class _Driver:
             raise UserError(Problem(where=f"sweep.params.{missed[0]}", what=what, fix="Vary the recipe by hand."))
         config = _for_trial(resolved.config, self.request.sweep_dir, trial.number, self.sweep.jobs)
         whole = prepare(replace(resolved, config=config))
-        require_ready(whole)
+        require_here(whole)
         _gpus(whole, 0, self.sweep.jobs)
         if "answer" in whole.config.stages:
             fix = "Collect the answers once, with stages=[answer], and sweep with data.path=RUN/answer/answers.jsonl."

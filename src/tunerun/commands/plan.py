@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from tunerun.commands import arguments
-from tunerun.commands.prepare import prepare
+from tunerun.commands.prepare import Prepared, prepare
 from tunerun.config.resolve import resolve
 from tunerun.errors import ExitCode
-from tunerun.launch import command
+from tunerun.launch import cluster, command
 from tunerun.plan import plan as plans
 from tunerun.plan.render import render
+from tunerun.run import redact
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,10 +30,18 @@ def main(argv: Sequence[str]) -> int:
     prepared = prepare(resolve(overrides, arguments.config_dir(options)))
     obstacles = [str(problem) for problem in prepared.obstacles]
     run_dir = Path(prepared.plan.run_dir)
+    files = _files(prepared, overrides)
     commands = {step.stage: list(command.command(step, run_dir).argv) for step in prepared.plan.steps}
     if "--json" in options:
-        data = {**plans.to_json(prepared.plan), "commands": commands, "obstacles": obstacles}
+        data = {**plans.to_json(prepared.plan), "commands": commands, "files": files, "obstacles": obstacles}
         print(json.dumps(data, ensure_ascii=False, indent=2))
     else:
-        print(render(prepared.plan, commands=commands, obstacles=obstacles))
+        print(render(prepared.plan, commands=commands, files=files, obstacles=obstacles))
     return ExitCode.DONE
+
+
+def _files(prepared: Prepared, overrides: Sequence[str]) -> dict[str, str]:
+    """Renders what is handed to a cluster, by file name."""
+    secrets = redact.secret_values(os.environ)
+    files = cluster.files(prepared.plan, prepared.config, Path.cwd(), overrides)
+    return {name: redact.text(text, secrets) for name, text in files.items()}

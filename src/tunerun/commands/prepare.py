@@ -1,7 +1,9 @@
-"""From what was typed to a plan: what `run`, `plan`, `data` and `resume` have in common."""
+"""From what was typed to a plan, and from a plan to a run: what `run`, `plan`, `data` and `resume` have in common."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +18,13 @@ from tunerun.config.data_sources import with_paths
 from tunerun.config.register import new_run_id
 from tunerun.config.resolve import Resolved
 from tunerun.config.schema import RunConfig
-from tunerun.errors import Problem, UserError
-from tunerun.plan import accelerate, build, dataset, deepspeed, readiness, shape
+from tunerun.errors import ExitCode, Problem, UserError
+from tunerun.launch import allocation
+from tunerun.launch import nodes as launch_nodes
+from tunerun.plan import accelerate, build, dataset, deepspeed, nodes, readiness, shape
 from tunerun.plan.plan import Plan
 from tunerun.plan.tasks import TASK_SUFFIXES
+from tunerun.run import follower, runner, submit
 
 OUTPUTS = Path("outputs")
 ADHOC = "adhoc"
@@ -32,6 +37,8 @@ class Prepared:
     config: RunConfig
     plan: Plan
     obstacles: tuple[Problem, ...]
+    is_queued: bool = False
+    """Whether it is for a cluster to run it, and not for this process."""
 
 
 def prepare(resolved: Resolved) -> Prepared:
@@ -67,7 +74,14 @@ def plan_for(config: RunConfig, notes: Sequence[str] = ()) -> Prepared:
         found = deepspeed.problems(own, plan.train.placement, max_grad_norm=config.train.max_grad_norm)
         if found:
             raise UserError(found)
-    return Prepared(config=config, plan=plan, obstacles=tuple(readiness.problems(config, plan, machine)))
+    # Data are prepared where the command was typed: to look at them.
+    wanted = config.cluster.kind in nodes.QUEUED_CLUSTERS and set(config.stages) != {"data"}
+    queued = wanted and allocation.allocation(os.environ) is None
+    obstacles = [
+        *allocation.problems(config, os.environ, sys.argv[1:]),
+        *readiness.problems(config, plan, None if queued else machine),
+    ]
+    return Prepared(config=config, plan=plan, obstacles=tuple(obstacles), is_queued=queued)
 
 
 def require_ready(prepared: Prepared) -> None:
@@ -78,6 +92,35 @@ def require_ready(prepared: Prepared) -> None:
     """
     if prepared.obstacles:
         raise UserError(prepared.obstacles)
+
+
+def require_here(prepared: Prepared) -> None:
+    """Refuses a plan that cannot run in this process: what follows needs its results.
+
+    Raises:
+        UserError: Names everything in the way.
+    """
+    if prepared.is_queued:
+        what = f"this command waits for what it runs, and {prepared.config.cluster.kind} queues it."
+        fix = "Start it within a job (srun --ntasks=1 tunerun ...), or choose cluster=local."
+        raise UserError(Problem(where="cluster.kind", what=what, fix=fix))
+    require_ready(prepared)
+
+
+def start(prepared: Prepared, overrides: Sequence[str], allow: frozenset[str] = frozenset()) -> ExitCode:
+    """Runs a plan here, or hands it to the cluster that it is for.
+
+    Args:
+        prepared: Without obstacles.
+        overrides: What was typed.
+        allow: Keys that may differ from those the run was trained with.
+    """
+    if prepared.is_queued:
+        return submit.submit(prepared.plan, prepared.config, overrides)
+    place = launch_nodes.meeting(prepared.config, os.environ)
+    if place is not None and not place.is_leader:
+        return follower.follow(place, prepared.config)
+    return runner.execute(prepared.plan, config=prepared.config, allow=allow)
 
 
 def _recipe_name(recipe: str | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tunerun import artifacts, fits, paths
 from tunerun.commands import arguments
-from tunerun.commands.prepare import OUTPUTS, Prepared, plan_for, require_ready
+from tunerun.commands.prepare import OUTPUTS, Prepared, plan_for, require_here
 from tunerun.config.data_sources import at_commit, data_paths, with_paths
 from tunerun.config.register import new_run_id
 from tunerun.config.schema import RunConfig
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     prepared = _prepared(recorded, folder.absolute())
     before = changed_since(recorded, prepared.config)
     print(_heading(before, named))
-    require_ready(prepared)
+    require_here(prepared)
     code = runner.execute(
         prepared.plan,
         config=prepared.config,

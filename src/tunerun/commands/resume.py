@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tunerun import artifacts
 from tunerun.commands import arguments, sweep
-from tunerun.commands.prepare import plan_for, require_ready
+from tunerun.commands.prepare import plan_for, require_ready, start
 from tunerun.config import resolve, typed
 from tunerun.errors import Problem, UserError
 from tunerun.plan.steps import Step, TrainStep
-from tunerun.run import record, rundir, runner
+from tunerun.run import record, rundir
 from tunerun.sweep import trials
 
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     require_ready(prepared)
     allow = frozenset(options.get("--allow", ()))
     plan = replace(prepared.plan, steps=tuple(_allowing(step, allow) for step in prepared.plan.steps))
-    return runner.execute(plan, config=prepared.config, allow=allow)
+    return start(replace(prepared, plan=plan), overrides, allow)
 
 
 def _allowing(step: Step, allow: frozenset[str]) -> Step:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunerun.commands import arguments
-from tunerun.commands.prepare import prepare, require_ready
+from tunerun.commands.prepare import prepare, require_ready, start
 from tunerun.config.resolve import resolve
-from tunerun.run import runner
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,4 +21,4 @@ def main(argv: Sequence[str]) -> int:
     options, overrides = arguments.split(argv, flags=(), values=("--config-dir", "-cd"))
     prepared = prepare(resolve(overrides, arguments.config_dir(options)))
     require_ready(prepared)
-    return runner.execute(prepared.plan, config=prepared.config)
+    return start(prepared, overrides)

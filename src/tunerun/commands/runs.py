@@ -14,7 +14,6 @@ from tunerun.errors import ExitCode, UserError
 from tunerun.run import inspect
 
 _Order = Literal["created", "took", "loss"]
-_STATES = ("done", "failed", "killed", "preempted", "pruned", "running")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     if len(rest) > 1:
         raise UserError("name one folder, or none for ./outputs.")
     orders = typing.get_args(_Order)
-    for option, known in (("--state", _STATES), ("--sort", orders)):
+    for option, known in (("--state", inspect.STATES), ("--sort", orders)):
         for value in options.get(option, ()):
             if value not in known:
                 raise UserError(f"{option}={value}: {nearest(value, known)}")

@@ -10,7 +10,7 @@ import re
 import typing
 from collections.abc import Callable
 
-from tunerun.config import ranges, teacher
+from tunerun.config import clusters, ranges, teacher
 from tunerun.config.data_sources import data_paths, data_sources, holds_out
 from tunerun.config.schema import ADAPTER_METHODS, DATA_PARTS, RunConfig, Stage
 from tunerun.errors import Problem
@@ -298,15 +298,22 @@ def _generation(config: RunConfig) -> list[Problem]:
     return [Problem(where="eval.generate_rows", what=what, fix="Set eval.generate_rows=0.")]
 
 
-def _shards(config: RunConfig) -> list[Problem]:
-    try:
-        size = size_bytes(config.export.max_shard_size)
-    except ValueError:
-        what = f"{config.export.max_shard_size!r} is not a size."
-        return [Problem(where="export.max_shard_size", what=what, fix="Write 2GB or 500MB.")]
-    if size < 10**6:
-        return [Problem(where="export.max_shard_size", what="is below 1MB.", fix="Write 500MB, say.")]
-    return []
+def _sizes(config: RunConfig) -> list[Problem]:
+    problems = []
+    for key, text in (
+        ("export.max_shard_size", config.export.max_shard_size),
+        ("cluster.memory", config.cluster.memory),
+    ):
+        if text is None:
+            continue
+        try:
+            size = size_bytes(text)
+        except ValueError:
+            problems.append(Problem(where=key, what=f"{text!r} is not a size.", fix="Write 2GB or 500MB."))
+        else:
+            if size < 10**6:
+                problems.append(Problem(where=key, what="is below 1MB.", fix="Write 500MB, say."))
+    return problems
 
 
 def _names(config: RunConfig) -> list[Problem]:
@@ -354,12 +361,13 @@ RULES: tuple[Rule, ...] = (
     _data,
     _answers,
     _processes,
+    clusters.check,
     _micro_batch,
     _method,
     _sharing,
     _selection,
     _generation,
-    _shards,
+    _sizes,
     _names,
     _serve,
     _sweep,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -12,14 +13,24 @@ from tunerun.child import STOP_GRACE_SECONDS
 from tunerun.paths import ASSET_SCHEME
 from tunerun.plan.steps import AnswerStep, DataStep, EvalStep, ExportStep, MergeStep, ModelStep, Placement, Step
 
-# Where a multi-node command meets: the launcher of the cluster fills in the first host and this node's number.
-RENDEZVOUS = "HOST:29400"
-
 # How the path of a model begins that no hub is asked for; one that exists is absolute by now.
 _LOCAL = (".", "/", "~", ASSET_SCHEME)
 # Code that comes with a model or a template has no use for them but a bad one.
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """This machine among those that a stage runs on."""
+
+    number: int
+    """From 0, which is the leader."""
+    host: str
+    """Name or address of the leader, where the ranks of all nodes meet."""
+    port: int
+    interface: str | None
+    """Network interface towards the others; None when it is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,19 +46,20 @@ class Launch:
     """Number of ranks that torchrun starts on this machine; 0 when the stage is one process."""
 
 
-def command(step: Step, run_dir: Path, python: str = sys.executable) -> Launch:
+def command(step: Step, run_dir: Path, python: str = sys.executable, *, node: Node | None = None) -> Launch:
     """Returns how a step is started.
 
     Args:
         step: What to run.
         run_dir: Holds plan.json, from which the processes read the step.
         python: Interpreter of the stage.
+        node: This machine among several; None leaves place holders where there are several.
     """
     placement = _placement(step)
     worker = ("-m", "tunerun.worker", str(run_dir), step.stage)
     return Launch(
-        argv=(*_launcher(placement, python), *worker),
-        env=_environment(step, placement),
+        argv=(*_launcher(placement, python, node), *worker),
+        env=_environment(step, placement, node),
         without=() if _is_online(step) else _HUB_TOKENS,
         ranks=0 if placement is None or placement.world_size == 1 else placement.processes,
     )
@@ -72,25 +84,22 @@ def _is_online(step: Step) -> bool:
     return isinstance(step, AnswerStep) or (isinstance(step, DataStep) and bool(step.hub_paths))
 
 
-def _launcher(placement: Placement | None, python: str) -> tuple[str, ...]:
+def _launcher(placement: Placement | None, python: str, node: Node | None) -> tuple[str, ...]:
     # -P keeps the user's folder off sys.path: a `json.py` there must not replace the library's.
     interpreter = (python, "-P")
     if placement is None or placement.world_size == 1:
         return interpreter
-    return (*interpreter, "-m", "torch.distributed.run", *_torchrun(placement))
+    return (*interpreter, "-m", "torch.distributed.run", *_torchrun(placement, node))
 
 
-def _torchrun(placement: Placement) -> tuple[str, ...]:
+def _torchrun(placement: Placement, node: Node | None) -> tuple[str, ...]:
     """Returns torchrun's options: it starts the ranks and lets them meet, and nothing else.
 
     The runner restarts, for only it knows which checkpoint is whole; and torchrun would die of a signal that is not
     named, and leave its ranks behind.
     """
-    where = "--standalone" if placement.nodes == 1 else "--rdzv-backend=c10d"
-    meeting = () if placement.nodes == 1 else (f"--rdzv-endpoint={RENDEZVOUS}",)
     return (
-        where,
-        *meeting,
+        *(("--standalone",) if placement.nodes == 1 else _meeting(node)),
         f"--nnodes={placement.nodes}",
         f"--nproc-per-node={placement.processes}",
         "--max-restarts=0",
@@ -100,7 +109,13 @@ def _torchrun(placement: Placement) -> tuple[str, ...]:
     )
 
 
-def _environment(step: Step, placement: Placement | None) -> dict[str, str]:
+def _meeting(node: Node | None) -> tuple[str, ...]:
+    """Returns how the ranks of several nodes meet: the nodes are numbered, so that the first rank is the leader's."""
+    number, host, port = ("NODE", "HOST", "PORT") if node is None else (node.number, node.host, node.port)
+    return ("--rdzv-backend=static", f"--node-rank={number}", f"--master-addr={host}", f"--master-port={port}")
+
+
+def _environment(step: Step, placement: Placement | None, node: Node | None) -> dict[str, str]:
     env = {
         "PYTHONUNBUFFERED": "1",
         # The order of sets of strings must not differ between two runs.
@@ -119,6 +134,9 @@ def _environment(step: Step, placement: Placement | None) -> dict[str, str]:
     if isinstance(step, EvalStep) and step.eval.lm_eval:
         # Its bars would fill the log: tunerun shows its own progress.
         env["TQDM_DISABLE"] = "1"
+    if node is not None and node.interface is not None and "GLOO_SOCKET_IFNAME" not in os.environ:
+        # gloo takes the address of the host's name, which on many machines is that of the loopback.
+        env["GLOO_SOCKET_IFNAME"] = node.interface
     threads = 1 if placement is None else placement.threads
     env.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     if placement is not None and placement.device == "cuda":

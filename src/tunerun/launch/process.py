@@ -30,6 +30,7 @@ from tunerun.progress import END, GO_ON, LOSS, STEP, VERDICTS_FD
 _POLL_SECONDS = 0.1
 _EXIT_POLL_SECONDS = 0.005
 _CHUNK_BYTES = 1 << 16
+# SIGUSR1 is how Slurm says that the time limit is near.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -158,6 +159,7 @@ def run(
     lock: int,
     grace_seconds: float = STOP_GRACE_SECONDS,
     stall_seconds: float | None = None,
+    others: Callable[[], str | None] | None = None,
 ) -> Ended:
     """Runs a child to its end.
 
@@ -174,6 +176,7 @@ def run(
         lock: Descriptor of the run's lock, held by the child as long as it lives.
         grace_seconds: Longest time between the first signal and the kill.
         stall_seconds: Longest time in which no rank tells anything; None waits for ever.
+        others: Says what is wrong with another node; None without other nodes.
 
     Raises:
         OSError: The program could not be started, or the log could not be written; no child is left.
@@ -182,12 +185,7 @@ def run(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as log_file, _spawned(launch, lock, supervision) as child:
         ears = _Ears(child, log_file, terminal, clean, ranks, supervision.judge)
-
-        def tell() -> None:
-            name = supervision.stop.received[0].name
-            terminal.line(f"{name}: stopping within {grace_seconds:.0f} s; a second signal kills at once", error=True)
-
-        watch = _Watch(supervision.stop, tell, grace_seconds, ranks if launch.ranks else None)
+        watch = _Watch(supervision.stop, terminal, grace_seconds, ranks if launch.ranks else None, others)
         try:
             fault = _follow(child, ears.consumers(), watch)
         finally:
@@ -284,9 +282,10 @@ class _Watch:
     """When a child is to be signalled or killed."""
 
     stop: StopSignals
-    tell: Callable[[], None]
+    terminal: Terminal
     grace_seconds: float
     ranks: RankTable | None
+    others: Callable[[], str | None] | None = None
     deadline: float | None = None
     fault: str | None = None
 
@@ -298,9 +297,10 @@ class _Watch:
                 process.send_signal(signal.SIGTERM)
             else:
                 self.ranks.ask(signal.SIGTERM)
-            self.tell()
+            name, limit = self.stop.received[0].name, f"{self.grace_seconds:.0f} s"
+            self.terminal.line(f"{name}: stopping within {limit}; a second signal kills at once", error=True)
         if self.ranks is not None and self.fault is None:
-            self.fault = self.ranks.fault()
+            self.fault = (self.others() if self.others is not None else None) or self.ranks.fault()
         late = self.deadline is not None and time.monotonic() > self.deadline
         if len(self.stop.received) > 1 or late or self.fault is not None:
             _kill_group(process)
@@ -309,7 +309,7 @@ class _Watch:
         """Returns what became of a rank that could not say so itself, when all have ended."""
         if self.ranks is None or self.fault is not None or self.stop.received:
             return self.fault
-        return self.ranks.fault() or self.ranks.lost()
+        return (self.others() if self.others is not None else None) or self.ranks.fault() or self.ranks.lost()
 
 
 def _follow(child: _Child, consumers: Mapping[int, Callable[[bytes], None]], watch: _Watch) -> str | None:

@@ -10,7 +10,7 @@ from tunerun.config.checks import size_bytes
 from tunerun.config.data_sources import holds_out
 from tunerun.config.schema import ADAPTER_METHODS, PAGED_OPTIMIZERS, RunConfig
 from tunerun.machine import Machine
-from tunerun.plan import answers, dataset, devices, estimate, shape
+from tunerun.plan import answers, dataset, devices, estimate, nodes, shape
 from tunerun.plan.compiling import compiles
 from tunerun.plan.dataset import DataSize
 from tunerun.plan.deepspeed import deepspeed_config
@@ -71,7 +71,7 @@ def build(config: RunConfig, facts: Facts, notes: tuple[str, ...] = ()) -> Plan:
         notes: What was already decided, shown with the plan's own notes.
     """
     assert config.name is not None and config.run_dir is not None and config.model.path is not None
-    decided = _decide(config, facts)
+    decided = _decide(config, replace(facts, machine=nodes.node(config, facts.machine)))
     volume = _volume(config, facts) if "train" in config.stages else None
     return Plan(
         name=config.name,
@@ -321,11 +321,10 @@ def _delivery(config: RunConfig, decided: _Decisions) -> list[Step]:
     if merges:
         assert adapter is not None
         shard = size_bytes(config.export.max_shard_size)
-        template = config.model.chat_template
         steps.append(
             MergeStep(
                 adapter=adapter,
-                chat_template=template,
+                chat_template=config.model.chat_template,
                 max_shard_size_bytes=shard,
                 quantisation=_base_quantisation(config),
             )

@@ -8,6 +8,10 @@ from typing import Any
 from tunerun.errors import Problem
 from tunerun.plan.steps import ZERO_STAGES, Placement
 
+BUCKET_NUMBERS = 50_000_000
+"""Gradients that travel at a time. DeepSpeed's own 500 million would take up to 4 GB of each GPU, however small the
+model."""
+
 _WHERE = "hardware.deepspeed"
 # What tunerun does itself, or has keys of its own for.
 _OURS = {
@@ -35,7 +39,7 @@ def deepspeed_config(
     """
     if placement.strategy not in ZERO_STAGES:
         return {}
-    zero: dict[str, Any] = {"stage": ZERO_STAGES[placement.strategy]}
+    zero: dict[str, Any] = {"stage": ZERO_STAGES[placement.strategy], "reduce_bucket_size": BUCKET_NUMBERS}
     if placement.strategy != "zero3":
         # Overlapping needs CUDA's streams, and gradients that are added up before they are reduced need stage 2.
         zero["overlap_comm"] = placement.strategy == "zero2" and placement.device == "cuda"

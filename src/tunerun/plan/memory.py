@@ -1,11 +1,11 @@
 """Peak memory of one training process by part, and the weights that move. Arithmetic only.
 
-Assumptions, measured against real runs in tests/plan/test_memory.py:
+Assumptions, measured against real runs in tests/plan/test_memory.py and, for what ranks hold, test_states.py:
 
 - transformers' layers with torch's attention (no score matrix is kept); the head and the cross-entropy are computed in
   pieces of at most 64 MiB of fp32 scores, except for the architectures that change scores afterwards;
 - bf16: full training keeps fp32 weights and computes in bf16 (autocast keeps a bf16 copy of them), ZeRO keeps bf16
-  weights and gradients and puts an fp32 copy beside AdamW's two moments; a frozen base is bf16, adapters are fp32;
+  weights and fp32 gradients and puts an fp32 copy beside AdamW's two moments; a frozen base is bf16, adapters are fp32;
 - gradients of an accumulated step exist while the next micro-batch is computed.
 """
 
@@ -19,6 +19,7 @@ from tunerun.config import typed
 from tunerun.config.schema import ADAPTER_METHODS, MethodKind, ObjectiveKind, Optimizer, Strategy
 from tunerun.errors import Problem, UserError
 from tunerun.plan import trained
+from tunerun.plan.deepspeed import BUCKET_NUMBERS
 from tunerun.plan.shape import Sizes
 
 ALL_LINEAR = "all-linear"
@@ -107,7 +108,7 @@ class Memory:
     logits_bytes: int
     """Scores over the vocabulary, and the gradients of the head and its input while they are computed."""
     runtime_bytes: int
-    """Libraries and contexts."""
+    """Libraries, contexts, and what DeepSpeed sends gradients through."""
     host_bytes: int
     """Moved to host memory by `hardware.offload`; not part of the device's total."""
 
@@ -179,7 +180,7 @@ def memory(size: Sizes, work: Work, *, micro_batch_size: int, activation_checkpo
         optimiser_bytes=int(optimiser),
         activations_bytes=int(tokens * kept * _ALLOCATION_FACTOR[work.device]),
         logits_bytes=int(_logits_bytes(size, work, tokens) * _ALLOCATION_FACTOR[work.device]),
-        runtime_bytes=_RUNTIME_BYTES[work.device],
+        runtime_bytes=_RUNTIME_BYTES[work.device] + _bucket_bytes(work),
         host_bytes=int(host),
     )
 
@@ -224,15 +225,29 @@ def _parts(work: Work, state: Literal["weights", "gradients", "optimiser"]) -> i
     return work.world_size if state in divided[work.strategy] else 1
 
 
+def _trained_bytes(work: Work) -> tuple[float, float, float]:
+    """Returns what a process holds for each trained weight: the weight, its gradient, the optimiser's state."""
+    half = work.precision == "bf16"
+    if work.strategy.startswith("zero"):
+        # Weights in the computation's format, an fp32 copy beside the optimiser's own state, and fp32 gradients; before
+        # ZeRO-1 adds a bf16 gradient to these, it is held too.
+        each = (2.0 if half else 4.0, 6.0 if half and work.strategy == "zero1" else 4.0, 4 + work.state_bytes)
+    else:
+        # DDP holds what travels beside the gradients.
+        each = (4.0, 8.0 if work.strategy == "ddp" and work.world_size > 1 else 4.0, work.state_bytes)
+    weights, gradients, optimiser = each
+    return (
+        weights / _parts(work, "weights"),
+        gradients / _parts(work, "gradients"),
+        optimiser / _parts(work, "optimiser"),
+    )
+
+
 def _full_states(size: Sizes, work: Work) -> tuple[float, float, float]:
-    zero = work.strategy.startswith("zero")
-    # ZeRO keeps an fp32 copy of bf16 weights beside the optimiser's own state.
-    each = (2, 2, 4 + work.state_bytes) if zero and work.precision == "bf16" else (4, 4, work.state_bytes)
-    weights = size.parameters * each[0] / _parts(work, "weights")
+    weights, gradients, optimiser = (size.parameters * each for each in _trained_bytes(work))
     if work.precision == "bf16" and work.strategy in ("single", "ddp"):
         weights += 2 * size.parameters
-    gradients = size.parameters * each[1] / _parts(work, "gradients")
-    return weights, gradients, size.parameters * each[2] / _parts(work, "optimiser")
+    return weights, gradients, optimiser
 
 
 def _partial_states(size: Sizes, work: Work, *, adapter: bool) -> tuple[float, float, float]:
@@ -249,8 +264,17 @@ def _partial_states(size: Sizes, work: Work, *, adapter: bool) -> tuple[float, f
     if work.method == "dora":
         # The weight, its update and their sum, in fp32, while a layer computes its rows' lengths.
         base += 3 * 4 * largest
-    weights = (base + 4 * trainable) / _parts(work, "weights")
-    return weights, 4 * trainable / _parts(work, "gradients"), work.state_bytes * trainable / _parts(work, "optimiser")
+    weights, gradients, optimiser = (trainable * each for each in _trained_bytes(work))
+    return base / _parts(work, "weights") + weights, gradients, optimiser
+
+
+def _bucket_bytes(work: Work) -> int:
+    """Returns what DeepSpeed keeps for gradients that travel, however few there are."""
+    if not work.strategy.startswith("zero"):
+        return 0
+    number = 4 if work.strategy == "zero1" else work.number_bytes
+    # With CUDA, ZeRO-2 fills one while another travels.
+    return BUCKET_NUMBERS * number * (2 if work.strategy == "zero2" and work.device == "cuda" else 1)
 
 
 def _gathered_bytes(size: Sizes, work: Work) -> float:

@@ -14,25 +14,30 @@ from tunerun.config.schema import BITSANDBYTES_OPTIMIZERS, PAGED_OPTIMIZERS, Run
 from tunerun.errors import Problem
 from tunerun.formats.architectures import GGUF_ARCHITECTURES
 from tunerun.machine import Machine
-from tunerun.plan import tasks
+from tunerun.plan import nodes, tasks
 from tunerun.plan.build import trains_adapter
 from tunerun.plan.plan import Plan
 from tunerun.plan.steps import ZERO_STAGES
 
 # What this version trains and starts; the schema and the estimates already know more.
 TRAINED_OBJECTIVES = ("sft", "pretrain", "dpo", "orpo", "simpo", "kto", "reward", "distill")
-STARTED_CLUSTERS = ("local",)
 SERVED_ENGINES = ("auto", "llamacpp", "transformers")
 
 _MUON_SINCE = (2, 9)
 
 
-def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
-    """Finds everything that keeps this machine or this version from running a plan."""
+def problems(config: RunConfig, plan: Plan, machine: Machine | None) -> list[Problem]:
+    """Finds everything that keeps this machine or this version from running a plan.
+
+    Args:
+        config: What the plan was made from.
+        plan: What is to be run.
+        machine: Where it is to be run, or None for nodes of a cluster, which nothing is known of here.
+    """
     return [
         *_not_built(config),
         *_files(config),
-        *_gpus(plan, machine),
+        *(_nodes(config) if machine is None else _gpus(plan, machine)),
         *_extras(config),
         *_key(config),
         *(tasks.problems(config.eval) if "eval" in config.stages else ()),
@@ -45,7 +50,6 @@ def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
 def _not_built(config: RunConfig) -> list[Problem]:
     rows = [
         ("objective.kind", config.objective.kind, TRAINED_OBJECTIVES, "train" in config.stages),
-        ("cluster.kind", config.cluster.kind, STARTED_CLUSTERS, True),
         ("serve.engine", config.serve.engine, SERVED_ENGINES, "serve" in config.stages),
     ]
     found = [
@@ -129,6 +133,23 @@ def _gpus(plan: Plan, machine: Machine) -> list[Problem]:
         return []
     what = f"{needed} GPU{'s are' if needed > 1 else ' is'} planned on each node, and this machine has {here}."
     return [Problem(where="hardware", what=what, fix="Choose hardware=cpu, or run it where the GPUs are.")]
+
+
+def _nodes(config: RunConfig) -> list[Problem]:
+    """Finds what the plan would take from this machine, which is not where it runs."""
+    hardware, problems = config.hardware, []
+    if hardware.device == "auto" and hardware.gpu is None:
+        what = "what the nodes compute on cannot be told from here."
+        fix = "Name their GPU (hardware.gpu=h100-80g), or set hardware.device=cpu."
+        problems.append(Problem(where="hardware.gpu", what=what, fix=fix))
+    if config.cluster.kind == "skypilot" and hardware.device != "cpu" and hardware.gpu not in nodes.SKYPILOT_GPUS:
+        what = f"SkyPilot has no name for {hardware.gpu or 'a GPU that is not named'}."
+        problems = [Problem(where="hardware.gpu", what=what, fix=f"Choose {', '.join(nodes.SKYPILOT_GPUS)}.")]
+    if hardware.strategy != "single" and hardware.processes is None:
+        what = "how many processes a node can run cannot be told from here."
+        fix = "Set hardware.processes to the number of GPUs of a node."
+        problems.append(Problem(where="hardware.processes", what=what, fix=fix))
+    return problems
 
 
 def _extras(config: RunConfig) -> list[Problem]:

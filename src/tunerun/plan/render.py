@@ -17,12 +17,15 @@ _WIDTH = 100
 _LABEL_WIDTH = 14
 
 
-def render(plan: Plan, *, commands: Mapping[str, Sequence[str]], obstacles: Sequence[str]) -> str:
+def render(
+    plan: Plan, *, commands: Mapping[str, Sequence[str]], files: Mapping[str, str], obstacles: Sequence[str]
+) -> str:
     """Lays a plan out.
 
     Args:
         plan: What to show.
         commands: Command line by stage.
+        files: Text of what is handed to a cluster, by file name.
         obstacles: What keeps this machine from running the plan.
     """
     lines = [*columns.fill(f"plan: {plan.name} -> {plan.run_dir}", _WIDTH, rest="  "), ""]
@@ -36,6 +39,9 @@ def render(plan: Plan, *, commands: Mapping[str, Sequence[str]], obstacles: Sequ
     lines += ["", "commands", *_commands(commands)]
     if train is not None and train.deepspeed:
         lines += ["", "deepspeed", *columns.fill(_settings(train.deepspeed), _WIDTH, first="  ", rest="  ")]
+    for name, text in files.items():
+        # Not folded: it can be copied from here.
+        lines += ["", name, *(f"  {line}".rstrip() for line in text.splitlines())]
     for title, texts in (("notes", plan.notes), ("warnings", plan.warnings), ("cannot run here", obstacles)):
         if texts:
             lines += [

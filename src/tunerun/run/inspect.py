@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,10 +11,14 @@ from typing import Literal
 from tunerun import artifacts, columns
 from tunerun.errors import Problem, UserError
 from tunerun.launch.terminal import MAX_COLUMNS, duration, size
+from tunerun.run import job as jobs
 from tunerun.run import record, results, rundir
 from tunerun.run.record import Record
 from tunerun.run.results import Results
 from tunerun.run.summary import short
+
+STATES = ("done", "failed", "killed", "preempted", "running", "prepared", *jobs.STATES)
+"""States of a run."""
 
 _MAX_PATH_COLUMNS = 48
 
@@ -24,7 +28,7 @@ class Choice:
     """Which runs are listed, and in which order."""
 
     states: tuple[str, ...] = ()
-    """States such as `done` or `failed`; empty for all."""
+    """Of `STATES`; empty for all."""
     words: tuple[str, ...] = ()
     """Each occurs in the run's name, folder or base model; case does not matter."""
     order: Literal["created", "took", "loss"] = "created"
@@ -47,10 +51,13 @@ def list_runs(outputs: Path, choice: Choice = Choice()) -> str:
     runs, unreadable = [], []
     for folder in folders:
         try:
+            jobs.read(folder)
             runs.append((record.read(folder), folder))
         except UserError as error:
             unreadable += columns.fill(f"skipped: {error}", MAX_COLUMNS, rest="    ")
-    kept = [run for run in runs if _is_chosen(*run, choice)]
+    queue = jobs.queue({folder: entry for entry, folder in runs})
+    states = {folder: state(folder, entry, queue) for entry, folder in runs}
+    kept = [run for run in runs if _is_chosen(*run, states[run[1]], choice)]
     if not kept:
         what = f"no runs in {outputs}" if not runs else f"none of the {len(runs)} runs in {outputs} is like that"
         return "\n".join([what, *unreadable])
@@ -60,7 +67,7 @@ def list_runs(outputs: Path, choice: Choice = Choice()) -> str:
     rows = [
         (
             entry.created[:16].replace("T", " "),
-            state(folder, entry),
+            states[folder],
             duration(seconds(entry)),
             _loss(folder),
             short(folder),
@@ -70,11 +77,9 @@ def list_runs(outputs: Path, choice: Choice = Choice()) -> str:
     return "\n".join([_table(("created (UTC)", "state", "took", "loss", "run"), rows), *unreadable])
 
 
-def _is_chosen(entry: Record, folder: Path, choice: Choice) -> bool:
+def _is_chosen(entry: Record, folder: Path, now: str, choice: Choice) -> bool:
     about = f"{entry.name} {folder} {(entry.base_model or {'path': ''})['path']}".lower()
-    return (not choice.states or state(folder, entry) in choice.states) and all(
-        word.lower() in about for word in choice.words
-    )
+    return (not choice.states or now in choice.states) and all(word.lower() in about for word in choice.words)
 
 
 def _rank(entry: Record, folder: Path, order: str) -> float:
@@ -97,25 +102,38 @@ def show(run_dir: Path) -> str:
         f"{entry.name}: {state(run_dir, entry)}",
         f"  created   {entry.created[:19].replace('T', ' ')} UTC",
         columns.cut(f"  base      {found.base_model}", MAX_COLUMNS),
-        columns.cut(f"  command   {' '.join(entry.invocations[-1].command)}", MAX_COLUMNS),
     ]
+    if entry.invocations:
+        head.append(columns.cut(f"  command   {' '.join(entry.invocations[-1].command)}", MAX_COLUMNS))
+    job = jobs.read(run_dir)
+    if job is not None:
+        head.append(f"  job       {job.id} of Slurm, submitted {job.submitted[:19].replace('T', ' ')} UTC")
     stages = [
         (stage, item.status, "" if item.seconds is None else duration(item.seconds), item.error or "")
         for stage, item in entry.stages.items()
     ]
     files = [(item.path, item.kind, size(item.bytes), item.sha256[:12]) for item in _made(entry)]
-    blocks = ["\n".join(head), _table(("stage", "state", "took", "error"), stages)]
+    blocks = ["\n".join(head)]
+    if stages:
+        blocks.append(_table(("stage", "state", "took", "error"), stages))
     if files:
         blocks.append(_table(("file", "kind", "size", "sha256"), files))
     blocks += _results(found)
     return "\n\n".join(blocks)
 
 
-def state(run_dir: Path, entry: Record) -> str:
-    """Returns a run's state; one that says `running` and holds no lock was killed."""
+def state(run_dir: Path, entry: Record, queue: Mapping[str, str] | None = None) -> str:
+    """Returns a run's state; one that says `running`, holds no lock and is no job was killed.
+
+    Args:
+        run_dir: Of the run.
+        entry: Its record.
+        queue: State of Slurm's jobs; None asks for it.
+    """
     if rundir.is_busy(run_dir):
         return "running"
-    return "killed" if entry.status == "running" else entry.status
+    asked = jobs.queue({run_dir: entry}) if queue is None else queue
+    return jobs.state(run_dir, entry, asked) or ("killed" if entry.status == "running" else entry.status)
 
 
 def _results(found: Results) -> list[str]:

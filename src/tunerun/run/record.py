@@ -20,7 +20,7 @@ from tunerun.errors import Problem, UserError
 SCHEMA = 1
 
 StageStatus = Literal["running", "done", "skipped", "failed", "preempted", "pruned"]
-RunStatus = Literal["running", "done", "failed", "preempted", "pruned"]
+RunStatus = Literal["prepared", "submitted", "running", "done", "failed", "preempted", "pruned"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

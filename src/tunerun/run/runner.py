@@ -10,25 +10,27 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tunerun import __version__, artifacts
 from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.config import typed
 from tunerun.config.schema import RunConfig
-from tunerun.errors import ExitCode, Problem, StageError, UserError
-from tunerun.launch import command, process
-from tunerun.launch.command import Launch
+from tunerun.errors import ExitCode, Problem, StageError, TunerunError, UserError
+from tunerun.launch import allocation, command, nodes, process
+from tunerun.launch.command import Launch, Node
+from tunerun.launch.nodes import Leader
 from tunerun.launch.process import Ended, StopSignals, Supervision
 from tunerun.launch.terminal import Terminal, duration
 from tunerun.launch.waiting import with_wait_policy
 from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
-from tunerun.plan.steps import AnswerStep, ModelStep, Step
-from tunerun.run import card, drift, provenance, record, redact, report, rundir, statuses, summary
+from tunerun.plan.steps import AnswerStep, ModelStep, Step, TrainStep
+from tunerun.run import card, drift, job, provenance, record, redact, report, rundir, statuses, summary
 from tunerun.run.fingerprint import Fingerprint, fingerprint, intact
 from tunerun.run.hashes import Hashes
-from tunerun.run.record import Invocation, Record, RunStatus, StageRecord
+from tunerun.run.record import Invocation, Record, StageRecord
 from tunerun.run.statuses import Outcome
 
 Summary = Callable[[Path, str], str]
@@ -72,7 +74,12 @@ def execute(
         found = redact.problems(typed.flatten(typed.plain(config)), secrets)
         if found:
             raise UserError(found)
-        with rundir.locked(run_dir) as lock, _supervised(supervision) as supervised:
+        place = nodes.meeting(config, os.environ)
+        with (
+            rundir.locked(run_dir) as lock,
+            _supervised(supervision) as supervised,
+            nodes.leading(place, str(run_dir)) as leader,
+        ):
             runner = _Runner(
                 plan=plan,
                 config=config,
@@ -81,9 +88,10 @@ def execute(
                 supervision=supervised,
                 secrets=secrets,
                 lock=lock,
+                leader=leader,
                 summarise=summarise,
                 hashes=Hashes(run_dir),
-                record=_open_record(plan, config, run_dir),
+                record=open_record(plan, config, run_dir),
             )
             return runner.run(allow)
     except OSError as error:
@@ -112,6 +120,7 @@ class _Runner:
     supervision: Supervision
     secrets: tuple[str, ...]
     lock: int
+    leader: Leader | None
     summarise: Summary
     hashes: Hashes
     record: Record
@@ -132,6 +141,8 @@ class _Runner:
             raise
         finally:
             self._finish(code)
+            if self.leader is not None:
+                self.leader.end(code)
         if code == ExitCode.DONE:
             self.terminal.line("\n" + self.summarise(self.run_dir, self.plan.name))
         elif code == ExitCode.PREEMPTED:
@@ -199,14 +210,20 @@ class _Runner:
         received = self.supervision.stop.received
         while True:
             statuses.remove(self.run_dir, step.stage)
+            try:
+                node = self._gather(step)
+            except TunerunError as error:
+                found = Outcome(code=ExitCode(error.exit_code), error=str(error), shown=False)
+                return Ended(exit_code=int(error.exit_code), seconds=time.monotonic() - started), found
             ended = process.run(
-                self._launch(step),
+                self._launch(step, node),
                 log=self.run_dir / artifacts.LOGS / f"{step.stage}.log",
                 terminal=self.terminal,
                 supervision=self.supervision,
                 clean=redact.Lines(self.secrets),
                 lock=self.lock,
                 stall_seconds=hardware.stall_seconds,
+                others=self.leader.fault if self.leader is not None and node is not None else None,
             )
             found = statuses.outcome(self.run_dir, step.stage, ended, stopped=bool(received))
             if received or not (found.again or (found.died and restarts < hardware.max_restarts)):
@@ -216,12 +233,18 @@ class _Runner:
             self.terminal.line(f"{step.stage}: {found.error}; {why}", error=True)
         return dataclasses.replace(ended, seconds=time.monotonic() - started), found
 
-    def _launch(self, step: Step) -> Launch:
+    def _launch(self, step: Step, node: Node | None) -> Launch:
         """Returns how a step is started; the key of a teacher is for the step that asks it and no other."""
-        launch = with_wait_policy(command.command(step, self.run_dir))
+        launch = with_wait_policy(command.command(step, self.run_dir, node=node))
         key = self.config.answer.api_key_env
         hidden = () if key is None or isinstance(step, AnswerStep) else (key,)
         return dataclasses.replace(launch, without=(*launch.without, *hidden))
+
+    def _gather(self, step: Step) -> Node | None:
+        """Has the other nodes start their ranks of a step that has some."""
+        if self.leader is None or not isinstance(step, TrainStep):
+            return None
+        return self.leader.launch(step.stage, lambda: bool(self.supervision.stop.received))
 
     def _settle(self, made: tuple[Artifact, ...], old: StageRecord | None) -> None:
         """Remembers the hashes of what was made, and removes what the stage made before and does not make any more."""
@@ -277,6 +300,11 @@ class _Runner:
         artifacts.write_json(self.run_dir / artifacts.PLAN, plans.to_json(self.plan))
         if self.plan.train is not None:
             rundir.write_launch(self.run_dir, self.plan.train)
+        place = allocation.allocation(os.environ) if self.config.cluster.kind == "slurm" else None
+        before = job.read(self.run_dir)
+        if place is not None and place.job is not None and (before is None or before.id != place.job):
+            # The script was submitted by hand.
+            job.write(self.run_dir, job.Job(id=place.job, submitted=record.now()))
 
     def _save(self, stage: str, entry: StageRecord) -> None:
         self.record = self.record.with_stage(stage, entry)
@@ -307,7 +335,7 @@ class _Runner:
             card.write(self.run_dir, self.secrets)
 
 
-_STATUS: dict[ExitCode, RunStatus] = {
+_STATUS: dict[ExitCode, Literal["done", "failed", "preempted", "pruned"]] = {
     ExitCode.DONE: "done",
     ExitCode.STAGE_FAILED: "failed",
     ExitCode.USER_ERROR: "failed",
@@ -339,7 +367,7 @@ def _ended(
     )
 
 
-def _open_record(plan: Plan, config: RunConfig, run_dir: Path) -> Record:
+def open_record(plan: Plan, config: RunConfig, run_dir: Path) -> Record:
     """Reads the record of an earlier execution, or begins one."""
     if (run_dir / artifacts.RECORD).is_file():
         return record.read(run_dir)

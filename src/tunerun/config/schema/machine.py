@@ -46,6 +46,36 @@ class ClusterConfig:
     """Who starts them."""
     nodes: int = used_by("multi_node", "slurm", "skypilot", default=1)
     """Number of machines."""
+    rendezvous: str | None = used_by("multi_node", default=None)
+    """`host:port` where the nodes meet: the node that has this name or address leads the others."""
+    cpus: int | None = used_by("slurm", "skypilot", default=None)
+    """CPUs of each node; null takes 8 for each process, or the threads of all where hardware.threads is set."""
+    memory: str | None = used_by("slurm", "skypilot", default=None)
+    """Memory of each node (`64GB`); null leaves it to the cluster."""
+    time: str | None = used_by("slurm", default=None)
+    """Time limit, `hours:minutes:seconds` or `days-hours:minutes`; null takes the partition's."""
+    partition: str | None = used_by("slurm", default=None)
+    """Partition to queue in; null takes the default one."""
+    account: str | None = used_by("slurm", default=None)
+    """Account that is charged."""
+    qos: str | None = used_by("slurm", default=None)
+    """Quality of service."""
+    requeue: bool = used_by("slurm", default=True)
+    """Queue the job again when it is preempted or reaches its time limit; it goes on from its checkpoint."""
+    signal_seconds: int = used_by("slurm", default=300)
+    """How long before the time limit training saves a checkpoint; Slurm may be up to 60 s early."""
+    extra: tuple[str, ...] = used_by("slurm", default=())
+    """More options for sbatch, such as `--constraint=h100`."""
+    setup: tuple[str, ...] = used_by("slurm", "skypilot", default=())
+    """Shell lines that each node runs first, such as `module load cuda`. No secrets: they are written into the job."""
+    python: str | None = used_by("slurm", default=None)
+    """Python on the nodes; null takes the one that submits."""
+    infra: str | None = used_by("skypilot", default=None)
+    """Where SkyPilot looks for machines (`aws`, `gcp/us-central1`, `k8s/context`); null takes the cheapest."""
+    spot: bool = used_by("skypilot", default=False)
+    """Take machines that can be taken away; the run goes on from its checkpoint where it has storage."""
+    storage: str | None = used_by("skypilot", default=None)
+    """Keeps the run directory: a volume, or a bucket (`s3://name`) for one node; null takes the machine's disk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -53,9 +53,9 @@ class Sharded:
         self._body.reshard()
         return found
 
-    def learn(self, function: Callable[[Any], tuple[Tensor, T]], *, last: bool) -> tuple[Tensor, T]:
+    def learn(self, function: Callable[[Any], tuple[Tensor, T]], *, last: bool) -> tuple[Tensor, T]:  # noqa: ARG002
         """See `Engine`."""
-        self._body.set_requires_gradient_sync(last)
+        # Gradients are cut after each micro-batch: whole ones would not fit where parameters do not.
         loss, rest = self._body(function)
         # fully_shard takes the mean of the ranks.
         spoilt(loss * self._ranks.world).backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,179 @@
+"""A run as a job for a cluster: Slurm's script and SkyPilot's task. Pure: nothing is submitted here."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunerun import artifacts
+from tunerun.config.checks import size_bytes
+from tunerun.config.schema import RunConfig
+from tunerun.errors import ExitCode
+from tunerun.plan import nodes
+from tunerun.plan.plan import Plan
+
+SLURM_SCRIPT = "job.sbatch"
+SLURM_LOG = f"{artifacts.LOGS}/slurm-%j.log"
+SKYPILOT_TASK = "task.yaml"
+
+_STORAGE = "/tunerun"
+# System, Python environment and CUDA libraries, besides the model and the run.
+_SYSTEM_BYTES = 100 * 10**9
+
+_START = """\
+# One tunerun on each node: the first runs all stages, the others compute their share of training.
+srun --ntasks-per-node=1 --cpus-per-task="${{SLURM_CPUS_PER_TASK:-1}}" --wait=0 \\
+    {resume} &
+step=$!
+"""
+_SIGNALS = """\
+# {seconds} s before the time limit Slurm sends USR1 to this script: training saves and ends with {preempted}.
+{limit}woken=
+trap '{near}woken=yes; kill -USR1 "$step"' USR1
+# When the job is cancelled or preempted, Slurm itself sends TERM to every process.
+trap 'woken=yes' TERM
+"""
+_WAIT = """\
+# A signal ends the wait but not what is waited for.
+while
+    woken=
+    code=0
+    wait "$step" || code=$?
+    [ "$woken" ]
+do :; done
+"""
+_REQUEUE = """\
+if [ "$limit" ] && [ "$code" -eq {preempted} ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+"""
+
+
+def slurm_script(plan: Plan, config: RunConfig, directory: Path) -> str:
+    """Renders the batch script of a run; its body is `tunerun resume RUN`, so that it can be submitted again.
+
+    Args:
+        plan: Of the run.
+        config: What the plan was made from.
+        directory: Where the job starts: relative paths of options and recipes mean the same there.
+    """
+    cluster = config.cluster
+    options = {
+        "job-name": plan.name,
+        "chdir": str(directory),
+        "output": str(Path(plan.run_dir) / SLURM_LOG),
+        "open-mode": "append",
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "time": cluster.time,
+        "nodes": str(cluster.nodes),
+        "ntasks-per-node": "1",
+        "cpus-per-task": str(nodes.cpus(config)),
+        "gpus-per-node": str(nodes.gpus(plan)) if nodes.gpus(plan) else None,
+        "mem": f"{-(-size_bytes(cluster.memory) // (1 << 20))}M" if cluster.memory is not None else None,
+        "signal": f"B:USR1@{cluster.signal_seconds}",
+    }
+    lines = [f"#SBATCH --{name}={shlex.quote(value)}" for name, value in options.items() if value is not None]
+    lines.append("#SBATCH --requeue" if cluster.requeue else "#SBATCH --no-requeue")
+    lines += [f"#SBATCH {line}" for line in cluster.extra]
+    ended = int(ExitCode.PREEMPTED)
+    mark = {"limit": "limit=\n", "near": "limit=near "} if cluster.requeue else {"limit": "", "near": ""}
+    python = (cluster.python or sys.executable, "-P", "-m", "tunerun")
+    texts = [
+        "#!/bin/bash",
+        "# The job of a run of tunerun. It may be edited, and submitted again: a run goes on where it stopped.",
+        *lines,
+        "",
+        "set -e",
+        *cluster.setup,
+        "",
+        _START.format(resume=shlex.join([*python, "resume", plan.run_dir])),
+        _SIGNALS.format(seconds=cluster.signal_seconds, preempted=ended, **mark),
+        _WAIT,
+        *([_REQUEUE.format(preempted=ended)] if cluster.requeue else []),
+        'exit "$code"',
+    ]
+    return "\n".join(texts) + "\n"
+
+
+def files(plan: Plan, config: RunConfig, directory: Path, overrides: Sequence[str]) -> dict[str, str]:
+    """Renders what a cluster is given, by file name; empty where tunerun starts the processes itself.
+
+    Args:
+        plan: Of the run.
+        config: What the plan was made from.
+        directory: Where the command was typed.
+        overrides: What was typed.
+    """
+    if config.cluster.kind == "slurm":
+        return {SLURM_SCRIPT: slurm_script(plan, config, directory)}
+    if config.cluster.kind == "skypilot":
+        return {SKYPILOT_TASK: skypilot_task(plan, config, directory, overrides)}
+    return {}
+
+
+def skypilot_task(plan: Plan, config: RunConfig, directory: Path, overrides: Sequence[str]) -> str:
+    """Renders a task of SkyPilot, which runs the typed command again in a copy of the folder it was typed in.
+
+    Each node runs it: SkyPilot's variables (SKYPILOT_NODE_RANK, SKYPILOT_NODE_IPS) tell it which it is and where all
+    meet. A managed job (`sky jobs launch`) starts it again after it was stopped, and it goes on from its checkpoint.
+    Format: SkyPilot's documentation, "SkyPilot YAML".
+
+    Args:
+        plan: Of the run.
+        config: What the plan was made from.
+        directory: The project: recipes, options and data, copied to each node.
+        overrides: What was typed.
+    """
+    cluster = config.cluster
+    folder = Path(plan.run_dir)
+    run_dir = f"{_STORAGE}/{plan.name}/{folder.name}" if cluster.storage else f"outputs/{plan.name}/{folder.name}"
+    typed = [item for item in overrides if item.partition("=")[0].lstrip("+") != "run_dir"]
+    task: dict[str, Any] = {
+        "name": plan.name,
+        "workdir": str(directory),
+        "num_nodes": cluster.nodes,
+        "resources": _resources(plan, config),
+    }
+    if cluster.storage is not None and "://" in cluster.storage:
+        task["file_mounts"] = {_STORAGE: {"source": cluster.storage, "mode": "MOUNT_CACHED"}}
+    elif cluster.storage is not None:
+        task["volumes"] = {_STORAGE: cluster.storage}
+    task["setup"] = "\n".join(cluster.setup) + "\n"
+    task["run"] = shlex.join(["tunerun", *typed, f"run_dir={run_dir}"]) + "\n"
+    return yaml.dump(task, Dumper=_Blocks, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _resources(plan: Plan, config: RunConfig) -> dict[str, Any]:
+    cluster, count = config.cluster, nodes.gpus(plan)
+    resources: dict[str, Any] = {} if cluster.infra is None else {"infra": cluster.infra}
+    if count:
+        # What has no name there is an obstacle, which `tunerun plan` shows beside this.
+        name = nodes.SKYPILOT_GPUS.get(config.hardware.gpu or "", "GPU")
+        resources["accelerators"] = f"{name}:{count}"
+    resources["cpus"] = f"{nodes.cpus(config)}+"
+    if cluster.memory is not None:
+        resources["memory"] = f"{-(-size_bytes(cluster.memory) // 10**9)}+"
+    disk = 0 if plan.estimate is None else plan.estimate.disk.download_bytes + plan.estimate.disk.run_bytes
+    resources["disk_size"] = -(-(disk + _SYSTEM_BYTES) // 10**9)
+    if cluster.spot:
+        resources["use_spot"] = True
+    resources["job_recovery"] = {"recover_on_exit_codes": [int(ExitCode.PREEMPTED)]}
+    return resources
+
+
+class _Blocks(yaml.SafeDumper):
+    """Writes texts of several lines as they are read, below `|`."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Blocks.add_representer(str, _text)

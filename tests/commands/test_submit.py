@@ -1,0 +1,205 @@
+"""`cluster=slurm` on a machine with a stand-in sbatch and squeue: what is written, printed and shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+import pytest
+import yaml
+
+from tests.run import scenario
+from tunerun import cli
+from tunerun.errors import ExitCode, UserError
+from tunerun.run import record
+
+TYPED = ("model.path=model", "data.path=rows.txt", "stages=[data,train]", "run_dir=outputs/mine", "name=mine")
+QUEUED = (*TYPED, "cluster=slurm", "hardware.device=cpu")
+JOB = {"SLURM_JOB_ID": "42", "SLURM_PROCID": "0", "SLURM_NODEID": "0", "SLURM_STEP_NUM_NODES": "1",
+       "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NODELIST": "here"}  # fmt: skip
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """Puts Slurm's commands on the path: `slurm(state)` sets what they say of job 42."""
+    scenario.use_stand_ins(monkeypatch.setattr)
+    monkeypatch.chdir(tmp_path)
+    scenario.fill(tmp_path)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+    def install(name, body):
+        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
+        (programs / name).chmod(stat.S_IRWXU)
+
+    def says(state, sbatch='echo "$@" >> submitted; echo "42;cluster"'):
+        install("sbatch", sbatch)
+        install("squeue", f'echo "7|RUNNING"; echo "42|{state}"' if state else "exit 0")
+        install("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+
+    says("PENDING")
+    return says
+
+
+def shown(capfd):
+    capfd.readouterr()
+    assert cli.dispatch(["runs"]) == ExitCode.DONE
+    return capfd.readouterr().out.splitlines()[1].split()[2]
+
+
+def test_a_run_is_prepared_queued_and_shown(slurm, tmp_path, capfd):
+    assert cli.dispatch(QUEUED) == ExitCode.DONE
+    out = capfd.readouterr().out.splitlines()
+    assert out[0] == "job 42 is queued: outputs/mine/job.sbatch"
+    assert out[-1] == f"run: {tmp_path}/outputs/mine"
+    assert (tmp_path / "submitted").read_text() == f"--parsable {tmp_path}/outputs/mine/job.sbatch\n"
+    run_dir = tmp_path / "outputs/mine"
+    assert record.read(run_dir).status == "submitted"
+    assert json.loads((run_dir / "job.json").read_text())["id"] == "42"
+    assert json.loads((run_dir / "plan.json").read_text())["steps"]
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["cluster"]["kind"] == "slurm"
+    assert (run_dir / "logs").is_dir(), "Slurm does not make the folder of the log"
+    assert cli.dispatch(["show", "outputs/mine"]) == ExitCode.DONE
+    out = capfd.readouterr().out
+    assert out.startswith("mine: queued\n")
+    assert "job       42 of Slurm" in out
+
+
+def test_the_states_of_a_run_that_never_began(slurm, capfd):
+    cli.dispatch(QUEUED)
+    for state, wanted in [
+        ("PENDING", "queued"), ("RUNNING", "running"), ("CANCELLED", "cancelled"), ("TIMEOUT", "timeout"),
+        ("COMPLETED", "failed"), ("", "submitted"),
+    ]:  # fmt: skip
+        slurm(state)
+        assert shown(capfd) == wanted
+
+
+def test_within_its_job_the_run_is_done(slurm, monkeypatch, tmp_path, capfd):
+    cli.dispatch(QUEUED)
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
+    assert cli.dispatch(["resume", "outputs/mine"]) == ExitCode.DONE
+    assert record.read(tmp_path / "outputs/mine").status == "done"
+    slurm("COMPLETED")
+    assert shown(capfd) == "done"
+
+
+def test_a_job_that_was_submitted_by_hand_is_noted(slurm, monkeypatch, tmp_path):
+    cli.dispatch(QUEUED)
+    for name, value in {**JOB, "SLURM_JOB_ID": "43"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.dispatch(["resume", "outputs/mine"]) == ExitCode.DONE
+    assert json.loads((tmp_path / "outputs/mine/job.json").read_text())["id"] == "43"
+
+
+def test_a_run_that_was_stopped_waits_again_or_was_killed(slurm, monkeypatch, tmp_path, capfd):
+    cli.dispatch(QUEUED)
+    run_dir = tmp_path / "outputs/mine"
+    entry = record.read(run_dir)
+    for status, state, wanted in [
+        ("preempted", "PENDING", "requeued"), ("preempted", "COMPLETING", "preempted"),
+        ("preempted", "FAILED", "preempted"), ("running", "PENDING", "requeued"), ("running", "NODE_FAIL", "node_fail"),
+        ("running", "COMPLETED", "killed"), ("running", "", "killed"), ("failed", "PENDING", "failed"),
+    ]:  # fmt: skip
+        record.write(run_dir, record.dataclasses.replace(entry, status=status))
+        slurm(state)
+        assert shown(capfd) == wanted, (status, state)
+
+
+def test_a_script_that_was_edited_is_submitted_as_it_stands(slurm, tmp_path):
+    cli.dispatch(QUEUED)
+    slurm("")
+    script = tmp_path / "outputs/mine/job.sbatch"
+    edited = script.read_text().replace("#SBATCH --nodes", "#SBATCH --exclude=bad1\n#SBATCH --nodes")
+    script.write_text(edited)
+    assert cli.dispatch(["resume", "outputs/mine"]) == ExitCode.DONE
+    assert script.read_text() == edited
+    assert cli.dispatch(["resume", "outputs/mine", "cluster.partition=long"]) == ExitCode.DONE
+    assert "--partition=long" in script.read_text()
+    assert "--exclude" not in script.read_text()
+
+
+def test_a_run_is_not_queued_twice(slurm):
+    cli.dispatch(QUEUED)
+    with pytest.raises(UserError, match=r"job 42 of this run is PENDING\. Wait for it, or end it: scancel 42"):
+        cli.dispatch(["resume", "outputs/mine"])
+
+
+def test_what_slurm_refuses_is_told_in_its_words(slurm, tmp_path):
+    slurm("", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
+    with pytest.raises(UserError, match=r"Slurm refused .*job\.sbatch: sbatch: error: invalid partition specified: x"):
+        cli.dispatch(QUEUED)
+    assert record.read(tmp_path / "outputs/mine").status == "failed"
+    slurm("")
+    assert cli.dispatch(QUEUED) == ExitCode.DONE
+
+
+def test_without_slurm_the_script_stays_for_another_machine(slurm, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match=r"no sbatch on this machine\. .* sbatch .*outputs/mine/job\.sbatch"):
+        cli.dispatch(QUEUED)
+    assert (tmp_path / "outputs/mine/job.sbatch").is_file()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        'cluster.setup=["export MY_PASSWORD=hunter2hunter2"]',
+        'cluster.extra=["--export=WANDB_API_KEY=0123456789abcdef"]',
+    ],
+)
+def test_a_secret_never_reaches_the_script(slurm, tmp_path, override):
+    with pytest.raises(UserError, match=r"cluster\.(setup|extra)\[0\]: holds a secret"):
+        cli.dispatch((*QUEUED, override))
+    assert not (tmp_path / "outputs/mine/job.sbatch").exists()
+
+
+def test_a_secret_of_the_shell_is_in_no_file_of_the_run(slurm, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "not-to-be-seen-12345")
+    assert cli.dispatch((*QUEUED, 'cluster.setup=["test -n $HF_TOKEN"]')) == ExitCode.DONE
+    texts = [path.read_text() for path in (tmp_path / "outputs/mine").rglob("*") if path.is_file()]
+    assert not any("not-to-be-seen" in text for text in texts)
+
+
+def test_the_plan_shows_the_script(slurm, capfd):
+    assert cli.dispatch(["plan", *QUEUED, 'cluster.setup=["export MY_PASSWORD=hunter2hunter2"]']) == ExitCode.DONE
+    out = capfd.readouterr().out
+    assert "\njob.sbatch\n  #!/bin/bash\n" in out
+    assert "hunter2" not in out
+    assert cli.dispatch(["plan", *QUEUED, "--json"]) == ExitCode.DONE
+    assert json.loads(capfd.readouterr().out)["files"]["job.sbatch"].startswith("#!/bin/bash")
+
+
+def test_a_task_of_skypilot_is_written_and_not_submitted(slurm, tmp_path, capfd):
+    sky = (*TYPED, "cluster=skypilot", "hardware.device=cpu", 'cluster.setup=["pip install tunerun"]')
+    assert cli.dispatch(["plan", *sky]) == ExitCode.DONE
+    assert "\ntask.yaml\n  name: mine\n" in capfd.readouterr().out
+    assert cli.dispatch(sky) == ExitCode.DONE
+    out = capfd.readouterr().out.splitlines()
+    assert out[0] == "written: outputs/mine/task.yaml"
+    assert out[1].startswith("start:  sky jobs launch outputs/mine/task.yaml ")
+    assert out[-1] == f"run: {tmp_path}/outputs/mine"
+    assert yaml.safe_load((tmp_path / "outputs/mine/task.yaml").read_text())["num_nodes"] == 1
+    assert shown(capfd) == "prepared"
+    assert not (tmp_path / "submitted").exists()
+
+
+def test_on_its_machine_a_task_of_skypilot_runs(slurm, tmp_path, monkeypatch):
+    for name, value in {"NODE_RANK": "0", "NUM_NODES": "1", "NODE_IPS": "10.0.0.4"}.items():
+        monkeypatch.setenv(f"SKYPILOT_{name}", value)
+    sky = (*TYPED, "cluster=skypilot", "hardware.device=cpu", 'cluster.setup=["pip install tunerun"]')
+    assert cli.dispatch(sky) == ExitCode.DONE
+    assert record.read(tmp_path / "outputs/mine").status == "done"
+
+
+def test_what_needs_the_result_is_not_queued(slurm):
+    with pytest.raises(UserError, match=r"this command waits for what it runs, and slurm queues it"):
+        cli.dispatch(["-m", *(item for item in QUEUED if not item.startswith("run_dir")), "seed=1,2"])
+
+
+def test_data_are_prepared_at_once(slurm, tmp_path):
+    assert cli.dispatch([*TYPED[:2], "stages=[data]", "run_dir=outputs/d", "cluster=slurm"]) == ExitCode.DONE
+    assert record.read(tmp_path / "outputs/d").status == "done"

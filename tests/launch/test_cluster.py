@@ -1,0 +1,196 @@
+"""The batch script and the task of a run: their text, and what bash does with the script."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.plan.test_build import config, planned
+from tunerun.launch import cluster
+
+GOLDEN = Path(__file__).parent / "golden"
+FULL = {
+    "hardware__strategy": "zero2",
+    "hardware__processes": 8,
+    "hardware__gpu": "h100-80g",
+    "cluster__kind": "slurm",
+    "cluster__nodes": 2,
+    "cluster__cpus": 96,
+    "cluster__memory": "512GB",
+    "cluster__time": "12:00:00",
+    "cluster__partition": "gpu",
+    "cluster__account": "lab",
+    "cluster__qos": "high",
+    "cluster__extra": ["--constraint=h100&ib"],
+    "cluster__setup": ["module load cuda/13", "source ~/venv/bin/activate"],
+    "cluster__python": "python",
+}
+PLAIN = {"cluster__kind": "slurm", "hardware__device": "cpu", "cluster__python": "python3"}
+
+
+def script(directory="/home/me/my project", run_dir="/runs/small", **changes):
+    changes = {**changes, "run_dir": run_dir}
+    return cluster.slurm_script(planned(**changes), config(**changes), Path(directory))
+
+
+def options(text):
+    return [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")]
+
+
+def test_every_key_of_the_cluster_stands_in_the_script():
+    assert script(**FULL) == (GOLDEN / "job.sbatch").read_text(encoding="utf-8")
+
+
+def test_what_is_not_set_is_left_to_the_cluster():
+    assert options(script(**PLAIN)) == [
+        "--job-name=small",
+        "--chdir='/home/me/my project'",
+        "--output=/runs/small/logs/slurm-%j.log",
+        "--open-mode=append",
+        "--nodes=1",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=8",
+        "--signal=B:USR1@300",
+        "--requeue",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "cpus", "threads"),
+    [
+        ({}, 8, 8),
+        ({"hardware__threads": 3}, 3, 3),
+        ({"cluster__cpus": 6}, 6, 6),
+        ({"cluster__cpus": 32, "hardware__strategy": "ddp", "hardware__processes": 4}, 32, 8),
+        ({"hardware__strategy": "ddp", "hardware__processes": 4}, 32, 8),
+    ],
+)
+def test_the_plan_counts_on_the_cores_that_the_job_asks_for(changes, cpus, threads):
+    found = planned(**PLAIN, **changes)
+    assert f"--cpus-per-task={cpus}" in options(script(**PLAIN, **changes))
+    assert found.train.placement.threads == threads
+
+
+def test_without_requeue_nothing_is_queued_again():
+    text = script(**PLAIN, cluster__requeue=False)
+    assert "--no-requeue" in options(text)
+    assert "scontrol" not in text
+
+
+@pytest.mark.parametrize("changes", [FULL, PLAIN, {**PLAIN, "cluster__requeue": False}])
+def test_the_script_is_sound_bash(changes, tmp_path):
+    file = tmp_path / "job.sbatch"
+    file.write_text(script(**changes))
+    subprocess.run(["bash", "-n", str(file)], check=True)
+    if shutil.which("shellcheck"):
+        # What activates an environment is not there to be followed.
+        done = subprocess.run(["shellcheck", "--exclude=SC1090,SC1091", str(file)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Starts a script under a stand-in srun that notes USR1 and ends with a given code a moment later."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, body in {
+        "srun": 'trap "signalled=1" USR1\necho "$@" > started\nfor _ in $(seq 200); do [ "$signalled" ] && break; '
+        'sleep 0.05; [ "$ENDS" ] && break; done\nsleep 0.3\nexit "$CODE"',
+        "scontrol": 'echo "$@" > requeued',
+    }.items():
+        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
+        (programs / name).chmod(0o755)
+    started = []
+
+    def start(text, code, *, ends):
+        (tmp_path / "job.sbatch").write_text(text)
+        env = {"PATH": f"{programs}:{os.environ['PATH']}", "CODE": str(code), "SLURM_JOB_ID": "7"}
+        if ends:
+            env["ENDS"] = "1"
+        started.append(subprocess.Popen(["bash", "job.sbatch"], cwd=tmp_path, env=env, start_new_session=True))
+        while not (tmp_path / "started").exists():
+            time.sleep(0.02)
+        return started[0]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 75])
+def test_the_script_ends_with_the_runs_code(job, code, tmp_path):
+    assert job(script(**PLAIN), code, ends=True).wait(10) == code
+    assert not (tmp_path / "requeued").exists()
+    wanted = "--ntasks-per-node=1 --cpus-per-task=1 --wait=0 python3 -P -m tunerun resume /runs/small"
+    assert (tmp_path / "started").read_text().strip() == wanted
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "changes", "again"),
+    [
+        (signal.SIGUSR1, 75, {}, True),
+        (signal.SIGUSR1, 75, {"cluster__requeue": False}, False),
+        (signal.SIGUSR1, 0, {}, False),
+        (signal.SIGUSR1, 1, {}, False),
+        (signal.SIGTERM, 75, {}, False),
+    ],
+)
+def test_only_a_job_that_was_stopped_by_its_time_limit_is_queued_again(job, number, code, changes, again, tmp_path):
+    process = job(script(**PLAIN, **changes), code, ends=number == signal.SIGTERM)
+    time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(10) == code
+    assert (tmp_path / "requeued").exists() == again
+    if again:
+        assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
+SKY = {
+    "hardware__strategy": "fsdp2",
+    "hardware__processes": 8,
+    "hardware__gpu": "h100-80g",
+    "cluster__kind": "skypilot",
+    "cluster__nodes": 2,
+    "cluster__cpus": 96,
+    "cluster__memory": "512GB",
+    "cluster__infra": "k8s",
+    "cluster__spot": True,
+    "cluster__storage": "runs",
+    "cluster__setup": ["sudo apt-get install -y cmake", "pip install 'tunerun[gguf]'"],
+}
+TYPED = ("+recipe=small", "data.vars.name=A B", "run_dir=outputs/x")
+
+
+def task(**changes):
+    changes = {**changes, "run_dir": "/home/me/outputs/small/2026-x"}
+    return cluster.skypilot_task(planned(**changes), config(**changes), Path("/home/me/my project"), TYPED)
+
+
+def test_a_task_asks_for_what_the_plan_needs():
+    assert task(**SKY) == (GOLDEN / "task.yaml").read_text(encoding="utf-8")
+
+
+def test_a_task_for_one_machine_keeps_its_run_in_a_bucket():
+    one = {**SKY, "cluster__nodes": 1, "cluster__storage": "s3://runs", "cluster__spot": False}
+    found = yaml.safe_load(task(**one))
+    assert found["file_mounts"] == {"/tunerun": {"source": "s3://runs", "mode": "MOUNT_CACHED"}}
+    assert "volumes" not in found
+    assert "use_spot" not in found["resources"]
+    assert found["run"] == "tunerun +recipe=small 'data.vars.name=A B' run_dir=/tunerun/small/2026-x\n"
+
+
+def test_a_task_without_gpus_or_storage_uses_the_machine_it_gets():
+    plain = {"cluster__kind": "skypilot", "hardware__device": "cpu", "cluster__setup": ["pip install tunerun"]}
+    found = yaml.safe_load(task(**plain))
+    assert found["run"].endswith(" run_dir=outputs/small/2026-x\n")
+    assert set(found) == {"name", "workdir", "num_nodes", "resources", "setup", "run"}
+    assert found["resources"]["cpus"] == "8+"
+    assert set(found["resources"]) == {"cpus", "disk_size", "job_recovery"}
