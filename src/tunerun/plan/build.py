@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tunerun.config.checks import size_bytes
-from tunerun.config.data_sources import holds_out
+from tunerun.config.data_sources import data_sources, holds_out
 from tunerun.config.schema import ADAPTER_METHODS, PAGED_OPTIMIZERS, Optimizer, RunConfig
 from tunerun.machine import Machine
 from tunerun.plan import devices, estimate, shape
@@ -340,6 +340,7 @@ def _delivery(config: RunConfig, decided: _Decisions) -> list[Step]:
                 chat_template=template,
                 adapter=adapter,
                 quantisation=_base_quantisation(config),
+                system=_served_system(config),
             )
         )
     if "verify" in config.stages and config.verify.level != "off":
@@ -365,6 +366,14 @@ def _delivery(config: RunConfig, decided: _Decisions) -> list[Step]:
 def _base_quantisation(config: RunConfig) -> Quantisation | None:
     """Returns what the base goes through before the adapter is added, in evaluation, merge and verification alike."""
     return None if config.export.merge_base == "full_precision" else quantisation_of(config.method)
+
+
+def _served_system(config: RunConfig) -> str | None:
+    """Returns the system prompt that all sources of the data were given, unless the user names another one."""
+    if config.export.system is not None:
+        return config.export.system or None
+    prompts = {source.system for source in data_sources(config.data)} if "data" in config.stages else set()
+    return (prompts.pop() or None) if len(prompts) == 1 else None
 
 
 def _adapter(config: RunConfig) -> str | None:

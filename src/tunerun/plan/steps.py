@@ -205,6 +205,8 @@ class ExportStep:
     """Folder in the run directory, or an absolute path; merged in passing when merged/ is not there."""
     quantisation: Quantisation | None = None
     """What the base goes through before it is merged in passing."""
+    system: str | None = None
+    """System prompt that servers give conversations without one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -49,6 +49,9 @@ class ExportConfig:
     merge_base: Literal["full_precision", "dequantised"] | None = None
     """What a qlora adapter is merged into: the original weights, or these rounded as they were in training; null takes
     the latter, which gives the network that was trained."""
+    system: str | None = None
+    """System prompt that Ollama and LMDeploy give conversations without one; null takes `data.system`, an empty one
+    none."""
     gguf: GgufConfig = GgufConfig()
     """GGUF files."""
 
