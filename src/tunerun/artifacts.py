@@ -38,6 +38,7 @@ MERGED = "merged"
 EVAL = "eval"
 EXPORT = "export"
 VERIFY = "verify"
+PUBLISH = "publish"
 
 _CHUNK_BYTES = 1 << 20
 

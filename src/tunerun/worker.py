@@ -31,6 +31,7 @@ STAGES = {
     "merge": "tunerun.merge.stage:run",
     "export": "tunerun.export.stage:run",
     "verify": "tunerun.verify.stage:run",
+    "publish": "tunerun.publish.stage:run",
     "serve": "tunerun.serve.stage:run",
 }
 

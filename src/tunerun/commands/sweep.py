@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tunerun import artifacts
+from tunerun import artifacts, redact
 from tunerun.commands import arguments
 from tunerun.commands.prepare import OUTPUTS, Prepared, prepare, require_ready
 from tunerun.config import typed
 from tunerun.config.register import new_run_id
 from tunerun.config.resolve import resolve
 from tunerun.errors import ExitCode, Problem, TunerunError, UserError
-from tunerun.run import inspect, record, redact, results, runner
+from tunerun.run import inspect, record, results, runner
 from tunerun.sweep import measures, table, trials
 from tunerun.sweep.table import Row
 from tunerun.sweep.trials import Trial

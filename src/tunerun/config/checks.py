@@ -21,6 +21,8 @@ ELEMENTWISE_OPTIMIZERS = ("adamw", "lion")
 PACKABLE = ("sft", "pretrain", "distill")
 REWARD_METHODS = ("full", "lora", "dora", "rslora", "lora_plus")
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)B", re.IGNORECASE)
+_REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+_OLLAMA_NAME = r"[A-Za-z0-9][\w.-]*(/[\w.-]+)*(:[\w.-]+)?"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _STAGES = typing.get_args(Stage)
 
@@ -321,6 +323,24 @@ def _serve(config: RunConfig) -> list[Problem]:
     return [Problem(where="serve.host", what=what, fix=fix)]
 
 
+def _publish(config: RunConfig) -> list[Problem]:
+    publish, problems = config.publish, []
+    if "publish" in config.stages and publish.repo is None and publish.ollama is None:
+        fix = "Set publish.repo=OWNER/NAME, or publish.ollama=NAME."
+        problems.append(Problem(where="publish.repo", what="nowhere to publish to is chosen.", fix=fix))
+    if publish.repo is not None and not re.fullmatch(_REPO, publish.repo):
+        what = f"{publish.repo!r} is not a repository."
+        problems.append(Problem(where="publish.repo", what=what, fix="Write OWNER/NAME."))
+    if publish.ollama is not None and not re.fullmatch(_OLLAMA_NAME, publish.ollama):
+        what = f"{publish.ollama!r} cannot name a model of Ollama."
+        problems.append(Problem(where="publish.ollama", what=what, fix="Write NAME, NAME:TAG or OWNER/NAME:TAG."))
+    parts = (publish.folder or "x").split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        what = f"{publish.folder!r} is not a folder of a repository."
+        problems.append(Problem(where="publish.folder", what=what, fix="Write a path such as models/small."))
+    return problems
+
+
 def _sweep(config: RunConfig) -> list[Problem]:
     metric = config.sweep.metric
     if not config.sweep.finish_best or metric not in ("gguf_bytes", "quantisation_kl"):
@@ -347,5 +367,6 @@ RULES: tuple[Rule, ...] = (
     _shards,
     _names,
     _serve,
+    _publish,
     _sweep,
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunerun.child import STOP_GRACE_SECONDS
-from tunerun.plan.steps import DataStep, ExportStep, MergeStep, ModelStep, Placement, Step
+from tunerun.plan.steps import DataStep, ExportStep, MergeStep, ModelStep, Placement, PublishStep, Step
 
 # Where a multi-node command meets: the launcher of the cluster fills in the first host and this node's number.
 RENDEZVOUS = "HOST:29400"
@@ -56,11 +56,14 @@ def render(step: Step, run_dir: str) -> str:
 
 
 def _placement(step: Step) -> Placement | None:
-    return None if isinstance(step, ModelStep | DataStep | MergeStep | ExportStep) else step.placement
+    return None if isinstance(step, ModelStep | DataStep | MergeStep | ExportStep | PublishStep) else step.placement
 
 
 def _is_online(step: Step) -> bool:
-    # Models and data sets are downloaded; anything later that asks a hub is a bug, and would hang without a network.
+    # Models and data sets are downloaded, and the result is uploaded; anything else that asks a hub is a bug, and would
+    # hang without a network.
+    if isinstance(step, PublishStep):
+        return step.publish.repo is not None and not step.publish.dry_run
     return isinstance(step, ModelStep) or (isinstance(step, DataStep) and bool(step.hub_paths))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 from tunerun import hashes, paths
@@ -14,7 +15,7 @@ from tunerun.config.schema import BITSANDBYTES_OPTIMIZERS, PAGED_OPTIMIZERS, Run
 from tunerun.errors import Problem
 from tunerun.formats.architectures import GGUF_ARCHITECTURES
 from tunerun.machine import Machine
-from tunerun.plan.build import trains_adapter
+from tunerun.plan.delivery import trains_adapter
 from tunerun.plan.plan import Plan
 from tunerun.plan.steps import ZERO_STAGES
 
@@ -34,6 +35,7 @@ def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
         *_gpus(plan, machine),
         *_extras(config),
         *_locked(config),
+        *_publishing(config),
         *_optimizer(config, plan),
         *(_run_dir(plan) or _disk(plan)),
     ]
@@ -56,8 +58,6 @@ def _not_built(config: RunConfig) -> list[Problem]:
     if "export" in config.stages and architecture is not None and architecture not in GGUF_ARCHITECTURES and not merges:
         what = f"llama.cpp's own converter writes GGUF for {architecture}, and it needs the merged model."
         found.append(Problem(where="stages", what=what, fix="Add merge to the stages."))
-    if "publish" in config.stages:
-        found.append(Problem(where="stages", what="this version cannot publish.", fix="Leave publish out."))
     return found
 
 
@@ -77,6 +77,26 @@ def _files(config: RunConfig) -> list[Problem]:
             # To hash a pipe would wait for ever.
             found.append(Problem(where=key, what=f"{value} is neither a file nor a folder."))
     return found
+
+
+def _publishing(config: RunConfig) -> list[Problem]:
+    publish, found = config.publish, []
+    if "publish" not in config.stages or publish.dry_run:
+        return []
+    if publish.repo is not None and publish.hub == "hf" and not _has_hub_token():
+        what = "there is no token for the hub."
+        fix = "Set HF_TOKEN to a token that may write, or run: hf auth login"
+        found.append(Problem(where="publish.repo", what=what, fix=fix))
+    if publish.ollama is not None and shutil.which("ollama") is None:
+        what = "there is no `ollama` on the PATH."
+        found.append(Problem(where="publish.ollama", what=what, fix="Install Ollama, or set publish.ollama=null."))
+    return found
+
+
+def _has_hub_token() -> bool:
+    """Says whether huggingface_hub would find a token (its constants.py: HF_TOKEN_PATH)."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
+    return bool(os.environ.get("HF_TOKEN")) or Path(os.environ.get("HF_TOKEN_PATH") or home / "token").is_file()
 
 
 def _locked(config: RunConfig) -> list[Problem]:
@@ -131,6 +151,7 @@ def _extras(config: RunConfig) -> list[Problem]:
         ("track.mlflow", "mlflow", "mlflow", config.track.mlflow and trains),
         ("track.swanlab", "swanlab", "swanlab", config.track.swanlab and trains),
         ("data.hub", "modelscope", "hub", config.data.hub == "modelscope" and _asks_hub(config)),
+        ("publish.hub", "modelscope_hub", "hub", config.publish.hub == "modelscope" and _uploads(config)),
         ("model.hub", "modelscope", "hub", config.model.hub == "modelscope" and not _is_folder(config.model.path)),
     ]
     return [
@@ -174,6 +195,10 @@ def _asks_hub(config: RunConfig) -> bool:
     return "data" in config.stages and not all(
         paths.looks_local(path) or Path(path).exists() for _, path in data_paths(config.data)
     )
+
+
+def _uploads(config: RunConfig) -> bool:
+    return "publish" in config.stages and config.publish.repo is not None and not config.publish.dry_run
 
 
 def _is_folder(path: str | None) -> bool:

@@ -7,6 +7,7 @@ fingerprint unless `UNFINGERPRINTED` names it.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
@@ -20,6 +21,8 @@ from tunerun.config.schema import (
     MethodConfig,
     ModelConfig,
     ObjectiveConfig,
+    PublishConfig,
+    Published,
     ServeConfig,
     SourceConfig,
     Strategy,
@@ -233,6 +236,18 @@ class VerifyStep:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PublishStep:
+    """Uploads what the run made to a hub, or gives it to Ollama: writes publish/report.json."""
+
+    stage: ClassVar[str] = "publish"
+    publish: PublishConfig
+    name: str
+    """Of the run."""
+    artifacts: tuple[Published, ...]
+    """What is uploaded; empty takes what the run directory has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServeStep:
     """Serves what the run made until it is stopped."""
 
@@ -241,12 +256,9 @@ class ServeStep:
     placement: Placement
 
 
-Step = ModelStep | DataStep | TrainStep | EvalStep | MergeStep | ExportStep | VerifyStep | ServeStep
+Step = ModelStep | DataStep | TrainStep | EvalStep | MergeStep | ExportStep | VerifyStep | PublishStep | ServeStep
 
-STEP_TYPES: dict[str, type[Step]] = {
-    kind.stage: kind
-    for kind in (ModelStep, DataStep, TrainStep, EvalStep, MergeStep, ExportStep, VerifyStep, ServeStep)
-}
+STEP_TYPES: dict[str, type[Step]] = {kind.stage: kind for kind in typing.get_args(Step)}
 
 # What a step needs, by stage: it runs again when one of these did.
 INPUTS: dict[str, tuple[str, ...]] = {
@@ -257,6 +269,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "merge": ("model", "train"),
     "export": ("model", "data", "train", "merge"),
     "verify": ("model", "data", "train", "merge", "export"),
+    "publish": ("model", "train", "eval", "merge", "export", "verify"),
     "serve": ("model", "merge", "export"),
 }
 
@@ -285,6 +298,7 @@ UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
     "merge": (),
     "export": (),
     "verify": ("placement.devices",),
+    "publish": (),
     "serve": (),
 }
 

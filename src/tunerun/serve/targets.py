@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +13,12 @@ from tunerun.base_model import read_base
 from tunerun.chat.template import ChatTemplate, load_template
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.errors import Problem, StageError, UserError
+from tunerun.formats import verdicts
 from tunerun.formats.handoff import HANDOFF, Handoff, read_handoff
 from tunerun.plan.steps import Placement
 from tunerun.serve.protocol import EngineName, EngineSpec, Ready
 
 SERVE_FACTS = f"{artifacts.EXPORT}/{HANDOFF}"
-VERIFY_REPORT = f"{artifacts.VERIFY}/report.json"
 
 _MODEL_CONFIG = "config.json"
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -137,7 +136,7 @@ def _of_run(run: Path, engine: EngineChoice, checkpoint: int | None, base: bool)
         return _folder(f"{name}-base", base_folder, template)
     if checkpoint is not None:
         return _checkpoint(run, checkpoint, f"{name}-step-{checkpoint}", template)
-    unverified = _unverified(run)
+    unverified = verdicts.unverified(run)
     merged, adapter = run / artifacts.MERGED, run / artifacts.ADAPTER
     source = merged if merged.is_dir() else base_folder
     handoff = read_handoff(run / SERVE_FACTS) if (run / SERVE_FACTS).is_file() else None
@@ -216,17 +215,3 @@ def _template_choice(plan: Mapping[str, Any]) -> str | None:
     """Returns the template that the run used instead of the model's own."""
     choices = [step["chat_template"] for step in plan["steps"] if "chat_template" in step]
     return next((choice for choice in choices if choice is not None), None)
-
-
-def _unverified(run: Path) -> str:
-    report = run / VERIFY_REPORT
-    if not report.is_file():
-        return ""
-    try:
-        data = artifacts.read_json(report)
-    except json.JSONDecodeError as error:
-        raise UserError(Problem(where=str(report), what=f"is not valid JSON: {error}.")) from error
-    if data["passed"]:
-        return ""
-    failed = [gate["name"] for gate in data["gates"] if gate["verdict"] == "fail"]
-    return f"the run failed {len(failed)} of its verify gates: {', '.join(failed)} ({report})"

@@ -15,18 +15,28 @@ from tunerun.config.schema.kinds import (
     BITSANDBYTES_OPTIMIZERS,
     DATA_PARTS,
     PAGED_OPTIMIZERS,
+    PUBLISHED,
     DataFormat,
     GgufType,
     MethodKind,
     ObjectiveKind,
     Optimizer,
+    Published,
     Stage,
     Strategy,
     used_by,
 )
 from tunerun.config.schema.machine import ClusterConfig, EnvConfig, HardwareConfig
 from tunerun.config.schema.model import ModelConfig, ShapeConfig
-from tunerun.config.schema.results import EvalConfig, ExportConfig, GgufConfig, ServeConfig, TrackConfig, VerifyConfig
+from tunerun.config.schema.results import (
+    EvalConfig,
+    ExportConfig,
+    GgufConfig,
+    PublishConfig,
+    ServeConfig,
+    TrackConfig,
+    VerifyConfig,
+)
 from tunerun.config.schema.runs import LockConfig, SweepConfig
 from tunerun.config.schema.training import MethodConfig, ObjectiveConfig, TrainConfig
 
@@ -36,6 +46,7 @@ __all__ = [
     "BITSANDBYTES_OPTIMIZERS",
     "DATA_PARTS",
     "PAGED_OPTIMIZERS",
+    "PUBLISHED",
     "ClusterConfig",
     "DataConfig",
     "DataFormat",
@@ -52,6 +63,8 @@ __all__ = [
     "ObjectiveConfig",
     "ObjectiveKind",
     "Optimizer",
+    "PublishConfig",
+    "Published",
     "RunConfig",
     "ServeConfig",
     "ShapeConfig",
@@ -98,6 +111,8 @@ class RunConfig:
     """What is written for deployment."""
     verify: VerifyConfig = VerifyConfig()
     """Proof of the export."""
+    publish: PublishConfig = PublishConfig()
+    """Where the model goes."""
     serve: ServeConfig = ServeConfig()
     """The endpoint."""
     track: TrackConfig = TrackConfig()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tunerun.config.schema.kinds import GgufType
+from tunerun.config.schema.kinds import GgufType, Published
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +62,31 @@ class VerifyConfig:
 
     level: Literal["quick", "full", "off"] = "quick"
     """`quick` compares on a few prompts, `full` on the held-out rows too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishConfig:
+    """Where the finished model goes. Tokens come from the environment: HF_TOKEN, MODELSCOPE_API_TOKEN."""
+
+    hub: Literal["hf", "modelscope"] = "hf"
+    """Whose repository."""
+    repo: str | None = None
+    """`owner/name`; made when it does not exist. Null uploads nothing."""
+    private: bool = True
+    """Whether a repository that is made can be seen by its owner only."""
+    revision: str | None = None
+    """Branch, made when it does not exist; null takes the repository's own (hf: main, modelscope: master)."""
+    folder: str | None = None
+    """Folder in the repository; null takes its root."""
+    artifacts: tuple[Published, ...] = ()
+    """What is uploaded: `merged`, `adapter`, `gguf`; the first goes to the root, the others into folders of their name.
+    Empty takes merged/ or else the adapter, and the GGUF files."""
+    ollama: str | None = None
+    """Name of a model to create in this machine's Ollama from the exported files; null creates none."""
+    force: bool = False
+    """Publish although a verify gate failed."""
+    dry_run: bool = False
+    """Only list what would be uploaded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

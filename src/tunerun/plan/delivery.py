@@ -1,0 +1,114 @@
+"""The steps of a plan after training: merge, export, verify, publish and serve."""
+
+from __future__ import annotations
+
+from tunerun.config.checks import size_bytes
+from tunerun.config.data_sources import data_sources
+from tunerun.config.schema import ADAPTER_METHODS, PUBLISHED, RunConfig
+from tunerun.plan.steps import (
+    ExportStep,
+    MergeStep,
+    Placement,
+    PublishStep,
+    Quantisation,
+    ServeStep,
+    Step,
+    VerifyStep,
+    quantisation_of,
+)
+
+
+def trains_adapter(config: RunConfig) -> bool:
+    """Says whether training makes an adapter."""
+    return "train" in config.stages and config.method.kind in ADAPTER_METHODS
+
+
+def trains_weights(config: RunConfig) -> bool:
+    """Says whether training makes a whole model."""
+    return "train" in config.stages and config.method.kind not in ADAPTER_METHODS
+
+
+def steps(config: RunConfig, placement: Placement) -> list[Step]:
+    """Returns the steps after training and evaluation.
+
+    Args:
+        config: Of the run.
+        placement: Of stages of one process.
+    """
+    assert config.name is not None
+    found: list[Step] = []
+    folder = adapter(config)
+    merges = "merge" in config.stages and folder is not None
+    merged = merges or trains_weights(config)
+    if merges:
+        assert folder is not None
+        shard = size_bytes(config.export.max_shard_size)
+        template = config.model.chat_template
+        found.append(
+            MergeStep(
+                adapter=folder,
+                chat_template=template,
+                max_shard_size_bytes=shard,
+                quantisation=base_quantisation(config),
+            )
+        )
+    if "export" in config.stages:
+        template = None if merged else config.model.chat_template
+        found.append(
+            ExportStep(
+                name=config.name,
+                merged=merged,
+                gguf=config.export.gguf,
+                chat_template=template,
+                adapter=folder,
+                quantisation=base_quantisation(config),
+                system=_served_system(config),
+            )
+        )
+    if "verify" in config.stages and config.verify.level != "off":
+        found.append(
+            VerifyStep(
+                level=config.verify.level,
+                adapter=folder if merges or "export" in config.stages else None,
+                merged=merged,
+                gguf_types=config.export.gguf.types if "export" in config.stages else (),
+                chat=is_chat(config),
+                chat_template=config.model.chat_template,
+                prompts=config.eval.prompts,
+                placement=placement,
+                seed=config.seed,
+                quantisation=base_quantisation(config),
+            )
+        )
+    if "publish" in config.stages:
+        made = {"merged": merged, "adapter": folder is not None and not merged, "gguf": "export" in config.stages}
+        chosen = config.publish.artifacts or tuple(kind for kind in PUBLISHED if made[kind])
+        found.append(PublishStep(publish=config.publish, name=config.name, artifacts=chosen))
+    if "serve" in config.stages:
+        found.append(ServeStep(serve=config.serve, placement=placement))
+    return found
+
+
+def base_quantisation(config: RunConfig) -> Quantisation | None:
+    """Returns what the base goes through before the adapter is added, in evaluation, merge and verification alike."""
+    return None if config.export.merge_base == "full_precision" else quantisation_of(config.method)
+
+
+def _served_system(config: RunConfig) -> str | None:
+    """Returns the system prompt that all sources of the data were given, unless the user names another one."""
+    if config.export.system is not None:
+        return config.export.system or None
+    prompts = {source.system for source in data_sources(config.data)} if "data" in config.stages else set()
+    return (prompts.pop() or None) if len(prompts) == 1 else None
+
+
+def adapter(config: RunConfig) -> str | None:
+    """Returns the adapter's folder in the run directory, or an existing adapter's; None without one."""
+    if trains_adapter(config):
+        return "adapter"
+    return None if "train" in config.stages else config.model.adapter
+
+
+def is_chat(config: RunConfig) -> bool:
+    """Says whether the model is used through a chat template."""
+    return config.objective.kind != "pretrain"
