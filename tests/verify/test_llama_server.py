@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.tiny import CHATML
-from tunerun.chat.template import ChatTemplate
+from tests.tiny import CHATML, tiny_qwen2
+from tests.verify.runs import export
+from tunerun import artifacts
+from tunerun.chat.template import ChatTemplate, load_template
+from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.errors import StageError
 from tunerun.verify.llama_server import server_gate
 
+# CHATML with a place for tools.
+WITH_TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\\n' }}{% for tool in tools %}{{ tool.function.name }} {% endfor %}"
+    "{{ '<|im_end|>\\n' }}{% endif %}" + CHATML
+)
 TEMPLATE = ChatTemplate(text="<s>" + CHATML, tool_text=None, variables={}, source="test")
 PROGRAM = """#!{python}
 import json, sys
@@ -72,6 +83,33 @@ def test_without_a_server_nothing_is_proved(tmp_path: Path, monkeypatch: pytest.
     gate = server_gate(tmp_path / "m.gguf", TEMPLATE, (), "<s>")
     assert gate.verdict == "not_proved"
     assert "no llama-server on the PATH" in gate.reason
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_real_server_renders_as_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds llama-server when there is none, which takes some minutes, and keeps it in the user's cache."""
+    program = shutil.which("llama-server") or _built()
+    monkeypatch.setenv("PATH", f"{Path(program).parent}:{os.environ['PATH']}")
+    folder = tiny_qwen2(tmp_path / artifacts.MERGED, template=WITH_TOOLS, hidden_size=256, intermediate_size=256)
+    export(tmp_path, ("f16",))
+    template = load_template(folder, load_tokenizer(folder).named)
+    assert template is not None
+    gate = server_gate(tmp_path / artifacts.EXPORT / "tiny-f16.gguf", template, ("Who are you?",), "")
+    assert gate.verdict == "pass", gate.reason
+    assert gate.measured["texts"] >= 50
+    other = replace(template, text=WITH_TOOLS.replace("assistant", "helper"))
+    assert server_gate(tmp_path / artifacts.EXPORT / "tiny-f16.gguf", other, (), "").verdict == "fail"
+
+
+def _built() -> str:
+    # The test session's own cache is emptied at its end.
+    home = {name: value for name, value in os.environ.items() if name != "XDG_CACHE_HOME"}
+    script = str(ROOT / "tests" / "build_llama_server.sh")
+    done = subprocess.run([script], capture_output=True, text=True, env={**home, "PYTHON": sys.executable}, check=False)
+    if done.returncode:
+        pytest.skip(f"llama-server could not be built: {done.stderr[-500:]}")
+    return done.stdout.strip()
 
 
 def test_a_server_that_dies_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
