@@ -37,6 +37,7 @@ ADAPTER = "adapter"
 MERGED = "merged"
 EVAL = "eval"
 EXPORT = "export"
+BNB4 = "export/bnb4"
 VERIFY = "verify"
 PUBLISH = "publish"
 

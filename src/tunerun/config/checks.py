@@ -75,8 +75,10 @@ def _needs(config: RunConfig) -> list[Problem]:
     if "merge" in stages and not trained:
         fix = "Add train to the stages, or set model.adapter to an existing adapter."
         problems.append(Problem(where="stages", what="merge has no adapter to merge.", fix=fix))
-    if "export" in stages and not config.export.gguf.types:
-        fix = "Choose export=gguf, set export.gguf.types=[f16,q4_k_m], or leave export out of the stages."
+    if "export" in stages and not config.export.gguf.types and not config.export.bnb4.write:
+        fix = (
+            "Choose export=gguf or export=bnb4, set export.gguf.types=[f16,q4_k_m], or leave export out of the stages."
+        )
         problems.append(Problem(where="export.gguf.types", what="export has nothing to write.", fix=fix))
     adapted = config.method.kind in ADAPTER_METHODS if "train" in stages else trained
     if "export" in stages and config.export.gguf.adapter and not adapted:

@@ -14,8 +14,10 @@ from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.chat.template import ChatTemplate, load_template
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer, read_object
+from tunerun.config.schema import Bnb4Config
 from tunerun.errors import Problem, UserError, require
 from tunerun.export.adapter import write_adapter
+from tunerun.export.bnb4 import write_bnb4
 from tunerun.export.companions import Exported, write_companions
 from tunerun.export.converter import convert, find_converter
 from tunerun.export.importance import read_importance
@@ -34,40 +36,69 @@ _MAX_DEFAULT_CONTEXT_TOKENS = 8192
 
 
 def run(step: ExportStep, out: Path) -> list[Artifact]:
-    """Writes the GGUF files of a run, and beside them what servers have to know.
+    """Writes what is deployed of a run, and beside GGUF files what servers have to know.
 
     Args:
         step: What to write.
         out: The run directory.
 
     Returns:
-        Each file of `export/`.
+        Each file or folder in `export/`.
     """
-    require("gguf", "gguf")
     source = out / artifacts.MERGED if step.merged else read_base(out).folder
-    config = read_object(source / "config.json")
-    known = set(config.get("architectures") or []) & set(GGUF_ARCHITECTURES)
+    made: list[tuple[str, str]] = []
     with (
         tempfile.TemporaryDirectory(prefix="tunerun-export-") as scratch,
         artifacts.publish(out / artifacts.EXPORT) as staging,
     ):
         staging.mkdir()
-        write = _write_own if known else _write_foreign
-        exported = write(step, source, out, Path(scratch), staging)
-        made = [("gguf", name) for name in exported.files.values()] + write_companions(staging, exported)
+        if step.gguf.types:
+            made += _write_gguf(step, source, out, Path(scratch), staging)
+        if step.bnb4 is not None:
+            folder, weights = _weights(step, source, out, Path(scratch))
+            made.append(("bnb4", _write_bnb4(step, step.bnb4, folder, weights, staging)))
         if step.gguf.adapter:
             assert step.adapter is not None, "checked with the config"
+            config = read_object(source / "config.json")
             write_adapter(out / step.adapter, config, staging / _adapter_file(step), name=step.name)
             made.append(("gguf_adapter", _adapter_file(step)))
     return [artifacts.describe(out, kind, f"{artifacts.EXPORT}/{name}") for kind, name in made]
 
 
+def _write_gguf(step: ExportStep, source: Path, out: Path, scratch: Path, staging: Path) -> list[tuple[str, str]]:
+    require("gguf", "gguf")
+    known = set(read_object(source / "config.json").get("architectures") or []) & set(GGUF_ARCHITECTURES)
+    write = _write_own if known else _write_foreign
+    exported = write(step, source, out, scratch, staging)
+    return [("gguf", name) for name in exported.files.values()] + write_companions(staging, exported)
+
+
+def _write_bnb4(step: ExportStep, bnb4: Bnb4Config, folder: Path, weights: MergePlan, staging: Path) -> str:
+    template = None
+    if step.chat_template is not None:
+        template = load_template(folder, load_tokenizer(folder).named, step.chat_template)
+    target = staging / Path(artifacts.BNB4).name
+    write_bnb4(
+        folder,
+        weights,
+        target,
+        double=bnb4.double_quant,
+        template=None if template is None else template.text,
+        max_shard_size_bytes=step.max_shard_size_bytes,
+    )
+    return target.name
+
+
+def _weights(step: ExportStep, source: Path, out: Path, scratch: Path) -> tuple[Path, MergePlan]:
+    """Returns the folder of a model's files and its weights, merged as they are read when merged/ is not there."""
+    if step.merged or step.adapter is None:
+        return source, plan_copy(source)
+    return scratch, _merge_files(source, out / step.adapter, scratch, step.quantisation)
+
+
 def _write_own(step: ExportStep, source: Path, out: Path, scratch: Path, staging: Path) -> Exported:
     """Writes a model that there are facts about, and merges the adapter on the way when merged/ is not there."""
-    if step.merged or step.adapter is None:
-        folder, weights = source, plan_copy(source)
-    else:
-        folder, weights = scratch, _merge_files(source, out / step.adapter, scratch, step.quantisation)
+    folder, weights = _weights(step, source, out, scratch)
     tokenizer = load_tokenizer(folder)
     template = load_template(folder, tokenizer.named, step.chat_template)
     special = read_special(folder, tokenizer, template)

@@ -37,6 +37,9 @@ _ITEM_BYTES = {
 }  # fmt: skip
 
 
+# Types that rows are written in: numbers, and codes of quantised ones.
+_WRITTEN = {**STORAGE, "U8": "|u1"}
+
 # Name, dtype and shape of a tensor to be written.
 Slot = tuple[str, str, tuple[int, ...]]
 
@@ -200,7 +203,7 @@ class ModelWriter:
             values: Shape (rows, values in a row), in the stored type.
         """
         target = self.table[name]
-        assert values.dtype == np.dtype(STORAGE[target.dtype]), f"{name}: {values.dtype} is not {target.dtype}"
+        assert values.dtype == np.dtype(_WRITTEN[target.dtype]), f"{name}: {values.dtype} is not {target.dtype}"
         assert values.shape[1] == target.row_values, f"{name}: rows of {values.shape[1]} values"
         row_bytes = target.row_values * _ITEM_BYTES[target.dtype]
         assert first + values.shape[0] <= target.rows, f"{name}: row {first + values.shape[0]} of {target.rows}"

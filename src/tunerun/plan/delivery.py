@@ -63,6 +63,8 @@ def steps(config: RunConfig, placement: Placement) -> list[Step]:
                 adapter=folder,
                 quantisation=base_quantisation(config),
                 system=_served_system(config),
+                bnb4=config.export.bnb4 if config.export.bnb4.write else None,
+                max_shard_size_bytes=size_bytes(config.export.max_shard_size),
             )
         )
     if "verify" in config.stages and config.verify.level != "off":
@@ -72,6 +74,7 @@ def steps(config: RunConfig, placement: Placement) -> list[Step]:
                 adapter=folder if merges or "export" in config.stages else None,
                 merged=merged,
                 gguf_types=config.export.gguf.types if "export" in config.stages else (),
+                bnb4="export" in config.stages and config.export.bnb4.write,
                 chat=is_chat(config),
                 chat_template=config.model.chat_template,
                 prompts=config.eval.prompts,
@@ -81,7 +84,13 @@ def steps(config: RunConfig, placement: Placement) -> list[Step]:
             )
         )
     if "publish" in config.stages:
-        made = {"merged": merged, "adapter": folder is not None and not merged, "gguf": "export" in config.stages}
+        exports = "export" in config.stages
+        made = {
+            "merged": merged,
+            "adapter": folder is not None and not merged,
+            "gguf": exports and bool(config.export.gguf.types),
+            "bnb4": exports and config.export.bnb4.write,
+        }
         chosen = config.publish.artifacts or tuple(kind for kind in PUBLISHED if made[kind])
         found.append(PublishStep(publish=config.publish, name=config.name, artifacts=chosen))
     if "serve" in config.stages:

@@ -139,7 +139,7 @@ def _gpus(plan: Plan, machine: Machine) -> list[Problem]:
 def _extras(config: RunConfig) -> list[Problem]:
     trains = "train" in config.stages
     rows = [
-        ("export.gguf.types", "gguf", "gguf", "export" in config.stages),
+        ("export.gguf.types", "gguf", "gguf", "export" in config.stages and bool(config.export.gguf.types)),
         ("export.gguf.types", "llama_cpp", "gguf", "export" in config.stages and _quantises(config)),
         ("serve.engine", "llama_cpp", "gguf", "serve" in config.stages and config.serve.engine == "llamacpp"),
         ("method.kind", "bitsandbytes", "quant", _quantises_base(config)),

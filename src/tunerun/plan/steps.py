@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from tunerun.config import typed
 from tunerun.config.data_sources import data_paths, data_sources
 from tunerun.config.schema import (
+    Bnb4Config,
     DataConfig,
     EvalConfig,
     GgufConfig,
@@ -210,6 +211,10 @@ class ExportStep:
     """What the base goes through before it is merged in passing."""
     system: str | None = None
     """System prompt that servers give conversations without one."""
+    bnb4: Bnb4Config | None = None
+    """A folder of 4-bit weights; null writes none."""
+    max_shard_size_bytes: int = 5 * 10**9
+    """Largest weights file of export/bnb4."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,6 +229,8 @@ class VerifyStep:
     """Whether merged/ exists."""
     gguf_types: tuple[str, ...]
     """GGUF files in export/ to compare."""
+    bnb4: bool = False
+    """Whether export/bnb4 is there to compare."""
     chat: bool
     """Whether the model is used through a chat template."""
     chat_template: str | None

@@ -15,6 +15,7 @@ _FOLDERS: dict[Published, str] = {
     "merged": artifacts.MERGED,
     "adapter": artifacts.ADAPTER,
     "gguf": artifacts.EXPORT,
+    "bnb4": artifacts.BNB4,
 }
 CARD = f"{artifacts.PUBLISH}/{artifacts.CARD}"
 _CHUNK_BYTES = 1 << 20
@@ -58,7 +59,8 @@ def collect(run: Path, chosen: Sequence[Published], folder: str | None) -> list[
         found.append(_file(run / CARD, base + artifacts.CARD))
     for number, kind in enumerate(kinds):
         source, target = run / _FOLDERS[kind], base if number == 0 else f"{base}{kind}/"
-        files = sorted(path for path in source.rglob("*") if path.is_file())
+        # Beside the GGUF files lie folders that are chosen by themselves.
+        files = sorted(path for path in source.glob("*" if kind == "gguf" else "**/*") if path.is_file())
         found += [_file(path, target + path.relative_to(source).as_posix()) for path in files]
     names = [file.name for file in found]
     assert len(names) == len(set(names)), f"two files of one name: {names}"
@@ -89,7 +91,7 @@ def refuse_secrets(files: Sequence[File], secrets: tuple[str, ...]) -> None:
 
 
 def _present(run: Path) -> list[Published]:
-    there = [kind for kind in PUBLISHED if (run / _FOLDERS[kind]).is_dir()]
+    there = [kind for kind in PUBLISHED if any(path.is_file() for path in (run / _FOLDERS[kind]).glob("*"))]
     return [kind for kind in there if kind != "adapter" or "merged" not in there]
 
 

@@ -56,7 +56,12 @@ def render_published(found: Results, step: PublishStep) -> str:
     return _join([*head, *_body(found), _use_from_hub(step), _limits(found, base)])
 
 
-_LIBRARIES: dict[Published, str] = {"merged": "transformers", "adapter": "peft", "gguf": "gguf"}
+_LIBRARIES: dict[Published, str] = {
+    "merged": "transformers",
+    "adapter": "peft",
+    "gguf": "gguf",
+    "bnb4": "transformers",
+}
 
 
 def _join(sections: Sequence[str]) -> str:
@@ -150,7 +155,7 @@ def _use_from_hub(step: PublishStep) -> str:
     repo, kinds = step.publish.repo, step.artifacts or ("merged",)
     folder = f", subfolder={step.publish.folder!r}" if step.publish.folder else ""
     parts = []
-    if "merged" in kinds:
+    if kinds[0] in ("merged", "bnb4"):
         parts.append(
             "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f"tokenizer = AutoTokenizer.from_pretrained({repo!r}{folder})\n"

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from tunerun.errors import MissingExtra
+from tunerun.formats.bitsandbytes import TORCH_NAMES
+from tunerun.formats.safetensors import read_table
 from tunerun.models import load
 from tunerun.plan.steps import Quantisation
 from tunerun.verify import gguf_model
@@ -95,7 +97,7 @@ def merge_gate(
     """
     from tunerun.models.adapters import load_adapter
 
-    dtype = load.saved_dtype(merged)
+    dtype = _stored_dtype(merged)
     network = _open_base(base, device, quantisation)
     adapted = load_adapter(network, adapter, trainable=False)
     wanted = logits_of(adapted, texts)
@@ -139,11 +141,18 @@ def open_merged(base: Path, adapter: Path, device: str, quantisation: Quantisati
     """
     from tunerun.models.adapters import load_adapter
 
-    network = _open_base(base, device, quantisation)
+    network, dtype = _open_base(base, device, quantisation), _stored_dtype(base)
     merged = load_adapter(network, adapter, trainable=False).merge_and_unload()
     for parameter in merged.parameters():
-        parameter.data = parameter.data.to(load.saved_dtype(base)).float()
+        parameter.data = parameter.data.to(dtype).float()
     return merged
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """Returns the number format of a folder's largest tensor, whatever config.json says."""
+    largest = max(read_table(folder).values(), key=lambda info: info.bytes)
+    found: torch.dtype = getattr(torch, TORCH_NAMES[largest.dtype])
+    return found
 
 
 def _open_base(base: Path, device: str, quantisation: Quantisation | None) -> Any:
@@ -151,6 +160,26 @@ def _open_base(base: Path, device: str, quantisation: Quantisation | None) -> An
         return load.load_model(base, dtype=torch.float32, device=device)
     # On the CPU, where bitsandbytes rounds as the merge does.
     return load.load_dequantised(base, quantisation=quantisation, dtype=torch.float32, device="cpu").to(device)
+
+
+def bnb4_gate(folder: Path, texts: Sequence[list[int]], reference: Sequence[Tensor], device: str) -> Gate:
+    """Compares a folder of 4-bit weights with the model it was made from.
+
+    Args:
+        folder: As `export.bnb4` writes it.
+        texts: Token ids.
+        reference: Logits of the model it was made from, in float32.
+        device: `cpu` or `cuda`.
+    """
+    name, bound = f"bnb4_logits:{folder.name}", {"mean_kl_nats": _GGUF_KL_NATS["q4_0"]}
+    try:
+        network = load.load_model(folder, dtype=torch.float32, device=device)
+    except MissingExtra as error:
+        return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=str(error))
+    difference = compare(reference, logits_of(network, texts))
+    good = difference.mean_kl_nats <= bound["mean_kl_nats"]
+    reason = "" if good else "4 bits lose too much here. Take a GGUF of a finer type, or export again."
+    return Gate(name=name, measured=asdict(difference), bound=bound, verdict="pass" if good else "fail", reason=reason)
 
 
 def gguf_tie_nats(kind: str) -> float:

@@ -69,11 +69,14 @@ def _gates(step: VerifyStep, out: Path) -> Iterator[Gate]:
     checked = list(_file_gates(step, out, base))
     yield from checked
     broken = {gate.name for gate in checked if gate.verdict == "fail"}
-    if f"{files.NAME}:{artifacts.MERGED}" in broken:
+    if broken & {f"{files.NAME}:{artifacts.MERGED}", f"{files.NAME}:{Path(artifacts.BNB4).name}"}:
         # There is nothing to compare with.
         return
     if step.merged:
         yield tokens.folder_gate(tokenizer, template, merged, step.prompts, artifacts.MERGED)
+    if step.bnb4:
+        folder = out / artifacts.BNB4
+        yield tokens.folder_gate(tokenizer, template, folder, step.prompts, folder.name)
     found = [(kind, _gguf(out, kind)) for kind in step.gguf_types]
     whole = [(kind, path) for kind, path in found if f"{files.NAME}:{path.name}" not in broken]
     for _, path in whole:
@@ -96,6 +99,8 @@ def _file_gates(step: VerifyStep, out: Path, base: Path) -> Iterator[Gate]:
     source = merged if step.merged else base if step.adapter is None else None
     for kind in step.gguf_types:
         yield files.gguf_gate(_gguf(out, kind), source, whole=whole)
+    if step.bnb4:
+        yield files.folder_gate(out / artifacts.BNB4, source, whole=whole)
     if whole:
         yield from files.recorded_gate(out)
 
@@ -114,7 +119,7 @@ def _logit_gates(step: VerifyStep, out: Path, base: Path, rows: _Rows, found: li
     source = out / artifacts.MERGED if step.merged else base
     if step.merged and step.adapter is not None:
         yield logits.merge_gate(base, out / step.adapter, source, rows.texts, device, step.quantisation)
-    if not found:
+    if not found and not step.bnb4:
         return
     if step.adapter is not None and not step.merged:
         network = logits.open_merged(base, out / step.adapter, device, step.quantisation)
@@ -125,6 +130,8 @@ def _logit_gates(step: VerifyStep, out: Path, base: Path, rows: _Rows, found: li
     answers = {kind: greedy.continue_prompts(network, rows.prompts, logits.gguf_tie_nats(kind)) for kind, _ in exact}
     del network
     gc.collect()
+    if step.bnb4:
+        yield logits.bnb4_gate(out / artifacts.BNB4, rows.texts, reference, device)
     for kind, path in found:
         yield logits.gguf_gate(kind, path, rows.texts, reference, threads)
     for kind, path in exact:

@@ -29,6 +29,7 @@ from tunerun.config.schema.kinds import (
 from tunerun.config.schema.machine import ClusterConfig, EnvConfig, HardwareConfig
 from tunerun.config.schema.model import ModelConfig, ShapeConfig
 from tunerun.config.schema.results import (
+    Bnb4Config,
     EvalConfig,
     ExportConfig,
     GgufConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "DATA_PARTS",
     "PAGED_OPTIMIZERS",
     "PUBLISHED",
+    "Bnb4Config",
     "ClusterConfig",
     "DataConfig",
     "DataFormat",

@@ -16,8 +16,8 @@ GgufType = Literal[
 ]  # fmt: skip
 
 # What `publish` uploads, in the order that it takes them.
-Published = Literal["merged", "adapter", "gguf"]
-PUBLISHED: tuple[Published, ...] = ("merged", "adapter", "gguf")
+Published = Literal["merged", "adapter", "gguf", "bnb4"]
+PUBLISHED: tuple[Published, ...] = ("merged", "adapter", "gguf", "bnb4")
 
 DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "xtuner", "columns", "text"]
 

@@ -41,6 +41,16 @@ class GgufConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Bnb4Config:
+    """A model folder in bitsandbytes' NF4, for transformers and vLLM."""
+
+    write: bool = False
+    """Write export/bnb4."""
+    double_quant: bool = True
+    """Quantise the scales too, which saves 0.4 bits a weight."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig:
     """What is written for deployment."""
 
@@ -54,6 +64,8 @@ class ExportConfig:
     none."""
     gguf: GgufConfig = GgufConfig()
     """GGUF files."""
+    bnb4: Bnb4Config = Bnb4Config()
+    """A folder of 4-bit weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,8 +91,8 @@ class PublishConfig:
     folder: str | None = None
     """Folder in the repository; null takes its root."""
     artifacts: tuple[Published, ...] = ()
-    """What is uploaded: `merged`, `adapter`, `gguf`; the first goes to the root, the others into folders of their name.
-    Empty takes merged/ or else the adapter, and the GGUF files."""
+    """What is uploaded: `merged`, `adapter`, `gguf`, `bnb4`; the first goes to the root, the others into folders of
+    their name. Empty takes merged/ or else the adapter, and what was exported."""
     ollama: str | None = None
     """Name of a model to create in this machine's Ollama from the exported files; null creates none."""
     force: bool = False
