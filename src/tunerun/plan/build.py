@@ -200,6 +200,7 @@ def _estimate(config: RunConfig, placement: Placement, device: Device | None) ->
         checkpoints=config.train.keep_checkpoints if config.train.checkpoint_steps is not None else 1,
         merged=delivery.trains_weights(config) or "merge" in config.stages,
         gguf_types=config.export.gguf.types if "export" in config.stages else (),
+        bnb4="export" in config.stages and config.export.bnb4.write,
     )
     return estimate.estimate(
         size,

@@ -114,7 +114,7 @@ def _estimate(found: Estimate, *, on_cpu: bool) -> list[str]:
                       f"most {quantity(found.step_tokens)} tokens, once warm")  # fmt: skip
     disk = found.disk
     sizes = [("adapter", disk.adapter_bytes), ("merged", disk.merged_bytes), ("gguf", disk.gguf_bytes),
-             ("checkpoints", disk.checkpoints_bytes)]  # fmt: skip
+             ("bnb4", disk.bnb4_bytes),             ("checkpoints", disk.checkpoints_bytes)]  # fmt: skip
     detail = ", ".join(f"{name} {gigabytes(size)}" for name, size in sizes if size)
     return lines + _row("disk", f"{gigabytes(disk.run_bytes)}: {detail}")
 
@@ -126,6 +126,7 @@ def _publishing(step: PublishStep, found: Estimate | None) -> list[str]:
         if found is not None:
             disk = found.disk
             sizes = {"merged": disk.merged_bytes, "adapter": disk.adapter_bytes, "gguf": disk.gguf_bytes}
+            sizes["bnb4"] = disk.bnb4_bytes
         parts = [f"{kind} about {gigabytes(sizes[kind])}" if sizes.get(kind) else kind for kind in step.artifacts]
         what = ", ".join(parts) or "what the run directory has"
         where = f"{publish.hub}:{publish.repo}" + (f"@{publish.revision}" if publish.revision else "")
