@@ -38,6 +38,7 @@ MERGED = "merged"
 EVAL = "eval"
 EXPORT = "export"
 BNB4 = "export/bnb4"
+GPTQ = "export/gptq"
 VERIFY = "verify"
 PUBLISH = "publish"
 

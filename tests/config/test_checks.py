@@ -45,6 +45,16 @@ def test_a_sound_config_has_no_problems():
         ({"stages": []}, "stages", "is empty"),
         ({"stages": ["train"]}, "stages", "needs the data stage"),
         ({"stages": ["merge"]}, "stages", "no adapter"),
+        (
+            {"stages": ["export"], "export": {"gptq": {"write": True}}},
+            "export.gptq.write",
+            "no data to calibrate on",
+        ),
+        (
+            {"stages": ["data", "train", "export"], "export": {"gptq": {"write": True}}},
+            "export.gptq.write",
+            "none is merged",
+        ),
         ({"stages": ["publish"]}, "publish.repo", "nowhere to publish"),
         ({"publish__repo": "name"}, "publish.repo", "OWNER/NAME"),
         ({"publish__repo": "../name"}, "publish.repo", "OWNER/NAME"),

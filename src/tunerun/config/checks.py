@@ -75,10 +75,8 @@ def _needs(config: RunConfig) -> list[Problem]:
     if "merge" in stages and not trained:
         fix = "Add train to the stages, or set model.adapter to an existing adapter."
         problems.append(Problem(where="stages", what="merge has no adapter to merge.", fix=fix))
-    if "export" in stages and not config.export.gguf.types and not config.export.bnb4.write:
-        fix = (
-            "Choose export=gguf or export=bnb4, set export.gguf.types=[f16,q4_k_m], or leave export out of the stages."
-        )
+    if "export" in stages and not (config.export.gguf.types or config.export.bnb4.write or config.export.gptq.write):
+        fix = "Choose export=gguf, bnb4 or gptq, or leave export out of the stages."
         problems.append(Problem(where="export.gguf.types", what="export has nothing to write.", fix=fix))
     adapted = config.method.kind in ADAPTER_METHODS if "train" in stages else trained
     if "export" in stages and config.export.gguf.adapter and not adapted:
@@ -91,9 +89,22 @@ def _needs(config: RunConfig) -> list[Problem]:
     if "export" in stages and config.export.gguf.imatrix and "data" not in stages:
         fix = "Add data to the stages, or set export.gguf.imatrix=false."
         problems.append(Problem(where="export.gguf.imatrix", what="there are no data to measure on.", fix=fix))
+    if "export" in stages and config.export.gptq.write:
+        problems.extend(_gptq(config, unmerged=adapted and "merge" not in stages))
     if "verify" in stages and not {"merge", "export", "train"} & set(stages):
         fix = "Add merge or export, or leave verify out."
         problems.append(Problem(where="stages", what="verify has nothing to compare.", fix=fix))
+    return problems
+
+
+def _gptq(config: RunConfig, *, unmerged: bool) -> list[Problem]:
+    problems = []
+    if unmerged:
+        what = "gptqmodel reads a whole model, and none is merged."
+        problems.append(Problem(where="export.gptq.write", what=what, fix="Add merge to the stages."))
+    if "data" not in config.stages:
+        fix = "Add data to the stages, or set export.gptq.write=false."
+        problems.append(Problem(where="export.gptq.write", what="there are no data to calibrate on.", fix=fix))
     return problems
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ from tunerun.export.adapter import write_adapter
 from tunerun.export.bnb4 import write_bnb4
 from tunerun.export.companions import Exported, write_companions
 from tunerun.export.converter import convert, find_converter
+from tunerun.export.gptq import write_gptq
 from tunerun.export.importance import read_importance
 from tunerun.export.model import read_model
 from tunerun.export.special import SpecialTokens, read_special, without_generation_blocks
@@ -57,6 +59,10 @@ def run(step: ExportStep, out: Path) -> list[Artifact]:
         if step.bnb4 is not None:
             folder, weights = _weights(step, source, out, Path(scratch))
             made.append(("bnb4", _write_bnb4(step, step.bnb4, folder, weights, staging)))
+        if step.gptq is not None:
+            target = staging / Path(artifacts.GPTQ).name
+            write_gptq(source, out, target, step.gptq, step.python or sys.executable)
+            made.append(("gptq", target.name))
         if step.gguf.adapter:
             assert step.adapter is not None, "checked with the config"
             config = read_object(source / "config.json")

@@ -64,6 +64,8 @@ def steps(config: RunConfig, placement: Placement) -> list[Step]:
                 quantisation=base_quantisation(config),
                 system=_served_system(config),
                 bnb4=config.export.bnb4 if config.export.bnb4.write else None,
+                gptq=config.export.gptq if config.export.gptq.write else None,
+                python=config.env.export.python,
                 max_shard_size_bytes=size_bytes(config.export.max_shard_size),
             )
         )
@@ -75,6 +77,7 @@ def steps(config: RunConfig, placement: Placement) -> list[Step]:
                 merged=merged,
                 gguf_types=config.export.gguf.types if "export" in config.stages else (),
                 bnb4="export" in config.stages and config.export.bnb4.write,
+                gptq="export" in config.stages and config.export.gptq.write,
                 chat=is_chat(config),
                 chat_template=config.model.chat_template,
                 prompts=config.eval.prompts,
@@ -90,6 +93,7 @@ def steps(config: RunConfig, placement: Placement) -> list[Step]:
             "adapter": folder is not None and not merged,
             "gguf": exports and bool(config.export.gguf.types),
             "bnb4": exports and config.export.bnb4.write,
+            "gptq": exports and config.export.gptq.write,
         }
         chosen = config.publish.artifacts or tuple(kind for kind in PUBLISHED if made[kind])
         found.append(PublishStep(publish=config.publish, name=config.name, artifacts=chosen))

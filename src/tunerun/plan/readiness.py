@@ -36,6 +36,7 @@ def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
         *_extras(config),
         *_locked(config),
         *_publishing(config),
+        *_quantiser(config),
         *_optimizer(config, plan),
         *(_run_dir(plan) or _disk(plan)),
     ]
@@ -91,6 +92,19 @@ def _publishing(config: RunConfig) -> list[Problem]:
         what = "there is no `ollama` on the PATH."
         found.append(Problem(where="publish.ollama", what=what, fix="Install Ollama, or set publish.ollama=null."))
     return found
+
+
+def _quantiser(config: RunConfig) -> list[Problem]:
+    if "export" not in config.stages or not config.export.gptq.write:
+        return []
+    python = config.env.export.python
+    if python is None:
+        fix = "Install it into an environment of its own, and set env.export.python to that one's interpreter."
+        missing = not is_installed("gptqmodel")
+        return [Problem(where="env.export.python", what="gptqmodel is not installed.", fix=fix)] if missing else []
+    if shutil.which(python) is None:
+        return [Problem(where="env.export.python", what=f"there is no interpreter {python}.")]
+    return []
 
 
 def _has_hub_token() -> bool:

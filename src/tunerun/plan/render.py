@@ -114,7 +114,7 @@ def _estimate(found: Estimate, *, on_cpu: bool) -> list[str]:
                       f"most {quantity(found.step_tokens)} tokens, once warm")  # fmt: skip
     disk = found.disk
     sizes = [("adapter", disk.adapter_bytes), ("merged", disk.merged_bytes), ("gguf", disk.gguf_bytes),
-             ("bnb4", disk.bnb4_bytes),             ("checkpoints", disk.checkpoints_bytes)]  # fmt: skip
+             ("bnb4", disk.bnb4_bytes), ("checkpoints", disk.checkpoints_bytes)]  # fmt: skip
     detail = ", ".join(f"{name} {gigabytes(size)}" for name, size in sizes if size)
     return lines + _row("disk", f"{gigabytes(disk.run_bytes)}: {detail}")
 

@@ -19,6 +19,7 @@ from tunerun.config.schema import (
     DataConfig,
     EvalConfig,
     GgufConfig,
+    GptqConfig,
     MethodConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -213,6 +214,10 @@ class ExportStep:
     """System prompt that servers give conversations without one."""
     bnb4: Bnb4Config | None = None
     """A folder of 4-bit weights; null writes none."""
+    gptq: GptqConfig | None = None
+    """A folder of calibrated weights, made of merged/; null writes none."""
+    python: str | None = None
+    """Interpreter with gptqmodel; null takes tunerun's own."""
     max_shard_size_bytes: int = 5 * 10**9
     """Largest weights file of export/bnb4."""
 
@@ -231,6 +236,8 @@ class VerifyStep:
     """GGUF files in export/ to compare."""
     bnb4: bool = False
     """Whether export/bnb4 is there to compare."""
+    gptq: bool = False
+    """Whether export/gptq is there to compare."""
     chat: bool
     """Whether the model is used through a chat template."""
     chat_template: str | None

@@ -16,6 +16,7 @@ _FOLDERS: dict[Published, str] = {
     "adapter": artifacts.ADAPTER,
     "gguf": artifacts.EXPORT,
     "bnb4": artifacts.BNB4,
+    "gptq": artifacts.GPTQ,
 }
 CARD = f"{artifacts.PUBLISH}/{artifacts.CARD}"
 _CHUNK_BYTES = 1 << 20

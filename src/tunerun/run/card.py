@@ -61,6 +61,7 @@ _LIBRARIES: dict[Published, str] = {
     "adapter": "peft",
     "gguf": "gguf",
     "bnb4": "transformers",
+    "gptq": "transformers",
 }
 
 
@@ -155,7 +156,7 @@ def _use_from_hub(step: PublishStep) -> str:
     repo, kinds = step.publish.repo, step.artifacts or ("merged",)
     folder = f", subfolder={step.publish.folder!r}" if step.publish.folder else ""
     parts = []
-    if kinds[0] in ("merged", "bnb4"):
+    if kinds[0] in ("merged", "bnb4", "gptq"):
         parts.append(
             "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f"tokenizer = AutoTokenizer.from_pretrained({repo!r}{folder})\n"

@@ -162,26 +162,6 @@ def _open_base(base: Path, device: str, quantisation: Quantisation | None) -> An
     return load.load_dequantised(base, quantisation=quantisation, dtype=torch.float32, device="cpu").to(device)
 
 
-def bnb4_gate(folder: Path, texts: Sequence[list[int]], reference: Sequence[Tensor], device: str) -> Gate:
-    """Compares a folder of 4-bit weights with the model it was made from.
-
-    Args:
-        folder: As `export.bnb4` writes it.
-        texts: Token ids.
-        reference: Logits of the model it was made from, in float32.
-        device: `cpu` or `cuda`.
-    """
-    name, bound = f"bnb4_logits:{folder.name}", {"mean_kl_nats": _GGUF_KL_NATS["q4_0"]}
-    try:
-        network = load.load_model(folder, dtype=torch.float32, device=device)
-    except MissingExtra as error:
-        return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=str(error))
-    difference = compare(reference, logits_of(network, texts))
-    good = difference.mean_kl_nats <= bound["mean_kl_nats"]
-    reason = "" if good else "4 bits lose too much here. Take a GGUF of a finer type, or export again."
-    return Gate(name=name, measured=asdict(difference), bound=bound, verdict="pass" if good else "fail", reason=reason)
-
-
 def gguf_tie_nats(kind: str) -> float:
     """Returns the lead of a first choice that rounding to a GGUF type may undo."""
     return near_tie_nats(_GGUF_KL_NATS[kind])

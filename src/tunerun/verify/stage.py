@@ -20,7 +20,7 @@ from tunerun.formats.tokens import read_manifest
 from tunerun.models import load
 from tunerun.plan.steps import VerifyStep
 from tunerun.progress import Progress
-from tunerun.verify import files, greedy, llama_server, logits, probes, renderings, tokens
+from tunerun.verify import files, folders, greedy, llama_server, logits, probes, renderings, tokens
 from tunerun.verify.gates import Gate, logits_of
 
 REPORT = "report.json"
@@ -69,14 +69,14 @@ def _gates(step: VerifyStep, out: Path) -> Iterator[Gate]:
     checked = list(_file_gates(step, out, base))
     yield from checked
     broken = {gate.name for gate in checked if gate.verdict == "fail"}
-    if broken & {f"{files.NAME}:{artifacts.MERGED}", f"{files.NAME}:{Path(artifacts.BNB4).name}"}:
+    if broken & {f"{files.NAME}:{Path(name).name}" for name in (artifacts.MERGED, artifacts.BNB4, artifacts.GPTQ)}:
         # There is nothing to compare with.
         return
     if step.merged:
         yield tokens.folder_gate(tokenizer, template, merged, step.prompts, artifacts.MERGED)
-    if step.bnb4:
-        folder = out / artifacts.BNB4
-        yield tokens.folder_gate(tokenizer, template, folder, step.prompts, folder.name)
+    for name, there in ((artifacts.BNB4, step.bnb4), (artifacts.GPTQ, step.gptq)):
+        if there:
+            yield tokens.folder_gate(tokenizer, template, out / name, step.prompts, Path(name).name)
     found = [(kind, _gguf(out, kind)) for kind in step.gguf_types]
     whole = [(kind, path) for kind, path in found if f"{files.NAME}:{path.name}" not in broken]
     for _, path in whole:
@@ -101,6 +101,9 @@ def _file_gates(step: VerifyStep, out: Path, base: Path) -> Iterator[Gate]:
         yield files.gguf_gate(_gguf(out, kind), source, whole=whole)
     if step.bnb4:
         yield files.folder_gate(out / artifacts.BNB4, source, whole=whole)
+    if step.gptq:
+        # Its layers have other names.
+        yield files.folder_gate(out / artifacts.GPTQ, None, whole=whole)
     if whole:
         yield from files.recorded_gate(out)
 
@@ -119,7 +122,7 @@ def _logit_gates(step: VerifyStep, out: Path, base: Path, rows: _Rows, found: li
     source = out / artifacts.MERGED if step.merged else base
     if step.merged and step.adapter is not None:
         yield logits.merge_gate(base, out / step.adapter, source, rows.texts, device, step.quantisation)
-    if not found and not step.bnb4:
+    if not (found or step.bnb4 or step.gptq):
         return
     if step.adapter is not None and not step.merged:
         network = logits.open_merged(base, out / step.adapter, device, step.quantisation)
@@ -131,7 +134,9 @@ def _logit_gates(step: VerifyStep, out: Path, base: Path, rows: _Rows, found: li
     del network
     gc.collect()
     if step.bnb4:
-        yield logits.bnb4_gate(out / artifacts.BNB4, rows.texts, reference, device)
+        yield folders.bnb4_gate(out / artifacts.BNB4, rows.texts, reference, device)
+    if step.gptq:
+        yield folders.gptq_gate(out / artifacts.GPTQ, source, rows.texts, reference, device)
     for kind, path in found:
         yield logits.gguf_gate(kind, path, rows.texts, reference, threads)
     for kind, path in exact:

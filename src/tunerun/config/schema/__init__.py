@@ -26,13 +26,14 @@ from tunerun.config.schema.kinds import (
     Strategy,
     used_by,
 )
-from tunerun.config.schema.machine import ClusterConfig, EnvConfig, HardwareConfig
+from tunerun.config.schema.machine import ClusterConfig, EnvConfig, ExportEnvConfig, HardwareConfig
 from tunerun.config.schema.model import ModelConfig, ShapeConfig
 from tunerun.config.schema.results import (
     Bnb4Config,
     EvalConfig,
     ExportConfig,
     GgufConfig,
+    GptqConfig,
     PublishConfig,
     ServeConfig,
     TrackConfig,
@@ -55,8 +56,10 @@ __all__ = [
     "EnvConfig",
     "EvalConfig",
     "ExportConfig",
+    "ExportEnvConfig",
     "GgufConfig",
     "GgufType",
+    "GptqConfig",
     "HardwareConfig",
     "LockConfig",
     "MethodConfig",

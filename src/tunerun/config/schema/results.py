@@ -51,6 +51,20 @@ class Bnb4Config:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GptqConfig:
+    """A model folder in GPTQ's form, for vLLM, SGLang and transformers, made by gptqmodel (`env.export.python`)."""
+
+    write: bool = False
+    """Write export/gptq."""
+    bits: Literal[2, 4, 8] = 4
+    """Of a weight."""
+    group_size: int = 128
+    """Weights with a scale of their own; they must divide every layer's inputs."""
+    rows: int = 256
+    """Rows of the training data to calibrate on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig:
     """What is written for deployment."""
 
@@ -66,6 +80,8 @@ class ExportConfig:
     """GGUF files."""
     bnb4: Bnb4Config = Bnb4Config()
     """A folder of 4-bit weights."""
+    gptq: GptqConfig = GptqConfig()
+    """A folder of calibrated weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,8 +107,8 @@ class PublishConfig:
     folder: str | None = None
     """Folder in the repository; null takes its root."""
     artifacts: tuple[Published, ...] = ()
-    """What is uploaded: `merged`, `adapter`, `gguf`, `bnb4`; the first goes to the root, the others into folders of
-    their name. Empty takes merged/ or else the adapter, and what was exported."""
+    """What is uploaded: `merged`, `adapter`, `gguf`, `bnb4`, `gptq`; the first goes to the root, the others into
+    folders of their name. Empty takes merged/ or else the adapter, and what was exported."""
     ollama: str | None = None
     """Name of a model to create in this machine's Ollama from the exported files; null creates none."""
     force: bool = False
