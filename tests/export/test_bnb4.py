@@ -28,7 +28,7 @@ pytest.importorskip("bitsandbytes")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
-    weights = tiny_qwen2(out / "base", hidden_size=96, dtype="bfloat16") / "model.safetensors"
+    weights = tiny_qwen2(out / "base", hidden_size=128, dtype="bfloat16") / "model.safetensors"
     save_file({name: value.bfloat16() for name, value in load_file(weights).items()}, weights)
     from tunerun.train import stage
 
