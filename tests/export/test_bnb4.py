@@ -94,7 +94,7 @@ def test_every_tensor_is_the_one_that_transformers_writes(out: Path, tmp_path: P
 
 def test_it_is_loaded_and_verified(out: Path) -> None:
     export(out)
-    verify_stage.run(verify_step(bnb4=True), out)
+    verify_stage.run(verify_step(folders=("bnb4",)), out)
     gates = read_gates(out)
     assert gates["bnb4_logits:bnb4"]["verdict"] == "pass"
     assert 0 < gates["bnb4_logits:bnb4"]["measured"]["mean_kl_nats"] < 0.3

@@ -84,7 +84,7 @@ def test_the_folder_is_the_quantisers_with_our_tokenizer(out: Path, python: str)
 
 def test_it_is_verified_without_its_library_and_other_weights_fail(out: Path, python: str) -> None:
     export(out, python)
-    step = verify_step(adapter=None, gptq=True)
+    step = verify_step(adapter=None, folders=("gptq",))
     verify_stage.run(step, out)
     gate = read_gates(out)["gptq_logits:gptq"]
     assert (gate["verdict"], gate["measured"]["layers"]) == ("pass", 14)
@@ -118,5 +118,5 @@ def test_gptqmodel_itself(out: Path) -> None:
     assert subprocess.run([python, "-c", "import gptqmodel"], check=False).returncode == 0
     folder = export(out, python)
     assert "model.layers.0.mlp.up_proj.qweight" in load_file(folder / "model.safetensors")
-    verify_stage.run(verify_step(adapter=None, gptq=True), out)
+    verify_stage.run(verify_step(adapter=None, folders=("gptq",)), out)
     assert read_gates(out)["gptq_logits:gptq"]["verdict"] == "pass"

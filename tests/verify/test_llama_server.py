@@ -57,6 +57,16 @@ HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
 
+def write_gguf(path: Path, *, adds_start: bool = True) -> Path:
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_add_bos_token(adds_start)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
 def install(folder: Path, patch: pytest.MonkeyPatch, text: str, before: str = "") -> None:
     program = folder / "llama-server"
     program.write_text(PROGRAM.format(python=sys.executable, src=ROOT / "src", text=text, before=before))
@@ -66,21 +76,31 @@ def install(folder: Path, patch: pytest.MonkeyPatch, text: str, before: str = ""
 
 def test_the_same_rendering_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, monkeypatch, CHATML)
-    gate = server_gate(tmp_path / "m.gguf", TEMPLATE, ("Who are you?",), "<s>")
+    gate = server_gate(write_gguf(tmp_path / "m.gguf"), TEMPLATE, ("Who are you?",), "<s>")
     assert (gate.verdict, gate.name) == ("pass", "llama-server:m.gguf")
     assert gate.measured["texts"] >= 50
 
 
+def test_a_start_token_that_the_file_does_not_write_stays_in_the_rendering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "m.gguf", adds_start=False)
+    install(tmp_path, monkeypatch, "<s>" + CHATML)
+    assert server_gate(path, TEMPLATE, (), "<s>").verdict == "pass"
+    install(tmp_path, monkeypatch, CHATML)
+    assert server_gate(path, TEMPLATE, (), "<s>").verdict == "fail"
+
+
 def test_another_rendering_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, monkeypatch, CHATML.replace("assistant", "helper"))
-    gate = server_gate(tmp_path / "m.gguf", TEMPLATE, (), "<s>")
+    gate = server_gate(write_gguf(tmp_path / "m.gguf"), TEMPLATE, (), "<s>")
     assert gate.verdict == "fail"
     assert "helper" in gate.reason
 
 
 def test_without_a_server_nothing_is_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    gate = server_gate(tmp_path / "m.gguf", TEMPLATE, (), "<s>")
+    gate = server_gate(write_gguf(tmp_path / "m.gguf"), TEMPLATE, (), "<s>")
     assert gate.verdict == "not_proved"
     assert "no llama-server on the PATH" in gate.reason
 
@@ -95,11 +115,11 @@ def test_the_real_server_renders_as_training_does(tmp_path: Path, monkeypatch: p
     export(tmp_path, ("f16",))
     template = load_template(folder, load_tokenizer(folder).named)
     assert template is not None
-    gate = server_gate(tmp_path / artifacts.EXPORT / "tiny-f16.gguf", template, ("Who are you?",), "")
+    gate = server_gate(tmp_path / artifacts.EXPORT / "tiny-f16.gguf", template, ("Who are you?",), None)
     assert gate.verdict == "pass", gate.reason
     assert gate.measured["texts"] >= 50
     other = replace(template, text=WITH_TOOLS.replace("assistant", "helper"))
-    assert server_gate(tmp_path / artifacts.EXPORT / "tiny-f16.gguf", other, (), "").verdict == "fail"
+    assert server_gate(tmp_path / artifacts.EXPORT / "tiny-f16.gguf", other, (), None).verdict == "fail"
 
 
 def _built() -> str:
@@ -115,4 +135,4 @@ def _built() -> str:
 def test_a_server_that_dies_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, monkeypatch, CHATML, before='sys.exit("error: no backend")')
     with pytest.raises(StageError, match="no backend"):
-        server_gate(tmp_path / "m.gguf", TEMPLATE, (), "<s>")
+        server_gate(write_gguf(tmp_path / "m.gguf"), TEMPLATE, (), "<s>")

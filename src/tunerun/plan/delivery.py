@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tunerun.config.checks import size_bytes
 from tunerun.config.data_sources import data_sources
-from tunerun.config.schema import ADAPTER_METHODS, PUBLISHED, RunConfig
+from tunerun.config.schema import ADAPTER_METHODS, PUBLISHED, Published, RunConfig
 from tunerun.plan.steps import (
     ExportStep,
     MergeStep,
@@ -16,6 +18,8 @@ from tunerun.plan.steps import (
     VerifyStep,
     quantisation_of,
 )
+
+EXPORT_FOLDERS: tuple[Literal["bnb4", "gptq"], ...] = ("bnb4", "gptq")
 
 
 def trains_adapter(config: RunConfig) -> bool:
@@ -53,22 +57,7 @@ def steps(config: RunConfig, placement: Placement) -> list[Step]:
             )
         )
     if "export" in config.stages:
-        template = None if merged else config.model.chat_template
-        found.append(
-            ExportStep(
-                name=config.name,
-                merged=merged,
-                gguf=config.export.gguf,
-                chat_template=template,
-                adapter=folder,
-                quantisation=base_quantisation(config),
-                system=_served_system(config),
-                bnb4=config.export.bnb4 if config.export.bnb4.write else None,
-                gptq=config.export.gptq if config.export.gptq.write else None,
-                python=config.env.export.python,
-                max_shard_size_bytes=size_bytes(config.export.max_shard_size),
-            )
-        )
+        found.append(_export_step(config, folder, merged=merged))
     if "verify" in config.stages and config.verify.level != "off":
         found.append(
             VerifyStep(
@@ -76,8 +65,7 @@ def steps(config: RunConfig, placement: Placement) -> list[Step]:
                 adapter=folder if merges or "export" in config.stages else None,
                 merged=merged,
                 gguf_types=config.export.gguf.types if "export" in config.stages else (),
-                bnb4="export" in config.stages and config.export.bnb4.write,
-                gptq="export" in config.stages and config.export.gptq.write,
+                folders=_folders(config) if "export" in config.stages else (),
                 chat=is_chat(config),
                 chat_template=config.model.chat_template,
                 prompts=config.eval.prompts,
@@ -87,19 +75,42 @@ def steps(config: RunConfig, placement: Placement) -> list[Step]:
             )
         )
     if "publish" in config.stages:
-        exports = "export" in config.stages
-        made = {
-            "merged": merged,
-            "adapter": folder is not None and not merged,
-            "gguf": exports and bool(config.export.gguf.types),
-            "bnb4": exports and config.export.bnb4.write,
-            "gptq": exports and config.export.gptq.write,
-        }
-        chosen = config.publish.artifacts or tuple(kind for kind in PUBLISHED if made[kind])
-        found.append(PublishStep(publish=config.publish, name=config.name, artifacts=chosen))
+        found.append(_publish_step(config, merged=merged, adapted=folder is not None))
     if "serve" in config.stages:
         found.append(ServeStep(serve=config.serve, placement=placement))
     return found
+
+
+def _export_step(config: RunConfig, folder: str | None, *, merged: bool) -> ExportStep:
+    assert config.name is not None
+    return ExportStep(
+        name=config.name,
+        merged=merged,
+        gguf=config.export.gguf,
+        chat_template=None if merged else config.model.chat_template,
+        adapter=folder,
+        quantisation=base_quantisation(config),
+        system=_served_system(config),
+        bnb4=config.export.bnb4 if config.export.bnb4.write else None,
+        gptq=config.export.gptq if config.export.gptq.write else None,
+        python=config.env.export.python,
+        max_shard_size_bytes=size_bytes(config.export.max_shard_size),
+    )
+
+
+def _publish_step(config: RunConfig, *, merged: bool, adapted: bool) -> PublishStep:
+    assert config.name is not None
+    made: set[Published] = {"merged"} if merged else {"adapter"} if adapted else set()
+    if "export" in config.stages:
+        made |= {"gguf"} if config.export.gguf.types else set()
+        made |= set(_folders(config))
+    chosen = config.publish.artifacts or tuple(kind for kind in PUBLISHED if kind in made)
+    return PublishStep(publish=config.publish, name=config.name, artifacts=chosen)
+
+
+def _folders(config: RunConfig) -> tuple[Literal["bnb4", "gptq"], ...]:
+    written = {"bnb4": config.export.bnb4.write, "gptq": config.export.gptq.write}
+    return tuple(name for name in EXPORT_FOLDERS if written[name])
 
 
 def base_quantisation(config: RunConfig) -> Quantisation | None:

@@ -234,10 +234,8 @@ class VerifyStep:
     """Whether merged/ exists."""
     gguf_types: tuple[str, ...]
     """GGUF files in export/ to compare."""
-    bnb4: bool = False
-    """Whether export/bnb4 is there to compare."""
-    gptq: bool = False
-    """Whether export/gptq is there to compare."""
+    folders: tuple[Literal["bnb4", "gptq"], ...] = ()
+    """Folders in export/ to compare."""
     chat: bool
     """Whether the model is used through a chat template."""
     chat_template: str | None

@@ -19,22 +19,24 @@ import httpx
 from tunerun.chat.faults import ChatFault
 from tunerun.chat.template import ChatTemplate
 from tunerun.errors import StageError
+from tunerun.formats.gguf_header import read_gguf_header
 from tunerun.verify import probes
 from tunerun.verify.gates import Gate
 
 PROGRAM = "llama-server"
 _START_SECONDS = 300
+_WRITES_START = "tokenizer.ggml.add_bos_token"
 _ADVICE = "Serve the model by tunerun or vLLM, or simplify its chat template."
 
 
-def server_gate(path: Path, template: ChatTemplate, prompts: tuple[str, ...], start: str) -> Gate:
+def server_gate(path: Path, template: ChatTemplate, prompts: tuple[str, ...], start: str | None) -> Gate:
     """Compares the renderings of `llama-server --jinja` with those of training.
 
     Args:
         path: The GGUF file.
         template: Of training.
         prompts: The user's questions.
-        start: Beginning-of-sequence token that llama.cpp takes off a rendering, as it writes it itself; or empty.
+        start: Beginning-of-sequence token. llama.cpp takes it off a rendering when the file says to write one.
     """
     name, bound = f"{PROGRAM}:{path.name}", {"different_texts": 0}
     program = shutil.which(PROGRAM)
@@ -43,11 +45,12 @@ def server_gate(path: Path, template: ChatTemplate, prompts: tuple[str, ...], st
         return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=reason)
     # A server writes today's date where the template asks for it.
     today = replace(template, date=datetime.now())  # noqa: DTZ005 (the server's own calendar day)
+    taken_off = start if start is not None and read_gguf_header(path).fields.get(_WRITES_START) else ""
     compared, faults = 0, []
     with _server(program, path) as client:
         for messages, tools in probes.conversations(prompts):
             try:
-                wanted = today.render(messages, tools, generation_prompt=True).removeprefix(start)
+                wanted = today.render(messages, tools, generation_prompt=True).removeprefix(taken_off)
             except ChatFault:
                 continue
             compared += 1

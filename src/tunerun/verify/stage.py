@@ -74,17 +74,15 @@ def _gates(step: VerifyStep, out: Path) -> Iterator[Gate]:
         return
     if step.merged:
         yield tokens.folder_gate(tokenizer, template, merged, step.prompts, artifacts.MERGED)
-    for name, there in ((artifacts.BNB4, step.bnb4), (artifacts.GPTQ, step.gptq)):
-        if there:
-            yield tokens.folder_gate(tokenizer, template, out / name, step.prompts, Path(name).name)
+    for name in step.folders:
+        yield tokens.folder_gate(tokenizer, template, out / artifacts.EXPORT / name, step.prompts, name)
     found = [(kind, _gguf(out, kind)) for kind in step.gguf_types]
     whole = [(kind, path) for kind, path in found if f"{files.NAME}:{path.name}" not in broken]
     for _, path in whole:
         yield tokens.gguf_gate(tokenizer, template, path, step.prompts, rows)
     if template is not None and whole == found and found:
         yield from renderings.rendering_gates(out / artifacts.EXPORT, tokenizer, template)
-        start = tokenizer.named.get("bos_token", "")
-        yield llama_server.server_gate(found[0][1], template, step.prompts, start)
+        yield llama_server.server_gate(found[0][1], template, step.prompts, tokenizer.named.get("bos_token"))
     texts = [*_texts(step, tokenizer, template), *rows]
     prompts = probes.prompt_rows(tokenizer, template, step.prompts, greedy.PROMPTS)
     yield from _logit_gates(step, out, base, _Rows(texts, prompts), whole)
@@ -99,9 +97,9 @@ def _file_gates(step: VerifyStep, out: Path, base: Path) -> Iterator[Gate]:
     source = merged if step.merged else base if step.adapter is None else None
     for kind in step.gguf_types:
         yield files.gguf_gate(_gguf(out, kind), source, whole=whole)
-    if step.bnb4:
+    if "bnb4" in step.folders:
         yield files.folder_gate(out / artifacts.BNB4, source, whole=whole)
-    if step.gptq:
+    if "gptq" in step.folders:
         # Its layers have other names.
         yield files.folder_gate(out / artifacts.GPTQ, None, whole=whole)
     if whole:
@@ -122,7 +120,7 @@ def _logit_gates(step: VerifyStep, out: Path, base: Path, rows: _Rows, found: li
     source = out / artifacts.MERGED if step.merged else base
     if step.merged and step.adapter is not None:
         yield logits.merge_gate(base, out / step.adapter, source, rows.texts, device, step.quantisation)
-    if not (found or step.bnb4 or step.gptq):
+    if not found and not step.folders:
         return
     if step.adapter is not None and not step.merged:
         network = logits.open_merged(base, out / step.adapter, device, step.quantisation)
@@ -133,9 +131,9 @@ def _logit_gates(step: VerifyStep, out: Path, base: Path, rows: _Rows, found: li
     answers = {kind: greedy.continue_prompts(network, rows.prompts, logits.gguf_tie_nats(kind)) for kind, _ in exact}
     del network
     gc.collect()
-    if step.bnb4:
+    if "bnb4" in step.folders:
         yield folders.bnb4_gate(out / artifacts.BNB4, rows.texts, reference, device)
-    if step.gptq:
+    if "gptq" in step.folders:
         yield folders.gptq_gate(out / artifacts.GPTQ, source, rows.texts, reference, device)
     for kind, path in found:
         yield logits.gguf_gate(kind, path, rows.texts, reference, threads)
