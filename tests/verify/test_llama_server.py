@@ -102,7 +102,7 @@ def test_without_a_server_nothing_is_proved(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("PATH", str(tmp_path))
     gate = server_gate(write_gguf(tmp_path / "m.gguf"), TEMPLATE, (), "<s>")
     assert gate.verdict == "not_proved"
-    assert "no llama-server on the PATH" in gate.reason
+    assert "llama-server is not on the PATH" in gate.reason
 
 
 @pytest.mark.slow
