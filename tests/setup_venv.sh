@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes .venv with tunerun, its gguf, tensorboard and quant extras and the development tools. The wheel of llama-cpp-python,
-# which has to be compiled (some minutes on 2 cores), is built once and kept in the user's cache.
+# Makes .venv with tunerun, its gguf, tensorboard, quant, deepspeed and sweep extras and the development tools. The
+# wheel of llama-cpp-python, which has to be compiled (some minutes on 2 cores), is built once and kept in the user's
+# cache.
 set -euo pipefail
 
 python=${PYTHON:-python3}
@@ -49,5 +50,5 @@ else
 fi
 
 say "3/3 installing tunerun and what it needs (torch is the largest)"
-.venv/bin/python -m pip install --quiet -c constraints.txt "$(find_wheel)" -e '.[gguf,tensorboard,quant,dev]'
+.venv/bin/python -m pip install --quiet -c constraints.txt "$(find_wheel)" -e '.[gguf,tensorboard,quant,deepspeed,sweep,dev]'
 say "ready"

@@ -139,3 +139,9 @@ def test_problems_name_the_key_and_not_the_value():
     found = redact.problems({"data.path": ("x.jsonl", f"https://h/{TOKEN}"), "data.max_length": 5}, ())
     assert [problem.where for problem in found] == ["data.path"]
     assert TOKEN not in str(found[0])
+
+
+def test_a_variable_that_the_config_names_holds_a_secret_whatever_it_is_called():
+    environment = {"TEACHER": "plain-looking-value", "OTHER": "something-else", "SHORT": "abc"}
+    assert redact.secret_values(environment) == ()
+    assert redact.secret_values(environment, ("TEACHER", "SHORT", "UNSET", None)) == ("plain-looking-value",)

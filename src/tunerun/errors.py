@@ -3,7 +3,8 @@
     TunerunError            message, no traceback
     |-- UserError           the config or the data is wrong                     exit 2
     |-- StageError          a stage could not do its work                       exit 1
-    |   `-- MissingExtra    an optional dependency is not installed             exit 1
+    |   |-- MissingExtra    an optional dependency is not installed             exit 1
+    |   `-- TryAgain        it will do better when it is started again          exit 1
     |-- GateError           a verify gate failed                                exit 3
     `-- Preempted           stopped by a signal; the run can be resumed         exit 75
 
@@ -37,6 +38,10 @@ class TunerunError(Exception):
 
 class StageError(TunerunError):
     """A stage could not do its work for a reason outside the config."""
+
+
+class TryAgain(StageError):  # noqa: N818 (a request to the runner)
+    """The stage wrote down what it found out, and will do better when it is started again."""
 
 
 class GateError(TunerunError):

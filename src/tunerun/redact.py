@@ -8,7 +8,7 @@ both sides.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tunerun.errors import Problem
@@ -67,9 +67,15 @@ def is_secret_name(name: str) -> bool:
     return last == "pwd" and len(words) > 1
 
 
-def secret_values(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns the values of secret-looking variables, the longest first; shorter than 8 characters match too much."""
-    found = {value for name, value in environment.items() if is_secret_name(name) and len(value) >= _MIN_VALUE_LENGTH}
+def secret_values(environment: Mapping[str, str], named: Collection[str | None] = ()) -> tuple[str, ...]:
+    """Returns the values of secret-looking variables, the longest first; shorter than 8 characters match too much.
+
+    Args:
+        environment: Variables.
+        named: Names of further ones that hold secrets, whatever they look like; None is nothing.
+    """
+    secret = {name for name in environment if is_secret_name(name) or name in named}
+    found = {environment[name] for name in secret if len(environment[name]) >= _MIN_VALUE_LENGTH}
     return tuple(sorted(found, key=lambda value: (-len(value), value)))
 
 

@@ -20,11 +20,12 @@ from tunerun import artifacts, child
 from tunerun.artifacts import Artifact
 from tunerun.cli import render_error
 from tunerun.config import typed
-from tunerun.errors import ExitCode, TunerunError
+from tunerun.errors import ExitCode, TryAgain, TunerunError
 from tunerun.plan import steps
 
 STAGES = {
     "model": "tunerun.models.fetch:run",
+    "answer": "tunerun.data.answer.stage:run",
     "data": "tunerun.data.stage:run",
     "train": "tunerun.train.stage:run",
     "eval": "tunerun.evaluate.stage:run",
@@ -80,6 +81,8 @@ def _work(run_dir: Path, stage: str) -> int:
         made = load_stage(stage)(step, run_dir)
     except child.Stopped as signal_name:
         return _finish(run_dir, stage, ExitCode.PREEMPTED, f"stopped by {signal_name}", [])
+    except TryAgain as error:
+        return _finish(run_dir, stage, error.exit_code, str(error), [], again=True)
     except TunerunError as error:
         print(render_error(error), file=sys.stderr)
         return _finish(run_dir, stage, error.exit_code, str(error), [])
@@ -93,8 +96,10 @@ def _work(run_dir: Path, stage: str) -> int:
     return _finish(run_dir, stage, ExitCode.DONE, None, made)
 
 
-def _finish(run_dir: Path, stage: str, code: ExitCode, error: str | None, made: list[Artifact]) -> int:
-    ended = {"exit_code": int(code), "error": error, "time": time.time()}
+def _finish(
+    run_dir: Path, stage: str, code: ExitCode, error: str | None, made: list[Artifact], *, again: bool = False
+) -> int:
+    ended = {"exit_code": int(code), "error": error, "time": time.time(), "again": again}
     name = f"{stage}-{child.rank()}" if child.rank() else stage
     try:
         artifacts.write_json(

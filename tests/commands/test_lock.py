@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.run import scenario
-from tunerun import artifacts, cli
+from tunerun import artifacts, cli, fits
 from tunerun.commands.lock import locked
 from tunerun.commands.prepare import prepare
 from tunerun.config.resolve import resolve
@@ -41,6 +41,16 @@ def test_the_recipe_names_what_lies_in_the_folder_without_it(project, capfd):
     assert {"torch", "tokenizers", "tunerun"} & set(config.lock.packages)
     assert not {"wandb", "tensorboard", "huggingface-hub"} & set(config.lock.packages)
     assert "outside this folder" not in capfd.readouterr().out
+
+
+def test_what_fitted_into_memory_is_pinned(project):
+    sizes = {"step": 7, "eval_batch_size": 8}
+    found = [fits.Fit(micro_batch_size=2, activation_checkpointing=False, **sizes)]
+    for twice, wanted in ((False, None), (True, True)):
+        found.append(fits.Fit(micro_batch_size=1, activation_checkpointing=twice, **sizes))
+        fits.write(project / "first", "key", found)
+        train = locked(results.read(project / "first")).train
+        assert (train.micro_batch_size, train.activation_checkpointing) == (1, wanted)
 
 
 def test_the_locked_recipe_refuses_other_data(project):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.run import scenario
-from tunerun import artifacts, cli
+from tunerun import artifacts, cli, fits
 from tunerun.commands import replay
 from tunerun.errors import ExitCode, UserError
+from tunerun.plan.steps import fingerprint_keys
 from tunerun.run import results
 
 
@@ -57,6 +58,22 @@ def test_a_run_that_failed_is_not_replayed(run_dir):
     (run_dir / artifacts.RECORD).write_text(json.dumps({**record, "status": "failed"}), encoding="utf-8")
     with pytest.raises(UserError, match="did not run to its end"):
         cli.dispatch(["replay", "first"])
+
+
+def test_the_replay_computes_as_much_at_a_time_as_the_run_did(run_dir, monkeypatch):
+    sizes = {"activation_checkpointing": False, "eval_batch_size": 8}
+    found = tuple(fits.Fit(step=step, micro_batch_size=size, **sizes) for step, size in ((0, 2), (7, 1)))
+    fits.write(run_dir, "key", found)
+    plans = []
+
+    def execute(plan, **_):
+        plans.append(plan)
+        return ExitCode.PREEMPTED
+
+    monkeypatch.setattr(replay.runner, "execute", execute)
+    assert cli.dispatch(["replay", "first", "run_dir=second"]) == ExitCode.PREEMPTED
+    assert plans[0].train.fits == found
+    assert "fits" not in "".join(fingerprint_keys(plans[0].train))
 
 
 def test_the_replay_takes_the_commits_and_the_choices_of_the_run(run_dir, monkeypatch):

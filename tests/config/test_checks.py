@@ -89,6 +89,7 @@ def test_a_sound_config_has_no_problems():
         ({"data__too_long": "split", "objective__kind": "kto"}, "data.too_long", "truncate_prompt or drop"),
         ({"model": {"path": "m", "init": "random"}}, "model.init", "method=full"),
         ({"model": {"path": "m", "shape": {"context": 512}}}, "data.max_length", "=512"),
+        ({"data": {"path": ["d"], "packing": True, "max_length": None}}, "data.max_length", "data.packing=false"),
         ({"export": {"gguf": {"types": ["f16"]}, "max_shard_size": "2 boxes"}}, "export.max_shard_size", "not a size"),
         ({"serve__host": "0.0.0.0"}, "serve.host", "api_key_env"),
         ({"name": "../up"}, "name", "a-z, 0-9"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -209,6 +210,24 @@ def test_long_rows_are_counted_and_listed(run, tmp_path):
     with pytest.raises(UserError) as caught:
         run(path, max_length=64, too_long="fail")
     assert [problem.where for problem in caught.value.problems][:2] == [f"{path}:4", f"{path}:5"]
+
+
+def test_without_a_limit_rows_are_as_long_as_they_are_up_to_the_context(tmp_path, chat_folder):
+    model = tmp_path / "model"
+    shutil.copytree(chat_folder, model)
+    run, path = Run(tmp_path, model), write(tmp_path / "a.jsonl", pairs(3) + pairs(1, length=400))
+
+    def within(config: dict) -> TokenStore:
+        (model / "config.json").write_text(json.dumps(config))
+        return run(path, max_length=None)
+
+    wanted, store = run(path, max_length=4096), within({"max_position_embeddings": 4096})
+    assert (store.tokens == wanted.tokens).all()
+    assert run.report["truncated"] == 0
+    assert within({"max_position_embeddings": 64}).lengths().max() == 64
+    assert run.report["truncated"] == 1
+    with pytest.raises(UserError, match=r"data.max_length: null takes the model's context, and its config.json has no"):
+        within({})
 
 
 def test_rows_without_trained_tokens_are_counted(run, tmp_path):

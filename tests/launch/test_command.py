@@ -1,11 +1,12 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tunerun.config.schema import DataConfig, EvalConfig, ModelConfig, ObjectiveConfig, PublishConfig
+from tunerun.config.schema import AnswerConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveConfig, PublishConfig
 from tunerun.launch import command
-from tunerun.plan.steps import DataStep, EvalStep, ModelStep, Placement, PublishStep
+from tunerun.plan.steps import AnswerStep, DataStep, EvalStep, ModelStep, Placement, PublishStep
 
 RUN_DIR = Path("/runs/one")
 ALWAYS = (
@@ -116,3 +117,13 @@ def test_cuda_has_a_fixed_workspace():
 )
 def test_command_lines(placement, line):
     assert command.render(measured(**placement), "/runs/one") == line
+
+
+def test_tasks_bring_data_of_their_own_and_a_teacher_may_get_prompts_from_a_hub():
+    tasks = command.command(replace(measured(), eval=EvalConfig(lm_eval=("hellaswag",))), RUN_DIR)
+    asked = AnswerStep(answer=AnswerConfig(prompts=("org/set",)), vars={}, on_bad_rows="fail", hub="hf", seed=1)
+    for launch in (tasks, command.command(asked, RUN_DIR)):
+        assert "HF_HUB_OFFLINE" not in launch.env
+        assert launch.without == ()
+    assert tasks.env["TQDM_DISABLE"] == "1"
+    assert "TQDM_DISABLE" not in command.command(measured(), RUN_DIR).env

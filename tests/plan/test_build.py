@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -179,14 +180,16 @@ def test_without_a_shape_there_is_no_estimate_and_a_note_says_so():
 
 
 def test_the_steps_follow_from_rows_epochs_and_batch():
-    volume = planned(size=DataSize(rows=110, tokens=11000), data__eval_fraction=0.1, train__epochs=2.0).volume
+    volume = planned(
+        size=DataSize(rows=110, tokens=11000, longest=600), data__eval_fraction=0.1, train__epochs=2.0
+    ).volume
     # 99 rows of 100 tokens twice, 16 at a time.
     assert (volume.rows, volume.optimiser_steps, volume.tokens) == (99, 12, 19200)
-    assert planned(size=DataSize(rows=110, tokens=11000), train__max_steps=7).volume.optimiser_steps == 7
+    assert planned(size=DataSize(rows=110, tokens=11000, longest=600), train__max_steps=7).volume.optimiser_steps == 7
 
 
 def test_packing_makes_fewer_steps():
-    size = DataSize(rows=1000, tokens=100_000)
+    size = DataSize(rows=1000, tokens=100_000, longest=600)
     packed = planned(size=size, data__packing=True, data__max_length=1000).volume
     assert packed.optimiser_steps < planned(size=size, data__max_length=1000).volume.optimiser_steps
     assert packed.rows == 1000
@@ -210,7 +213,7 @@ def test_what_may_go_wrong_is_a_warning():
     ],
 )
 def test_a_plan_survives_json(changes):
-    found = planned(size=DataSize(rows=10, tokens=100), **changes)
+    found = planned(size=DataSize(rows=10, tokens=100, longest=600), **changes)
     assert plan.from_json(json.loads(json.dumps(plan.to_json(found)))) == found
 
 
@@ -286,3 +289,23 @@ def test_the_system_prompt_of_all_data_goes_to_the_servers():
     assert served(data__system="Be kind.", export={"gguf": {"types": ["f16"]}, "system": ""}) is None
     sources = {"a": {"path": ["a.jsonl"]}, "b": {"path": ["b.jsonl"], "system": "Be brief."}}
     assert served(data={"system": "Be kind.", "sources": sources}) is None
+
+
+def test_without_a_limit_the_longest_row_is_planned_for_up_to_the_context():
+    size = DataSize(rows=1000, tokens=100_000, longest=200)
+    short = planned(size=size, data__max_length=None)
+    assert short.train.micro_batch_size > planned(size=size).train.micro_batch_size
+    assert "planned for rows of 264 tokens, the longest of the first rows: data.max_length=null" in " ".join(
+        short.notes
+    )
+    unknown = planned(data__max_length=None)
+    assert "planned for rows of 4,096 tokens, the model's context" in " ".join(unknown.notes)
+    longest = planned(size=replace(size, longest=9000), data__max_length=None)
+    assert longest.estimate.step_tokens == unknown.estimate.step_tokens == 16 * 4096
+
+
+@pytest.mark.parametrize(("longest", "packing", "told"), [(200, False, True), (200, True, False), (600, False, False)])
+def test_a_limit_far_above_the_longest_row_is_told(longest, packing, told):
+    size = DataSize(rows=1000, tokens=100_000, longest=longest)
+    notes = " ".join(planned(size=size, data__packing=packing).notes)
+    assert ("planned for rows of data.max_length=2048; the longest of the first rows has about 200" in notes) == told

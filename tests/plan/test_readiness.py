@@ -132,3 +132,31 @@ def test_a_full_disk_is_noticed_before_the_run(monkeypatch):
     (problem,) = found()
     assert problem.startswith("run_dir: the run writes about ")
     assert problem.endswith("Free some space, or set run_dir to another disk.")
+
+
+def test_a_teachers_key_has_to_be_there_when_it_is_asked(monkeypatch):
+    answer = {
+        "answer__url": "https://api.example.com/v1",
+        "answer__model": "big",
+        "answer__prompts": ["rows.jsonl"],
+        "answer__api_key_env": "MY_KEY",
+        "stages": ["answer", "data"],
+    }
+    for value in ("", " padded", "schlüssel"):
+        monkeypatch.setenv("MY_KEY", value)
+        (problem,) = found(**answer)
+        assert problem.startswith("answer.api_key_env: the environment variable MY_KEY holds no key")
+    monkeypatch.setenv("MY_KEY", "sk-1")
+    assert found(**answer) == []
+    monkeypatch.delenv("MY_KEY")
+    assert found(**{**answer, "stages": ["data", "train"]}) == []
+    (problem,) = found(**{**answer, "answer__api_key_env": None, "answer__prompts": ["gone.txt"]})
+    assert problem == "answer.prompts: there is no file or folder gone.txt."
+
+
+def test_evaluation_tasks_need_their_package(monkeypatch):
+    here = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lm_eval" else here(name))
+    (problem,) = found(eval__lm_eval=["hellaswag"])
+    assert problem == "eval.lm_eval: lm_eval is not installed. Install it: pip install 'tunerun[lm-eval]'"
+    assert found(eval__lm_eval=["hellaswag"], stages=["data", "train"]) == []

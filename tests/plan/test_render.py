@@ -30,7 +30,10 @@ def shown(found, obstacles=()) -> str:
     ],
 )
 def test_every_plan_fits_a_hundred_columns(machine, changes):
-    text = shown(planned(machine, DataSize(rows=123_456, tokens=98_765_432), **changes), ["data.path: is gone. " * 8])
+    text = shown(
+        planned(machine, DataSize(rows=123_456, tokens=98_765_432, longest=600), **changes),
+        ["data.path: is gone. " * 8],
+    )
     assert max(map(width, text.splitlines())) <= 100
 
 
@@ -41,7 +44,7 @@ def test_chinese_text_fits_a_hundred_columns():
 
 
 def test_a_plan_names_what_a_user_asks_for():
-    text = shown(planned(size=DataSize(rows=1600, tokens=160_000)), ["model.path: is gone."])
+    text = shown(planned(size=DataSize(rows=1600, tokens=160_000, longest=600)), ["model.path: is gone."])
     for part in (
         "model -> data -> train -> eval -> merge -> export -> verify",
         "sft, lora, fp32",

@@ -18,6 +18,31 @@ def evaluation(*, tuned=True, split="eval"):
     return {"schema": 1, "split": split, "rows": 48, "tokens": 2310, "models": models}
 
 
+def tasks(value):
+    metrics = [
+        {"name": "acc", "filter": "none", "value": value, "stderr": 0.0123, "higher_is_better": True},
+        {"name": "exact_match", "filter": "strict", "value": value / 2, "stderr": None, "higher_is_better": True},
+    ]
+    return {"hellaswag": {"samples": 100, "version": 1.0, "metrics": metrics}}
+
+
+def teacher():
+    return {
+        "schema": 1,
+        "prompts_read": 12,
+        "prompts": 11,
+        "bad_prompts": {"empty-prompt": 1},
+        "rows": 9,
+        "dropped": {"cut-off": 2},
+        "cut_off_kept": 0,
+        "look_like_refusals": 1,
+        "models": {"big <b>teacher</b>": 9},
+        "prompt_tokens": 300,
+        "completion_tokens": 4500,
+        "examples": [{"where": "q.txt:3", "reason": "cut-off", "detail": "the answer was cut off"}],
+    }
+
+
 def data():
     copy = {"file": "/data/rows.jsonl", "line": 9, "of": {"file": "/data/rows.jsonl", "line": 3}}
     return {

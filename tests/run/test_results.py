@@ -1,5 +1,6 @@
 """The summary, the report and the model card of the same runs."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ import scenario
 from tunerun import artifacts, columns
 from tunerun.config.schema import PublishConfig, TrainConfig
 from tunerun.plan.steps import PublishStep
-from tunerun.run import card, inspect, report, results, summary
+from tunerun.run import card, compare, inspect, report, results, summary
 from tunerun.train.batches import total_steps
 
 _VOID = {"meta", "br"}
@@ -88,6 +89,38 @@ def test_the_summary_of_an_untrained_model_shows_its_answers_alone(finished):
     text = summary.render(finished, "small")
     assert "loss on 48 held-out rows: 2.931 (perplexity 18.75)" in text
     assert "TUNED" not in text
+
+
+def test_tasks_are_in_summary_report_card_and_comparison(finished):
+    measured = reports.evaluation()
+    for name, value in (("base", 0.25), ("tuned", 0.5)):
+        measured["models"][name]["tasks"] = reports.tasks(value)
+    reports.put(finished, eval=measured)
+    text = summary.render(finished, "small")
+    assert "hellaswag acc                   0.25 ± 0.012 -> 0.5 ± 0.012" in text
+    assert "hellaswag exact_match (strict)  0.125 -> 0.25" in text
+    report.write(finished, ())
+    card.write(finished, ())
+    assert "exact_match (strict)" in page(finished)
+    assert "| hellaswag | acc | 0.25 ± 0.012 | 0.5 ± 0.012 |" in (finished / "README.md").read_text(encoding="utf-8")
+    found = results.read(finished)
+    differing = compare.differences(found, dataclasses.replace(found, evaluation=reports.evaluation()))
+    assert [item.key for item in differing] == ["hellaswag acc", "hellaswag exact_match (strict)"]
+    del measured["models"]["tuned"]
+    reports.put(finished, eval=measured)
+    assert "hellaswag acc                   0.25 ± 0.012\n" in summary.render(finished, "small")
+    report.write(finished, ())
+    card.write(finished, ())
+
+
+def test_a_teachers_answers_are_in_report_and_card(finished):
+    reports.put(finished, answer=reports.teacher())
+    report.write(finished, ())
+    card.write(finished, ())
+    text = page(finished)
+    assert "9 from 11 prompts, 2 lost" in " ".join(text.split())
+    assert "big <b>teacher</b>" in text and "cut-off" in text
+    assert "- 9 answers of `big <b>teacher</b>`" in (finished / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_loss_that_is_not_finite_is_said_to_be_so(finished):

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import time
@@ -8,6 +9,7 @@ import yaml
 from scenario import FULL
 
 from tunerun import artifacts
+from tunerun.config.schema import AnswerConfig
 from tunerun.errors import ExitCode, UserError
 from tunerun.run import record, rundir, runner
 
@@ -251,6 +253,19 @@ def test_secrets_reach_neither_log_nor_terminal_nor_record(small, monkeypatch, r
     assert not any("correct-horse" in text for text in [*written, *capfd.readouterr()])
     assert "connecting with [redacted] to the hub" in (run_dir / "logs/train.log").read_text()
     assert record.read(run_dir).provenance["environment"]["MY_TOKEN"] == "[redacted]"
+
+
+def test_the_key_of_a_teacher_reaches_no_other_stage(run_dir, tmp_path, monkeypatch, small):
+    small()
+    monkeypatch.setenv("MY_TOKEN", "correct-horse-battery")
+    monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:leak")
+    answer = AnswerConfig(api_key_env="MY_TOKEN")
+    made = dataclasses.replace(scenario.config(tmp_path / "rows.txt", tmp_path / "model"), answer=answer)
+    other = tmp_path / "other"
+
+    assert runner.execute(scenario.plan(other, made), config=made) == ExitCode.STAGE_FAILED
+
+    assert "KeyError: 'MY_TOKEN'" in (other / "logs/train.log").read_text()
 
 
 def test_the_config_comes_back_as_it_was(small, run_dir, tmp_path):

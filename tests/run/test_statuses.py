@@ -6,8 +6,9 @@ from tunerun.launch.process import Ended
 from tunerun.run import statuses
 
 
-def write(run_dir, name, code, *, error=None, time=1.0):
-    status = {"schema": 1, "exit_code": int(code), "error": error, "time": time, "artifacts": []}
+def write(run_dir, name, code, *, error=None, time=1.0, again=False):
+    ended = {"exit_code": int(code), "error": error, "time": time, "again": again}
+    status = {"schema": 1, **ended, "artifacts": []}
     artifacts.write_json(run_dir / artifacts.STATUS / f"{name}.json", status)
 
 
@@ -54,3 +55,10 @@ def test_what_an_earlier_execution_left_is_removed_for_all_ranks_of_a_stage_only
         write(tmp_path, name, ExitCode.DONE)
     statuses.remove(tmp_path, "train")
     assert [file.name for file in (tmp_path / artifacts.STATUS).iterdir()] == ["eval.json"]
+
+
+def test_a_rank_may_ask_for_another_try(tmp_path):
+    write(tmp_path, "train", ExitCode.STAGE_FAILED, error="connection closed by peer", time=2.0)
+    write(tmp_path, "train-1", ExitCode.STAGE_FAILED, error="out of memory in step 3", again=True)
+    found = outcome(tmp_path)
+    assert (found.again, found.died, found.error) == (True, False, "out of memory in step 3")

@@ -108,6 +108,11 @@ def objective_job(out: Path, step: TrainStep) -> Job:
     return job
 
 
+def at_a_time(job: Job, **sizes: int) -> Job:
+    """Returns a training that computes other numbers of rows at a time."""
+    return replace(job, fitting=replace(job.fitting, now=replace(job.fitting.now, **sizes)))
+
+
 def _sample(prompt: list[int], answer: list[int]) -> tuple[Any, Any]:
     return np.array(prompt + answer), np.array([0] * len(prompt) + [1] * len(answer))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from tunerun.config.schema import EvalConfig
 from tunerun.errors import StageError
 from tunerun.models import adapters
 from tunerun.plan.steps import TrainStep
-from tunerun.train import checkpoint, gradients, health, held_out, recovery
+from tunerun.train import checkpoint, fitting, gradients, health, held_out, loop, recovery
 from tunerun.train.checkpoint import Progressed
 from tunerun.train.stage import run
 
@@ -230,3 +231,29 @@ def test_a_checkpoint_made_for_a_signal_takes_no_time_for_answers(tmp_path: Path
     with before_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(Preempted):
         run(_with_prompts(), out)
     assert not (out / artifacts.CHECKPOINTS / "step-2" / checkpoint.ANSWERS).exists()
+
+
+def test_the_guards_take_less_than_2_percent_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"guards": 0.0, "steps": 0.0}
+
+    def time_within(owner: Any, name: str, kind: str) -> None:
+        function = getattr(owner, name)
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return function(*arguments, **named)
+            finally:
+                seconds[kind] += time.thread_time() - began
+
+        monkeypatch.setattr(owner, name, timed)
+
+    time_within(health, "check_trained", "guards")
+    time_within(gradients, "check_losses", "guards")
+    time_within(loop, "_warn_of_spike", "guards")
+    time_within(loop, "agreed_signal", "guards")
+    time_within(fitting.Fitting, "begin", "guards")
+    time_within(loop, "optimiser_step", "steps")
+    run(train_step(LORA, max_steps=60), make_run(tmp_path, base={"hidden_size": 256, "intermediate_size": 512}))
+    print(f"guards take {seconds['guards'] / seconds['steps']:.2%} of {seconds['steps'] / 60:.4f} s")
+    assert 0 < seconds["guards"] < 0.02 * seconds["steps"]

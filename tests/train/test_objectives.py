@@ -12,6 +12,7 @@ import torch
 from tests.tiny import random_samples
 from tests.train.objective_runs import (
     OBJECTIVES,
+    at_a_time,
     make_objective_run,
     objective_job,
     objective_step,
@@ -59,7 +60,7 @@ def test_any_split_into_micro_batches_gives_the_same_gradients(tmp_path: Path, n
     for index in (0, 1):
         wanted = _gradients(job, index)
         for size in (1, 3):
-            again = replace(job, step=replace(job.step, micro_batch_size=size))
+            again = at_a_time(job, micro_batch_size=size)
             assert _relative(_gradients(again, index), wanted) < 1e-6
 
 
@@ -110,7 +111,7 @@ def test_held_out_rows_are_measured_alike_in_any_batch_size(tmp_path: Path) -> N
         out = make_objective_run(tmp_path / name, OBJECTIVES[name], held_out=7)
         job = objective_job(out, objective_step(OBJECTIVES[name], LORA, eval_steps=1))
         _disturb(job)
-        sizes = [replace(job, step=replace(job.step, eval=replace(job.step.eval, batch_size=n))) for n in (2, 7)]
+        sizes = [at_a_time(job, eval_batch_size=size) for size in (2, 7)]
         first, second = (held_out.measure(each) for each in sizes)
         assert first == pytest.approx(second, rel=1e-5)
         assert job.network.training is False

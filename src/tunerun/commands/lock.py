@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tunerun import artifacts, paths
+from tunerun import artifacts, fits, paths
 from tunerun.commands import arguments, copy
 from tunerun.config.data_sources import at_commit, data_paths, with_paths
 from tunerun.config.flat import flat_recipe
-from tunerun.config.schema import LockConfig, RunConfig
+from tunerun.config.schema import LockConfig, RunConfig, TrainConfig
 from tunerun.errors import ExitCode, UserError
 from tunerun.run import results
 from tunerun.run.results import Results
@@ -50,9 +50,10 @@ def locked(found: Results) -> RunConfig:
     record, config, commits = found.record, found.config, found.commits()
     base = record.base_model
     assert base is not None, "a run that is done has its model"
+    answered = record.stages["answer"].files if "answer" in record.stages else {}
     digests = {
         str(_relative(path)): digest
-        for path, digest in _data_files(record.data)
+        for path, digest in _data_files({**answered, **record.data})
         if not path.startswith(paths.ASSET_SCHEME)
     }
     # Without weights, as for stages=[data], the hash is that of the tokenizer and config alone.
@@ -69,23 +70,38 @@ def locked(found: Results) -> RunConfig:
             adapter=_relative(config.model.adapter),
             chat_template=_relative(config.model.chat_template),
         ),
+        answer=replace(config.answer, prompts=tuple(str(_relative(path)) for path in config.answer.prompts)),
         data=with_paths(config.data, lambda path: str(_relative(at_commit(path, commits)))),
+        train=_fitted(config.train, found.run_dir),
         objective=replace(config.objective, teacher=_relative(config.objective.teacher)),
         lock=LockConfig(model_sha256=sha256, data_sha256=digests, packages=packages),
     )
 
 
+def _fitted(train: TrainConfig, run_dir: Path) -> TrainConfig:
+    """Pins what training was left with when memory ran out."""
+    found = fits.read(run_dir)
+    if not found:
+        return train
+    recomputes = found[-1].activation_checkpointing or train.activation_checkpointing
+    return replace(train, micro_batch_size=found[-1].micro_batch_size, activation_checkpointing=recomputes)
+
+
 def _data_files(recorded: Mapping[str, str]) -> list[tuple[str, str]]:
     """Returns path and hash of the data files, which a record names as `key path`."""
     split = [(*name.partition(" "), digest) for name, digest in recorded.items()]
-    return [(path, digest) for key, space, path, digest in split if space and key.startswith("data.")]
+    return [(path, digest) for key, space, path, digest in split if space and key.startswith(("answer.", "data."))]
 
 
 def _paths(config: RunConfig) -> list[str]:
     """Returns what the recipe reads from a disk or a hub."""
     model = config.model
     named = [model.path, model.adapter, model.chat_template, config.objective.teacher]
-    return [path for path in named if path is not None] + [path for _, path in data_paths(config.data)]
+    return [
+        *(path for path in named if path is not None),
+        *config.answer.prompts,
+        *(path for _, path in data_paths(config.data)),
+    ]
 
 
 def _relative(path: str | None) -> str | None:

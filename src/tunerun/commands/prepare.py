@@ -19,6 +19,7 @@ from tunerun.config.schema import RunConfig
 from tunerun.errors import Problem, UserError
 from tunerun.plan import accelerate, build, dataset, deepspeed, readiness, shape
 from tunerun.plan.plan import Plan
+from tunerun.plan.tasks import TASK_SUFFIXES
 
 OUTPUTS = Path("outputs")
 ADHOC = "adhoc"
@@ -59,9 +60,9 @@ def plan_for(config: RunConfig, notes: Sequence[str] = ()) -> Prepared:
     if (folder / "config.json").is_file():
         config = replace(config, model=replace(config.model, shape=shape.read_shape(folder)))
     own = None if config.hardware.deepspeed is None else _read("hardware.deepspeed", config.hardware.deepspeed)
-    plan = build.build(
-        config, build.Facts(machine=machine, data=dataset.measure(config.data), deepspeed=own), tuple(notes)
-    )
+    # What a teacher will say is not known yet.
+    size = None if "answer" in config.stages else dataset.measure(config.data)
+    plan = build.build(config, build.Facts(machine=machine, data=size, deepspeed=own), tuple(notes))
     if own is not None and plan.train is not None:
         found = deepspeed.problems(own, plan.train.placement, max_grad_norm=config.train.max_grad_norm)
         if found:
@@ -99,7 +100,15 @@ def _absolute(config: RunConfig) -> RunConfig:
         config.hardware, deepspeed=_local(config.hardware.deepspeed), accelerate=_local(config.hardware.accelerate)
     )
     data = with_paths(config.data, lambda path: str(_local(path)))
-    return replace(config, model=model, data=data, objective=objective, hardware=hardware, lock=lock)
+    answer = replace(config.answer, prompts=tuple(str(_local(path)) for path in config.answer.prompts))
+    evaluation = replace(
+        config.eval,
+        # A task may be named like a folder here.
+        lm_eval=tuple(str(_local(name)) if name.endswith(TASK_SUFFIXES) else name for name in config.eval.lm_eval),
+        lm_eval_tasks_dir=_local(config.eval.lm_eval_tasks_dir),
+    )
+    config = replace(config, model=model, answer=answer, data=data, objective=objective, hardware=hardware)
+    return replace(config, eval=evaluation, lock=lock)
 
 
 def _of_accelerate(config: RunConfig) -> RunConfig:

@@ -8,15 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tunerun import artifacts, paths
+from tunerun import artifacts, fits, paths
 from tunerun.commands import arguments
 from tunerun.commands.prepare import OUTPUTS, Prepared, plan_for, require_ready
 from tunerun.config.data_sources import at_commit, data_paths, with_paths
 from tunerun.config.register import new_run_id
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, UserError
+from tunerun.fits import Fit
 from tunerun.hashes import path_sha256
 from tunerun.plan import plan as plans
+from tunerun.plan.steps import AnswerStep, Step, TrainStep
 from tunerun.run import compare, provenance, results, runner
 from tunerun.run.compare import Difference
 from tunerun.run.results import Results
@@ -88,7 +90,7 @@ def _prepared(recorded: Results, folder: Path) -> Prepared:
     if train is not None:
         training["micro_batch_size"] = train.micro_batch_size
         training["activation_checkpointing"] = train.activation_checkpointing
-    return plan_for(
+    prepared = plan_for(
         replace(
             config,
             run_dir=str(folder),
@@ -99,6 +101,18 @@ def _prepared(recorded: Results, folder: Path) -> Prepared:
             train=replace(config.train, **training),
         )
     )
+    journal, found = recorded.run_dir / artifacts.ANSWER_JOURNAL, fits.read(recorded.run_dir)
+    steps = tuple(_as_recorded(step, journal, found) for step in prepared.plan.steps)
+    return replace(prepared, plan=replace(prepared.plan, steps=steps))
+
+
+def _as_recorded(step: Step, journal: Path, found: tuple[Fit, ...]) -> Step:
+    """Lets a teacher's answers, which may be others another time, and what fitted into memory be as recorded."""
+    if isinstance(step, TrainStep):
+        return replace(step, fits=found)
+    if isinstance(step, AnswerStep) and journal.is_file():
+        return replace(step, journal=str(journal.absolute()))
+    return step
 
 
 def _heading(found: Sequence[Difference], named: Path) -> str:

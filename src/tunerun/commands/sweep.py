@@ -155,6 +155,9 @@ def _entry(trial: Trial, run_dir: Path, config_dir: Path | None) -> _Entry:
     resolved = resolve(trial.point, config_dir)
     whole = prepare(replace(resolved, config=replace(resolved.config, run_dir=str(run_dir))))
     require_ready(whole)
+    if "answer" in whole.config.stages:
+        fix = "Collect the answers once, with stages=[answer], and sweep with data.path=RUN/answer/answers.jsonl."
+        raise UserError(Problem(where="stages", what="each trial would ask the teacher anew.", fix=fix))
     if not whole.config.sweep.finish_best:
         return _Entry(trial=trial, prepared=whole, whole=whole)
     stages = tuple(stage for stage in resolved.config.stages if stage in _TRIAL_STAGES)

@@ -10,7 +10,7 @@ import re
 import typing
 from collections.abc import Callable
 
-from tunerun.config import ranges
+from tunerun.config import ranges, teacher
 from tunerun.config.data_sources import data_paths, data_sources, holds_out
 from tunerun.config.schema import ADAPTER_METHODS, DATA_PARTS, RunConfig, Stage
 from tunerun.errors import Problem
@@ -66,8 +66,9 @@ def _needs(config: RunConfig) -> list[Problem]:
     if not config.model.path:
         fix = "Choose model=NAME or set model.path to a folder or a hub id."
         problems.append(Problem(where="model.path", what="no model is chosen.", fix=fix))
-    if "data" in stages and not any(path for key, path in data_paths(config.data) if key != "data.eval_path"):
-        fix = "Set data.path to a file, a folder or a hub id, or choose data=NAME."
+    given = any(path for key, path in data_paths(config.data) if key != "data.eval_path")
+    if "data" in stages and "answer" not in stages and not given:
+        fix = "Set data.path to a file, a folder or a hub id, choose data=NAME, or add answer to the stages."
         problems.append(Problem(where="data.path", what="no data is chosen.", fix=fix))
     if "train" in stages and "data" not in stages:
         problems.append(Problem(where="stages", what="train needs the data stage.", fix="Add data to the stages."))
@@ -140,7 +141,12 @@ def _reward(config: RunConfig) -> list[Problem]:
 
 
 def _packing(config: RunConfig) -> list[Problem]:
-    if not config.data.packing or config.objective.kind in PACKABLE:
+    if not config.data.packing:
+        return []
+    if config.data.max_length is None:
+        what = "null says nothing about how long packed rows are to be."
+        return [Problem(where="data.max_length", what=what, fix="Set data.max_length=2048, or data.packing=false.")]
+    if config.objective.kind in PACKABLE:
         return []
     what = f"objective {config.objective.kind} compares whole answers and cannot pack rows."
     return [Problem(where="data.packing", what=what, fix="Set data.packing=false.")]
@@ -148,7 +154,7 @@ def _packing(config: RunConfig) -> list[Problem]:
 
 def _length(config: RunConfig) -> list[Problem]:
     context = config.model.shape.context
-    if context is None or config.data.max_length <= context:
+    if context is None or config.data.max_length is None or config.data.max_length <= context:
         return []
     what = f"{config.data.max_length} tokens are more than the model's context of {context}."
     return [Problem(where="data.max_length", what=what, fix=f"Set data.max_length={context} or less.")]
@@ -364,6 +370,7 @@ def _sweep(config: RunConfig) -> list[Problem]:
 
 RULES: tuple[Rule, ...] = (
     ranges.check,
+    teacher.check,
     _stages,
     _needs,
     _objective,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunerun.config.schema import RunConfig, TrainConfig
+from tunerun.config.schema import AnswerConfig, RunConfig, TrainConfig
 from tunerun.errors import Problem
 
 Range = tuple[str, Any, bool, str]
@@ -16,7 +16,7 @@ def check(config: RunConfig) -> list[Problem]:
     data, evaluation = config.data, config.eval
     rows: list[Range] = [
         ("seed", config.seed, config.seed >= 0, ">= 0"),
-        ("data.max_length", data.max_length, data.max_length >= 8, ">= 8"),
+        ("data.max_length", data.max_length, data.max_length is None or data.max_length >= 8, ">= 8"),
         ("data.max_rows", data.max_rows, positive(data.max_rows), ">= 1"),
         ("data.eval_rows", data.eval_rows, positive(data.eval_rows), ">= 1"),
         ("data.eval_fraction", data.eval_fraction, 0 <= data.eval_fraction <= 0.5, "from 0 to 0.5"),
@@ -29,6 +29,9 @@ def check(config: RunConfig) -> list[Problem]:
         ("eval.max_new_tokens", evaluation.max_new_tokens, evaluation.max_new_tokens >= 1, ">= 1"),
         ("eval.batch_size", evaluation.batch_size, evaluation.batch_size >= 1, ">= 1"),
         ("eval.generate_rows", evaluation.generate_rows, evaluation.generate_rows >= 0, ">= 0"),
+        ("eval.lm_eval_fewshot", evaluation.lm_eval_fewshot,
+         evaluation.lm_eval_fewshot is None or evaluation.lm_eval_fewshot >= 0, ">= 0"),
+        ("eval.lm_eval_limit", evaluation.lm_eval_limit, positive(evaluation.lm_eval_limit), ">= 1"),
         ("eval.max_rows", evaluation.max_rows, positive(evaluation.max_rows), ">= 1"),
         ("export.gguf.context", config.export.gguf.context, positive(config.export.gguf.context), ">= 1"),
         ("serve.port", config.serve.port, 0 <= config.serve.port <= 65535, "from 0 to 65535"),
@@ -37,9 +40,30 @@ def check(config: RunConfig) -> list[Problem]:
     ]  # fmt: skip
     return [
         Problem(where=key, what=f"{value} is out of range: it must be {bound}.")
-        for key, value, good, bound in [*rows, *_learning_ranges(config), *_train_ranges(config.train)]
+        for key, value, good, bound in [
+            *rows,
+            *_answer_ranges(config.answer),
+            *_learning_ranges(config),
+            *_train_ranges(config.train),
+        ]
         if not good
     ]
+
+
+def _answer_ranges(answer: AnswerConfig) -> list[Range]:
+    temperature, top_p = answer.temperature, answer.top_p
+    return [
+        ("answer.max_prompts", answer.max_prompts, positive(answer.max_prompts), ">= 1"),
+        ("answer.samples", answer.samples, answer.samples >= 1, ">= 1"),
+        ("answer.temperature", temperature, temperature is None or 0 <= temperature <= 2, "from 0 to 2"),
+        ("answer.top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
+        ("answer.max_new_tokens", answer.max_new_tokens, positive(answer.max_new_tokens), ">= 1"),
+        ("answer.max_dropped_fraction", answer.max_dropped_fraction, 0 <= answer.max_dropped_fraction <= 1,
+         "from 0 to 1"),
+        ("answer.concurrent", answer.concurrent, 1 <= answer.concurrent <= 1024, "from 1 to 1024"),
+        ("answer.retries", answer.retries, answer.retries >= 0, ">= 0"),
+        ("answer.timeout", answer.timeout, answer.timeout > 0, "> 0"),
+    ]  # fmt: skip
 
 
 def _learning_ranges(config: RunConfig) -> list[Range]:

@@ -146,7 +146,7 @@ def _type_name(annotation: Any) -> str:
         return f"{_type_name(next(member for member in members if member is not type(None)))} or null"
     if origin is not None:
         return f"map of {_type_name(members[1])}"
-    return {bool: "true or false", int: "whole number", float: "number", str: "text"}[annotation]
+    return {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "any value"}[annotation]
 
 
 def _default(item: dataclasses.Field[Any]) -> str:

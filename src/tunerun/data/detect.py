@@ -82,7 +82,8 @@ def format_of(row: Row, name: str, columns: Mapping[str, str], wanted: Sequence[
         what = f"no known format has the keys {_listed(value)}."
         raise UserError(Problem(where=_place(row), what=what, fix=f"Name them: {example}"))
     if found.kind not in wanted:
-        what = f"the rows are {_NOUNS[found.kind]} ({found.why}), and this objective learns from {_NOUNS[wanted[0]]}."
+        wish = "prompts are wanted" if wanted[0] == "prompts" else f"this objective learns from {_NOUNS[wanted[0]]}"
+        what = f"the rows are {_NOUNS[found.kind]} ({found.why}), and {wish}."
         raise UserError(Problem(where=_place(row), what=what, fix=_fix(wanted[0], found, key)))
     return found
 
@@ -128,8 +129,8 @@ def _find(row: Mapping[str, Any], name: str, columns: Mapping[str, str], wanted:
         return None
     # The user is sure: each row says for itself what it lacks.
     assumed = {"user": "instruction", "input": "input", "assistant": "output"} if name == "alpaca" else {}
-    kind = "text" if name == "text" else "conversations"
-    return Format(name, kind, "data.format names it", {"text": "text"} if name == "text" else {**assumed, **columns})
+    sure: RowKind = "text" if name == "text" else "prompts" if wanted[0] == "prompts" else "conversations"
+    return Format(name, sure, "data.format names it", {"text": "text"} if name == "text" else {**assumed, **columns})
 
 
 def _why(form: str, name: str, columns: Mapping[str, str], parts: Mapping[str, str]) -> str:
@@ -152,6 +153,10 @@ def _conversations(row: Mapping[str, Any], name: str, parts: Parts) -> str | Non
             del parts["assistant"]
         return form
     return form if form and _take(row, parts, "assistant") else None
+
+
+def _prompts(row: Mapping[str, Any], name: str, parts: Parts) -> str | None:
+    return None if "text" in parts else _prompt(row, name, parts)
 
 
 def _pairs(row: Mapping[str, Any], name: str, parts: Parts) -> str | None:
@@ -186,6 +191,7 @@ _FINDERS: dict[RowKind, Callable[[Mapping[str, Any], str, Parts], str | None]] =
     "pairs": _pairs,
     "labels": _labels,
     "text": _text,
+    "prompts": _prompts,
 }
 
 
@@ -253,18 +259,22 @@ _NOUNS: dict[RowKind, str] = {
     "conversations": "conversations to imitate",
     "pairs": "pairs of a better and a worse answer",
     "labels": "answers labelled good or bad",
+    "prompts": "prompts",
 }
 _EXAMPLES: dict[RowKind, Parts] = {
     "text": {"text": "COLUMN"},
     "conversations": {"user": "PROMPT_COLUMN", "assistant": "ANSWER_COLUMN"},
     "pairs": {"user": "PROMPT_COLUMN", "chosen": "BETTER_COLUMN", "rejected": "WORSE_COLUMN"},
     "labels": {"user": "PROMPT_COLUMN", "assistant": "ANSWER_COLUMN", "label": "LABEL_COLUMN"},
+    "prompts": {"user": "PROMPT_COLUMN"},
 }
 _OBJECTIVES: dict[RowKind, str] = {"text": "pretrain", "conversations": "sft", "pairs": "dpo", "labels": "kto"}
 
 
 def _fix(wanted: RowKind, found: Format, key: str) -> str:
     """Says what to do with rows that are not what the objective learns from."""
+    if wanted == "prompts":
+        return f"Name the column that holds them: {_columns(key, _EXAMPLES[wanted])}"
     other = f"Set objective={_OBJECTIVES[found.kind]}"
     if wanted == "conversations" and found.kind == "pairs":
         return f"{other}, or imitate the better answers: {_columns(key, {'assistant': found.columns['chosen']})}"

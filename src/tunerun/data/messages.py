@@ -15,12 +15,13 @@ _ROLE_NAMES = {"developer": "system", "function": "tool", **{role: role for role
 _KEPT = ("name", "tool_call_id", "reasoning_content")
 
 
-def conversation(messages: Sequence[Mapping[str, Any]], tools: Any = None) -> Conversation:
+def conversation(messages: Sequence[Mapping[str, Any]], tools: Any = None, *, answered: bool = True) -> Conversation:
     """Checks messages and brings them to the one form.
 
     Args:
         messages: With `role` and `content`, and possibly `tool_calls`, `function_call`, `weight`.
         tools: A list of function definitions, its JSON text, or None.
+        answered: Whether every answer has to be there; else one may be empty, and the last one missing.
 
     Raises:
         RowFault: A message is malformed, the roles are out of order, or an answer is empty.
@@ -28,13 +29,13 @@ def conversation(messages: Sequence[Mapping[str, Any]], tools: Any = None) -> Co
     made: list[dict[str, Any]] = []
     untrained: set[int] = set()
     for index, message in enumerate(messages):
-        made.append(_message(message, index + 1))
+        made.append(_message(message, index + 1, answered))
         if "weight" in message and message["weight"] is not None:
             if message["weight"] not in (0, 1):
                 raise RowFault("wrong-type", f"message {index + 1}: `weight` is neither 0 nor 1.")
             if message["weight"] == 0:
                 untrained.add(index)
-    _check_order(made)
+    _check_order(made, answered)
     _number_calls(made)
     return Conversation(tuple(made), _tools(tools), frozenset(untrained))
 
@@ -112,7 +113,7 @@ def parse_json(text: str, what: str) -> Any:
         raise RowFault("bad-tool-call", f"{what} is not JSON: {error}.") from error
 
 
-def _message(message: Any, number: int) -> dict[str, Any]:
+def _message(message: Any, number: int, answered: bool) -> dict[str, Any]:
     what = f"message {number}"
     object_of(message, what)
     if "role" not in message or not isinstance(message["role"], str) or message["role"] not in _ROLE_NAMES:
@@ -126,7 +127,7 @@ def _message(message: Any, number: int) -> dict[str, Any]:
     calls = _calls(message, what)
     if calls:
         made["tool_calls"] = calls
-    if role == "assistant" and not calls and not made["content"].strip():
+    if role == "assistant" and answered and not calls and not made["content"].strip():
         raise RowFault("empty-answer", f"{what}, the assistant's, is empty.")
     if role == "user" and not made["content"].strip():
         raise RowFault("empty-prompt", f"{what}, the user's, is empty.")
@@ -167,7 +168,7 @@ _FOLLOWERS = {
 }
 
 
-def _check_order(messages: Sequence[Mapping[str, Any]]) -> None:
+def _check_order(messages: Sequence[Mapping[str, Any]], answered: bool) -> None:
     before: str | None = None
     for number, message in enumerate(messages, start=1):
         role = message["role"]
@@ -176,7 +177,7 @@ def _check_order(messages: Sequence[Mapping[str, Any]]) -> None:
             detail = f"message {number} ({role}) {place}; {' or '.join(_FOLLOWERS[before])} was expected."
             raise RowFault("role-order", detail)
         before = "call" if "tool_calls" in message else role
-    if before not in ("assistant", "call"):
+    if before not in (("assistant", "call") if answered else ("assistant", "call", "user")):
         last = "there is no message" if before is None else f"the last message is {_TITLES[before]}"
         raise RowFault("role-order", f"{last}; a conversation ends with the assistant's answer.")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunerun.data.detect import LISTS, Format, unwrapped
 from tunerun.data.messages import conversation, list_of, object_of, parse_json, text_of
-from tunerun.data.rows import Content, Conversation, Labelled, Preference, RowFault, Text
+from tunerun.data.rows import Content, Conversation, Labelled, Preference, Prompt, RowFault, Text
 
 Turns = list[Mapping[str, Any]]
 """Messages in OpenAI's form, not checked yet."""
@@ -53,6 +53,37 @@ def normalise(value: Any, form: Format, system: str | None = None, *, override: 
     if isinstance(made, Labelled):
         return replace(made, conversation=_with_system(made.conversation, system, override))
     return _with_system(made, system, override)
+
+
+def prompt_of(value: Any, form: Format, system: str | None = None) -> Prompt:
+    """Brings a row to a conversation that a teacher is to answer: its own answers are taken out.
+
+    Args:
+        value: The row.
+        form: How it is read; documents are asked as they are.
+        system: System prompt for rows that have none.
+
+    Raises:
+        RowFault: The row does not have the format, breaks its rules, has tools, or leaves nothing to answer.
+    """
+    if form.kind == "text":
+        messages, tools = [{"role": "user", "content": _document(value, form).text}], None
+    else:
+        row = unwrapped(object_of(value, "the row"))
+        messages, tools = [dict(turn) for turn in _PROMPTS[form.name](row, form.columns)], _tools(row)
+    made = conversation(messages, tools, answered=False)
+    if made.tools or any(message["role"] == "tool" or "tool_calls" in message for message in made.messages):
+        raise RowFault("has-tools", "the row has tools, and a teacher is asked for text only.")
+    if system is not None:
+        made = _with_system(made, system, override=False)
+    answers = {index for index, message in enumerate(made.messages) if message["role"] == "assistant"}
+    blank = {"role": "assistant", "content": ""}
+    open_end = (blank,) if made.messages[-1]["role"] == "user" else ()
+    asked = (answers - made.untrained) | ({len(made.messages)} if open_end else set())
+    if not asked:
+        raise RowFault("nothing-asked", "every answer has the weight 0, which keeps it.")
+    filled = (blank if index in asked else message for index, message in enumerate(made.messages))
+    return Prompt((*filled, *open_end), frozenset(asked))
 
 
 def _parse(value: Any, form: Format) -> Content:

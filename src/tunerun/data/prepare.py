@@ -197,6 +197,7 @@ def _fitted(
 def _fit(example: Example, settings: DataConfig, added: npt.NDArray[Any]) -> tuple[tuple[Example, ...], lengths.Cut]:
     """Makes an example fit into a row; returns the examples that it becomes, and what was shortened."""
     limit, policy = settings.max_length, settings.too_long
+    assert limit is not None, "the stage bounds it"
     if isinstance(example, Pair):
         pair, cut = preference.fit(example, limit, policy, added)
         return (() if pair is None else (pair,)), cut

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-RowKind = Literal["text", "conversations", "pairs", "labels"]
-"""What rows are good for: documents, conversations to imitate, a better and a worse answer to one prompt, or answers
-labelled good or bad."""
+RowKind = Literal["text", "conversations", "pairs", "labels", "prompts"]
+"""What rows are good for: documents, conversations to imitate, a better and a worse answer to one prompt, answers
+labelled good or bad, or prompts that a teacher is to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,16 @@ class Conversation:
     """Function definitions as `{"type": "function", "function": ...}`, or None."""
     untrained: frozenset[int] = frozenset()
     """Indices of assistant messages that are context only (`"weight": 0`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation whose answers are still to be written."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    """OpenAI chat messages; those of `asked` say nothing yet."""
+    asked: frozenset[int]
+    """Indices of the assistant messages to write."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def run(step: DataStep, out: Path) -> list[Artifact]:
     Raises:
         UserError: The data or its settings are wrong; all faults found are listed.
     """
-    model, inputs = read_base(out).folder, find_inputs(step)
+    model, inputs = read_base(out).folder, find_inputs(step, out)
     files = [file for given in inputs for file in given.files]
     read.check_files(files)
     failed = out / artifacts.FAILED_DATA
@@ -71,8 +71,28 @@ def run(step: DataStep, out: Path) -> list[Artifact]:
 
 
 def _prepare_with(model: Path, step: DataStep, inputs: Sequence[Input], folder: Path, failed: Path) -> None:
-    tokenizer = load_tokenizer(model)
+    tokenizer, step = load_tokenizer(model), bounded(step, model)
     prepare(step, inputs, build_encoder(step, model, tokenizer), tokenizer, folder, failed)
+
+
+def bounded(step: DataStep, folder: Path) -> DataStep:
+    """Returns a step whose `data.max_length` is a number: the model's context where the user set none.
+
+    Args:
+        step: What to do.
+        folder: Of the base model.
+
+    Raises:
+        UserError: There is neither.
+    """
+    if step.data.max_length is not None:
+        return step
+    config = artifacts.read_json(folder / "config.json")
+    context = config.get("max_position_embeddings")
+    if context is None:
+        what = "null takes the model's context, and its config.json has no max_position_embeddings."
+        raise UserError(Problem(where="data.max_length", what=what, fix="Set data.max_length=2048, say."))
+    return replace(step, data=replace(step.data, max_length=context))
 
 
 def build_encoder(step: DataStep, folder: Path, tokenizer: Tokenizer) -> Encoder:
@@ -86,8 +106,10 @@ def build_encoder(step: DataStep, folder: Path, tokenizer: Tokenizer) -> Encoder
     Raises:
         UserError: The model lacks what the objective needs.
     """
+    limit = step.data.max_length
+    assert limit is not None, "the stage bounds it"
     if step.objective.kind == "pretrain":
-        return pretrain.encoder(tokenizer, step.data.max_length)
+        return pretrain.encoder(tokenizer, limit)
     template = load_template(folder, tokenizer.named, step.chat_template)
     if template is None:
         fix = "Name one by model.chat_template, such as chatml."

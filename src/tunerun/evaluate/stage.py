@@ -16,7 +16,7 @@ import torch
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
 from tunerun.base_model import BaseModel, read_base
-from tunerun.evaluate import held_out, text_metrics
+from tunerun.evaluate import harness, held_out, text_metrics
 from tunerun.evaluate.preference import Preference, compare, measure
 from tunerun.formats.pairs import PairStore, open_store
 from tunerun.formats.tokens import TokenStore
@@ -61,6 +61,7 @@ def run(step: EvalStep, out: Path) -> list[Artifact]:
     """
     torch.set_num_threads(step.placement.threads)
     base = read_base(out)
+    tasks = harness.load(step, base.folder)
     prompts = ask.read_questions(base.folder, step.eval.prompts, chat=step.chat, chat_template=step.model.chat_template)
     split, folder = ("eval", artifacts.EVAL_DATA) if (out / artifacts.EVAL_DATA).is_dir() else ("train", artifacts.DATA)
     store = open_store(out / folder)
@@ -78,10 +79,15 @@ def run(step: EvalStep, out: Path) -> list[Artifact]:
         if preference is not None:
             models[name]["preference"] = compare(preference, before)
             before = preference
+        if tasks is not None:
+            with _precision(step.placement):
+                models[name]["tasks"] = harness.measure(tasks, network, base.folder, step)
     counts = {"rows": _rows(step, store), "tokens": tokens, "generated_rows": len(work.references)}
     target = f"{artifacts.EVAL}/{REPORT}"
     artifacts.write_json(out / target, {"schema": 1, "split": split, **counts, "models": models})
     _print_table(models, split, counts)
+    if tasks is not None:
+        print(harness.table(models))
     made = [artifacts.describe(out, "report", target)]
     if work.references:
         made.append(_write_generated(out, work, generated))

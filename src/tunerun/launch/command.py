@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunerun.child import STOP_GRACE_SECONDS
-from tunerun.plan.steps import DataStep, ExportStep, MergeStep, ModelStep, Placement, PublishStep, Step
+from tunerun.plan.steps import (
+    AnswerStep,
+    DataStep,
+    EvalStep,
+    ExportStep,
+    MergeStep,
+    ModelStep,
+    Placement,
+    PublishStep,
+    Step,
+)
 
 # Where a multi-node command meets: the launcher of the cluster fills in the first host and this node's number.
 RENDEZVOUS = "HOST:29400"
@@ -56,7 +66,11 @@ def render(step: Step, run_dir: str) -> str:
 
 
 def _placement(step: Step) -> Placement | None:
-    return None if isinstance(step, ModelStep | DataStep | MergeStep | ExportStep | PublishStep) else step.placement
+    return (
+        None
+        if isinstance(step, ModelStep | AnswerStep | DataStep | MergeStep | ExportStep | PublishStep)
+        else step.placement
+    )
 
 
 def _is_online(step: Step) -> bool:
@@ -64,7 +78,10 @@ def _is_online(step: Step) -> bool:
     # hang without a network.
     if isinstance(step, PublishStep):
         return step.publish.repo is not None and not step.publish.dry_run
-    return isinstance(step, ModelStep) or (isinstance(step, DataStep) and bool(step.hub_paths))
+    if isinstance(step, EvalStep):
+        # Tasks bring data of their own.
+        return bool(step.eval.lm_eval)
+    return isinstance(step, ModelStep | AnswerStep) or (isinstance(step, DataStep) and bool(step.hub_paths))
 
 
 def _launcher(placement: Placement | None, python: str) -> tuple[str, ...]:
@@ -111,6 +128,9 @@ def _environment(step: Step, placement: Placement | None) -> dict[str, str]:
         if placement.device == "cpu":
             # DeepSpeed says what it found where it is not told.
             env["DS_ACCELERATOR"] = "cpu"
+    if isinstance(step, EvalStep) and step.eval.lm_eval:
+        # Its bars would fill the log: tunerun shows its own progress.
+        env["TQDM_DISABLE"] = "1"
     threads = 1 if placement is None else placement.threads
     env.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
     if placement is not None and placement.device == "cuda":

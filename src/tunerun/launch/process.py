@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from tunerun.child import EVENTS_FD, PARENT_FD, STOP_GRACE_SECONDS
 from tunerun.launch.command import Launch
@@ -111,27 +111,7 @@ def run(
     started, ranks = time.monotonic(), RankTable(stall_seconds)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as log_file, _spawned(launch, lock) as child:
-
-        def say(line: bytes, *, error: bool) -> None:
-            # A carriage return rewrites a line: only its last state is kept.
-            text = clean(line.decode("utf-8", "replace").rstrip("\r\n").rsplit("\r", 1)[-1])
-            log_file.write(text + "\n")
-            log_file.flush()
-            terminal.line(text, error=error)
-
-        def event(line: bytes) -> None:
-            data = json.loads(line)
-            if "rank" in data:
-                ranks.hear(data)
-            else:
-                ranks.alive()
-                terminal.event(Event.from_json(data))
-
-        consumers: dict[int, Callable[[bytes], None]] = {
-            child.output: partial(say, error=False),
-            child.errors: partial(say, error=True),
-            child.events: event,
-        }
+        consumers = _consumers(child, log_file, terminal, clean, ranks)
 
         def tell() -> None:
             name = stop.received[0].name
@@ -179,6 +159,29 @@ def _spawned(launch: Launch, lock: int) -> Iterator[_Child]:
                 os.close(descriptor)
         stack.callback(_end, process)
         yield _Child(process=process, output=output, errors=errors, events=events)
+
+
+def _consumers(
+    child: _Child, log: TextIO, terminal: Terminal, clean: Callable[[str], str], ranks: RankTable
+) -> dict[int, Callable[[bytes], None]]:
+    """Returns what takes the lines of each of a child's pipes."""
+
+    def say(line: bytes, *, error: bool) -> None:
+        # A carriage return rewrites a line: only its last state is kept.
+        text = clean(line.decode("utf-8", "replace").rstrip("\r\n").rsplit("\r", 1)[-1])
+        log.write(text + "\n")
+        log.flush()
+        terminal.line(text, error=error)
+
+    def event(line: bytes) -> None:
+        data = json.loads(line)
+        if "rank" in data:
+            ranks.hear(data)
+        else:
+            ranks.alive()
+            terminal.event(Event.from_json(data))
+
+    return {child.output: partial(say, error=False), child.errors: partial(say, error=True), child.events: event}
 
 
 @dataclass(kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from tunerun.config.checks import size_bytes
 from tunerun.config.data_sources import holds_out
 from tunerun.config.schema import PAGED_OPTIMIZERS, Optimizer, RunConfig
 from tunerun.machine import Machine
-from tunerun.plan import delivery, devices, estimate, shape
+from tunerun.plan import answers, dataset, delivery, devices, estimate, shape
 from tunerun.plan.dataset import DataSize
 from tunerun.plan.deepspeed import deepspeed_config
 from tunerun.plan.devices import Device
@@ -75,7 +75,7 @@ def build(config: RunConfig, facts: Facts, notes: tuple[str, ...] = ()) -> Plan:
     """
     assert config.name is not None and config.run_dir is not None and config.model.path is not None
     decided = _decide(config, facts)
-    volume = _volume(config, facts.data) if "train" in config.stages else None
+    volume = _volume(config, facts) if "train" in config.stages else None
     return Plan(
         name=config.name,
         run_dir=config.run_dir,
@@ -95,8 +95,9 @@ def _decide(config: RunConfig, facts: Facts) -> _Decisions:
     device = _device(config, facts.machine)
     single = _single_placement(config, facts.machine, device)
     train = _train_placement(config, facts.machine, single)
-    found = _estimate(config, train, device) if "train" in config.stages else None
-    notes: list[str] = []
+    row_tokens = dataset.row_tokens(config, facts.data)
+    found = _estimate(config, train, device, row_tokens) if "train" in config.stages else None
+    notes = dataset.length_notes(config, facts.data) if "train" in config.stages else []
     if _makes_scorer(config):
         left_out = ", ".join(stage for stage in config.stages if stage in ("eval", "merge", "export", "verify"))
         notes.append(
@@ -169,7 +170,7 @@ def _train_placement(config: RunConfig, machine: Machine, single: Placement) -> 
     )
 
 
-def _estimate(config: RunConfig, placement: Placement, device: Device | None) -> Estimate | None:
+def _estimate(config: RunConfig, placement: Placement, device: Device | None, row_tokens: int) -> Estimate | None:
     if not shape.is_complete(config.model.shape):
         return None
     size = shape.sizes(config.model.shape)
@@ -184,7 +185,7 @@ def _estimate(config: RunConfig, placement: Placement, device: Device | None) ->
         double_quant=config.method.double_quant,
         layers=config.method.layers,
         patterns=config.method.patterns,
-        row_tokens=config.data.max_length,
+        row_tokens=row_tokens,
         global_batch_size=config.train.global_batch_size,
         precision=placement.precision,
         device=placement.device,
@@ -212,14 +213,14 @@ def _estimate(config: RunConfig, placement: Placement, device: Device | None) ->
     )
 
 
-def _volume(config: RunConfig, data: DataSize | None) -> Volume:
-    train = config.train
+def _volume(config: RunConfig, facts: Facts) -> Volume:
+    train, data, longest = config.train, facts.data, dataset.row_tokens(config, facts.data)
     if data is None:
         return Volume(rows=None, optimiser_steps=train.max_steps, tokens=None)
     held_out = config.data.eval_rows or round(data.rows * config.data.eval_fraction)
     rows = max(data.rows - held_out, 1)
-    row_tokens = min(data.tokens // max(data.rows, 1), config.data.max_length)
-    samples = -(-rows * row_tokens // config.data.max_length) if config.data.packing else rows
+    row_tokens = min(data.tokens // max(data.rows, 1), longest)
+    samples = -(-rows * row_tokens // longest) if config.data.packing else rows
     steps = train.max_steps or max(round(samples * train.epochs / train.global_batch_size), 1)
     tokens = round(steps * train.global_batch_size * row_tokens * rows / samples)
     return Volume(rows=rows, optimiser_steps=steps, tokens=tokens)
@@ -227,6 +228,8 @@ def _volume(config: RunConfig, data: DataSize | None) -> Volume:
 
 def _steps(config: RunConfig, decided: _Decisions, facts: Facts) -> tuple[Step, ...]:
     steps: list[Step] = [_model_step(config)]
+    if "answer" in config.stages:
+        steps.append(answers.step(config))
     if "data" in config.stages:
         steps.append(
             DataStep(
@@ -235,6 +238,7 @@ def _steps(config: RunConfig, decided: _Decisions, facts: Facts) -> tuple[Step, 
                 chat_template=config.model.chat_template,
                 seed=config.seed,
                 cache_dir=config.env.cache_dir,
+                answers="answer" in config.stages,
             )
         )
     if "train" in config.stages:
@@ -248,7 +252,7 @@ def _steps(config: RunConfig, decided: _Decisions, facts: Facts) -> tuple[Step, 
 
 
 def _model_step(config: RunConfig) -> ModelStep:
-    weights = config.model.init == "pretrained" and set(config.stages) != {"data"}
+    weights = config.model.init == "pretrained" and not set(config.stages) <= {"answer", "data"}
     teacher = config.objective.teacher if config.objective.kind == "distill" and "train" in config.stages else None
     return ModelStep(
         model=config.model,
@@ -308,6 +312,7 @@ def _warnings(config: RunConfig, decided: _Decisions, volume: Volume | None) -> 
         )
     if config.objective.kind == "distill" and found is not None:
         warnings.append("the memory estimate leaves out the teacher, whose weights are held beside the model's")
+    warnings += answers.warnings(config)
     if config.model.trust_remote_code:
         warnings.append("model.trust_remote_code=true lets Python code of the model run")
     if volume is not None and not (holds_out(config.data)):

@@ -15,6 +15,7 @@ from tunerun.config.schema import BITSANDBYTES_OPTIMIZERS, PAGED_OPTIMIZERS, Run
 from tunerun.errors import Problem
 from tunerun.formats.architectures import GGUF_ARCHITECTURES
 from tunerun.machine import Machine
+from tunerun.plan import tasks
 from tunerun.plan.delivery import trains_adapter
 from tunerun.plan.plan import Plan
 from tunerun.plan.steps import ZERO_STAGES
@@ -34,6 +35,8 @@ def problems(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
         *_files(config),
         *_gpus(plan, machine),
         *_extras(config),
+        *_key(config),
+        *(tasks.problems(config.eval) if "eval" in config.stages else ()),
         *_locked(config),
         *_publishing(config),
         *_quantiser(config),
@@ -67,6 +70,7 @@ def _files(config: RunConfig) -> list[Problem]:
     rows.append(("objective.teacher", config.objective.teacher))
     rows.append(("export.gguf.llama_cpp", config.export.gguf.llama_cpp))
     rows += data_paths(config.data)
+    rows += [("answer.prompts", path) for path in config.answer.prompts]
     found = []
     for key, value in rows:
         if value is None or not paths.looks_local(value):
@@ -111,6 +115,17 @@ def _has_hub_token() -> bool:
     """Says whether huggingface_hub would find a token (its constants.py: HF_TOKEN_PATH)."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
     return bool(os.environ.get("HF_TOKEN")) or Path(os.environ.get("HF_TOKEN_PATH") or home / "token").is_file()
+
+
+def _key(config: RunConfig) -> list[Problem]:
+    name = config.answer.api_key_env
+    if "answer" not in config.stages or name is None:
+        return []
+    key = os.environ.get(name, "")
+    if key and key.isascii() and key == key.strip():
+        return []
+    what = f"the environment variable {name} holds no key of ASCII characters."
+    return [Problem(where="answer.api_key_env", what=what, fix=f"export {name}=...")]
 
 
 def _locked(config: RunConfig) -> list[Problem]:
@@ -159,6 +174,7 @@ def _extras(config: RunConfig) -> list[Problem]:
         ("method.kind", "bitsandbytes", "quant", _quantises_base(config)),
         ("train.optimizer", "bitsandbytes", "quant", config.train.optimizer in BITSANDBYTES_OPTIMIZERS and trains),
         ("hardware.strategy", "deepspeed", "deepspeed", trains and config.hardware.strategy in ZERO_STAGES),
+        ("eval.lm_eval", tasks.PACKAGE, "lm-eval", bool(config.eval.lm_eval) and "eval" in config.stages),
         ("track.tensorboard", "tensorboard", "tensorboard", config.track.tensorboard and trains),
         ("track.wandb", "wandb", "wandb", config.track.wandb and trains),
         ("track.trackio", "trackio", "trackio", config.track.trackio and trains),

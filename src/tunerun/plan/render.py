@@ -8,9 +8,10 @@ from typing import Any
 
 from tunerun import columns
 from tunerun.config import typed
+from tunerun.config.schema import AnswerConfig
 from tunerun.plan.estimate import Estimate
 from tunerun.plan.plan import Plan, Volume
-from tunerun.plan.steps import PublishStep, TrainStep
+from tunerun.plan.steps import AnswerStep, PublishStep, TrainStep
 
 _WIDTH = 100
 _LABEL_WIDTH = 14
@@ -26,6 +27,7 @@ def render(plan: Plan, *, commands: Mapping[str, Sequence[str]], obstacles: Sequ
     """
     lines = [*columns.fill(f"plan: {plan.name} -> {plan.run_dir}", _WIDTH, rest="  "), ""]
     lines += _row("stages", " -> ".join(step.stage for step in plan.steps))
+    lines += [line for step in plan.steps if isinstance(step, AnswerStep) for line in _teacher(step.answer)]
     train = plan.train
     if train is not None:
         lines += _training(train, plan.volume)
@@ -68,6 +70,12 @@ def duration(seconds: float) -> str:
     if minutes < 120:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{minutes / 1440:.1f} days"
+
+
+def _teacher(answer: AnswerConfig) -> list[str]:
+    each = "" if answer.samples == 1 else f", {answer.samples} answers each"
+    first = "" if answer.max_prompts is None else f"the first {answer.max_prompts:,} of "
+    return _row("teacher", f"{answer.model} at {answer.url} answers {first}{', '.join(answer.prompts)}{each}")
 
 
 def _training(train: TrainStep, volume: Volume | None) -> list[str]:

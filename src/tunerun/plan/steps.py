@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from tunerun.config import typed
 from tunerun.config.data_sources import data_paths, data_sources
 from tunerun.config.schema import (
+    AnswerConfig,
     Bnb4Config,
     DataConfig,
     EvalConfig,
@@ -31,6 +32,7 @@ from tunerun.config.schema import (
     TrackConfig,
     TrainConfig,
 )
+from tunerun.fits import Fit
 from tunerun.paths import looks_local
 
 ZERO_STAGES: dict[Strategy, int] = {"zero1": 1, "zero2": 2, "zero3": 3}
@@ -99,6 +101,25 @@ class ModelStep:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerStep:
+    """Lets a teacher answer prompts: writes answer/answers.jsonl."""
+
+    stage: ClassVar[str] = "answer"
+    answer: AnswerConfig
+    vars: Mapping[str, str]
+    """Values for placeholders in the prompts."""
+    on_bad_rows: Literal["fail", "drop"]
+    """Whether a malformed prompt fails the run."""
+    hub: Literal["hf", "modelscope"]
+    """Where the ids of data sets are looked up."""
+    seed: int
+    cache_dir: str | None = None
+    """Folder for downloads; null takes the hub's own."""
+    journal: str | None = None
+    """Journal of another run, whose answers are taken over."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataStep:
     """Turns rows into a token store: writes data/."""
 
@@ -110,6 +131,8 @@ class DataStep:
     seed: int
     cache_dir: str | None = None
     """Folder for downloads; null takes the hub's own."""
+    answers: bool = False
+    """Whether the answers of the run's teacher are trained on, beside other sources where there are any."""
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:
@@ -153,6 +176,8 @@ class TrainStep:
     seed: int
     allow: tuple[str, ...] = ()
     """Keys, or sections of keys, that may differ from those of the checkpoint that training goes on from."""
+    fits: tuple[Fit, ...] = ()
+    """What the run that is replayed found to fit into memory, in order; empty when it was what its plan said."""
     flops_per_token: float | None = None
     """Operations of a trained token, without what is computed twice; null when the model's shape is unknown."""
     device_flops: float | None = None
@@ -268,14 +293,26 @@ class ServeStep:
     placement: Placement
 
 
-Step = ModelStep | DataStep | TrainStep | EvalStep | MergeStep | ExportStep | VerifyStep | PublishStep | ServeStep
+Step = (
+    ModelStep
+    | AnswerStep
+    | DataStep
+    | TrainStep
+    | EvalStep
+    | MergeStep
+    | ExportStep
+    | VerifyStep
+    | PublishStep
+    | ServeStep
+)
 
 STEP_TYPES: dict[str, type[Step]] = {kind.stage: kind for kind in typing.get_args(Step)}
 
 # What a step needs, by stage: it runs again when one of these did.
 INPUTS: dict[str, tuple[str, ...]] = {
     "model": (),
-    "data": ("model",),
+    "answer": (),
+    "data": ("model", "answer"),
     "train": ("model", "data"),
     "eval": ("model", "data", "train"),
     "merge": ("model", "train"),
@@ -288,9 +325,12 @@ INPUTS: dict[str, tuple[str, ...]] = {
 # How the loss is computed, which the data do not depend on.
 OBJECTIVE_SETTINGS = tuple(f"objective.{item.name}" for item in fields(ObjectiveConfig) if item.name != "kind")
 
+_WAY_TO_TEACHER = tuple(f"answer.{key}" for key in ("url", "api_key_env", "concurrent", "retries", "timeout"))
+
 # Keys that change neither weights nor files: a step is not run again for them.
 UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
     "model": ("cache_dir", "model.shape", "model.adapter", "model.chat_template", "model.init", "sha256"),
+    "answer": ("cache_dir", "journal", *_WAY_TO_TEACHER),
     "data": ("cache_dir", "data.cache", *OBJECTIVE_SETTINGS),
     "train": (
         "model.shape",
@@ -298,6 +338,7 @@ UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
         "track",
         "eval",
         "allow",
+        "fits",
         "flops_per_token",
         "device_flops",
         "train.log_steps",
@@ -336,9 +377,11 @@ _EXECUTION_KEYS = (
 _USER_KEYS = {
     "accumulation_steps": "train.global_batch_size",
     "activation_checkpointing": "train.activation_checkpointing",
+    "answers": "stages",
     "chat_template": "model.chat_template",
     "max_shard_size_bytes": "export.max_shard_size",
     "micro_batch_size": "train.micro_batch_size",
+    "on_bad_rows": "data.on_bad_rows",
     "placement.nodes": "cluster.nodes",
 }
 
@@ -354,6 +397,7 @@ def user_key(key: str) -> str:
         return _USER_KEYS[key]
     if key == "deepspeed" or key.startswith("deepspeed."):
         return "hardware.deepspeed"
+    key = f"data.{key}" if key.startswith("vars.") else key
     return f"hardware.{key.removeprefix('placement.')}" if key.startswith("placement.") else key
 
 

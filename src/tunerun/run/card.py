@@ -114,7 +114,7 @@ def _method(found: Results) -> str:
         ("samples in a step", str(config.train.global_batch_size)),
         ("learning rate", f"{config.train.learning_rate:g}, {config.train.schedule}"),
         ("seed", str(config.seed)),
-        ("longest row", f"{config.data.max_length:,} tokens"),
+        ("longest row", f"{config.data.max_length:,} tokens" if config.data.max_length else "as in the data"),
     ]
     if found.data is not None:
         data = found.data
@@ -122,7 +122,13 @@ def _method(found: Results) -> str:
         rows.append(("trained tokens", f"{data['trained_tokens']:,}"))
     # Of a local path only the name: where a user keeps files is not for the world.
     paths = [path for key, path in data_paths(config.data) if key != "data.eval_path"]
-    sources = "\n".join(f"- `{Path(path).name if looks_local(path) else path}`" for path in paths)
+    lines = [f"- `{Path(path).name if looks_local(path) else path}`" for path in paths]
+    if found.teacher is not None:
+        names = ", ".join(f"`{name}`" for name in found.teacher["models"])
+        lines.append(
+            f"- {found.teacher['rows']:,} answers of {names}; see what its licence says of models trained on them"
+        )
+    sources = "\n".join(lines)
     return f"## Training\n\n{_table(('setting', 'value'), rows)}\n\nData:\n\n{sources}"
 
 
@@ -135,7 +141,11 @@ def _measures(found: Results) -> str:
     ]
     where = "held-out" if found.evaluation["split"] == "eval" else "training"
     text = f"Mean loss per token on {found.evaluation['rows']:,} {where} rows."
-    return f"## Evaluation\n\n{_table(('model', 'loss', 'perplexity'), rows)}\n\n{text}"
+    parts = ["## Evaluation", _table(("model", "loss", "perplexity"), rows), text]
+    tasks = [(item.task, item.metric, *item.texts) for item in found.tasks()]
+    if tasks:
+        parts.append(_table(("task", "metric", "base", "tuned")[: len(tasks[0])], tasks))
+    return "\n\n".join(parts)
 
 
 def _answers(found: Results) -> str:

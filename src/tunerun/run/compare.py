@@ -128,6 +128,8 @@ def _metrics(run: Results) -> Iterator[tuple[str, Any]]:
         if measured is not None:
             yield f"{model} loss", measured["loss"]
             yield f"{model} answers", _digest(measured["answers"])
+    for item in run.tasks():
+        yield f"{item.task} {item.metric}", " -> ".join(item.texts)
 
 
 def _artifacts(run: Results) -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from tunerun.run.fingerprint import Fingerprint
 from tunerun.run.record import Record, StageRecord
 
 # What the trained weights come from.
-PROTECTED = ("model", "data", "train")
+PROTECTED = ("model", "answer", "data", "train")
 
 _SHOWN_CHARACTERS = 60
 _UNSET = "(not set)"

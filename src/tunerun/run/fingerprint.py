@@ -15,7 +15,17 @@ from tunerun.base_model import read_base
 from tunerun.config.data_sources import data_paths
 from tunerun.paths import resolve_asset
 from tunerun.plan import steps
-from tunerun.plan.steps import DataStep, EvalStep, ExportStep, MergeStep, ModelStep, Step, TrainStep, VerifyStep
+from tunerun.plan.steps import (
+    AnswerStep,
+    DataStep,
+    EvalStep,
+    ExportStep,
+    MergeStep,
+    ModelStep,
+    Step,
+    TrainStep,
+    VerifyStep,
+)
 from tunerun.run.hashes import Hashes, stat_identity
 
 _CHAT_TEMPLATE_KEY = "model.chat_template"
@@ -92,13 +102,19 @@ def _paths(step: Step) -> list[tuple[str, str]]:
     match step:
         case ModelStep():
             found = [("model.path", step.model.path)]
+        case AnswerStep():
+            found = [("answer.prompts", path) for path in step.answer.prompts]
         case DataStep():
             found = [*data_paths(step.data), (_CHAT_TEMPLATE_KEY, step.chat_template)]
         case TrainStep():
             found = [("model.adapter", step.model.adapter)]
         case MergeStep():
             found = [("model.adapter", _absolute(step.adapter)), (_CHAT_TEMPLATE_KEY, step.chat_template)]
-        case EvalStep() | VerifyStep():
+        case EvalStep():
+            tasks = [("eval.lm_eval", name) for name in step.eval.lm_eval if Path(name).is_file()]
+            folder = ("eval.lm_eval_tasks_dir", step.eval.lm_eval_tasks_dir)
+            found = [("model.adapter", _absolute(step.adapter)), *tasks, folder]
+        case VerifyStep():
             found = [("model.adapter", _absolute(step.adapter))]
         case ExportStep():
             found = [("model.adapter", _absolute(step.adapter)), (_CHAT_TEMPLATE_KEY, step.chat_template)]

@@ -35,7 +35,9 @@ def render(found: Results) -> str:
     sections = [
         _header(found),
         _curves(found),
+        _tasks(found),
         _answers(found),
+        _teacher(found),
         _data(found),
         _gates(found),
         _stages(found),
@@ -100,6 +102,15 @@ def _small_chart(metrics: Sequence[Mapping[str, Any]], key: str, title: str) -> 
     return charts.line_chart([line], title=title, x_label="step", width=460, height=200)
 
 
+def _tasks(found: Results) -> str:
+    rows = found.tasks()
+    if not rows:
+        return ""
+    head = ["Task", "Metric", "Base model"] + ([] if rows[0].tuned is None else ["Tuned model"])
+    cells = [[(row.task, ""), (row.metric, ""), *((text, "number") for text in row.texts)] for row in rows]
+    return _section("Tasks", _table(head, cells))
+
+
 def _answers(found: Results) -> str:
     rows = found.answers()
     if not rows:
@@ -107,6 +118,25 @@ def _answers(found: Results) -> str:
     head = ["Question", "Base model", "Tuned model"] if rows[0][2] is not None else ["Question", "Answer"]
     cells = [[(text, "answer" if index else "") for index, text in enumerate(row) if text is not None] for row in rows]
     return _section("Answers", _table(head, cells))
+
+
+def _teacher(found: Results) -> str:
+    if found.teacher is None:
+        return ""
+    report, lost = found.teacher, sum(found.teacher["dropped"].values())
+    tiles = [
+        _tile("Rows made", f"{report['rows']:,}", f"from {report['prompts']:,} prompts, {lost:,} lost"),
+        _tile("Tokens", f"{report['completion_tokens']:,}", f"answered, {report['prompt_tokens']:,} asked"),
+        _tile("Cut off", f"{report['cut_off_kept']:,}", "answers kept though cut off"),
+        _tile("Refusals", f"{report['look_like_refusals']:,}", "kept answers begin like one"),
+    ]
+    body = f'<div class="tiles">{"".join(tiles)}</div>'
+    body += _table(["Answered by", "Answers"], [[(name, ""), (n, "number")] for name, n in report["models"].items()])
+    body += _reasons({**report["bad_prompts"], **report["dropped"]})
+    if report["examples"]:
+        rows = [[(item["where"], "path"), (item["reason"], ""), (item["detail"], "")] for item in report["examples"]]
+        body += _table(["Prompt", "Why", "What"], rows)
+    return _section("Teacher", body)
 
 
 def _data(found: Results) -> str:
@@ -168,14 +198,16 @@ def _sources(report: Mapping[str, Any]) -> str:
 
 
 def _dropped(report: Mapping[str, Any]) -> str:
-    body = ""
-    if report["dropped"]:
-        counts = [[(why, ""), (n, "number")] for why, n in report["dropped"].items()]
-        body += _table(["Dropped because", "Rows"], counts)
+    body = _reasons(report["dropped"])
     faults = [[(item["where"], "path"), (item["what"], "")] for item in report["unreadable"]]
     if faults:
         body += _table(["Cannot be read", "Reason"], faults)
     return body
+
+
+def _reasons(dropped: Mapping[str, int]) -> str:
+    counts = [[(why, ""), (n, "number")] for why, n in dropped.items()]
+    return _table(["Dropped because", "Rows"], counts) if counts else ""
 
 
 def _examples(report: Mapping[str, Any]) -> str:

@@ -20,12 +20,34 @@ DATA_SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TaskResult:
+    """A metric of an evaluation task."""
+
+    task: str
+    metric: str
+    base: Mapping[str, Any]
+    """`value` and `stderr` of the base model."""
+    tuned: Mapping[str, Any] | None
+    """The same of the tuned one, where there is one."""
+
+    @property
+    def texts(self) -> list[str]:
+        """Value and standard error of each model."""
+        found = [self.base] if self.tuned is None else [self.base, self.tuned]
+        return [
+            f"{item['value']:.4g}" + ("" if item["stderr"] is None else f" ± {item['stderr']:.2g}") for item in found
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Results:
     """A run's record, config and reports; a report is None when its stage did not run to its end."""
 
     run_dir: Path
     record: Record
     config: RunConfig
+    teacher: Mapping[str, Any] | None
+    """The report on a teacher's answers."""
     data: Mapping[str, Any] | None
     failed_data: Mapping[str, Any] | None
     """The data report of a run whose rows could not be used."""
@@ -62,6 +84,20 @@ class Results:
         after = [item["answer"] for item in tuned["answers"]] if tuned is not None else [None] * len(base["answers"])
         return [(item["prompt"], item["answer"], answer) for item, answer in zip(base["answers"], after, strict=True)]
 
+    def tasks(self) -> list[TaskResult]:
+        """Returns what came of evaluation tasks, one for each metric."""
+        base, tuned = self.measured("base"), self.measured("tuned")
+        if base is None or "tasks" not in base:
+            return []
+        after = {} if tuned is None else tuned["tasks"]
+        found = []
+        for task, measured in base["tasks"].items():
+            for index, metric in enumerate(measured["metrics"]):
+                label = metric["name"] if metric["filter"] == "none" else f"{metric['name']} ({metric['filter']})"
+                then = after[task]["metrics"][index] if after else None
+                found.append(TaskResult(task=task, metric=label, base=metric, tuned=then))
+        return found
+
 
 def read(run_dir: Path) -> Results:
     """Reads what is there.
@@ -73,6 +109,7 @@ def read(run_dir: Path) -> Results:
         run_dir=run_dir,
         record=record.read(run_dir),
         config=rundir.load_config(run_dir),
+        teacher=_report((run_dir / artifacts.ANSWERS).parent),
         data=_data_report(run_dir / artifacts.DATA),
         failed_data=_data_report(run_dir / artifacts.FAILED_DATA),
         evaluation=_report(run_dir / artifacts.EVAL),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import sys
 import time
@@ -18,12 +17,13 @@ from tunerun.config import typed
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, StageError, UserError
 from tunerun.launch import command, process
+from tunerun.launch.command import Launch
 from tunerun.launch.process import Ended, StopSignals
 from tunerun.launch.terminal import Terminal, duration
 from tunerun.launch.waiting import with_wait_policy
 from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
-from tunerun.plan.steps import ModelStep, PublishStep, Step
+from tunerun.plan.steps import AnswerStep, ModelStep, PublishStep, Step
 from tunerun.run import card, drift, provenance, record, report, rundir, statuses, summary
 from tunerun.run.fingerprint import Fingerprint, fingerprint, intact
 from tunerun.run.hashes import Hashes
@@ -63,7 +63,8 @@ def execute(
     """
     run_dir = Path(plan.run_dir)
     terminal = Terminal(sys.stdout, sys.stderr) if terminal is None else terminal
-    secrets = redact.secret_values(os.environ)
+    keys = (config.answer.api_key_env, config.serve.api_key_env)
+    secrets = redact.secret_values(os.environ, keys)
     try:
         found = redact.problems(typed.flatten(typed.plain(config)), secrets)
         if found:
@@ -183,11 +184,11 @@ class _Runner:
 
     def _run_process(self, step: Step) -> tuple[Ended, Outcome]:
         """Runs the process of a step, or its ranks, again while they die and `hardware.max_restarts` allows it."""
-        hardware, started = self.config.hardware, time.monotonic()
-        for restart in itertools.count():
+        hardware, started, restarts = self.config.hardware, time.monotonic(), 0
+        while True:
             statuses.remove(self.run_dir, step.stage)
             ended = process.run(
-                with_wait_policy(command.command(step, self.run_dir)),
+                self._launch(step),
                 log=self.run_dir / artifacts.LOGS / f"{step.stage}.log",
                 terminal=self.terminal,
                 stop=self.stop,
@@ -196,11 +197,19 @@ class _Runner:
                 stall_seconds=hardware.stall_seconds,
             )
             found = statuses.outcome(self.run_dir, step.stage, ended, stopped=bool(self.stop.received))
-            if not found.died or restart == hardware.max_restarts or self.stop.received:
+            if self.stop.received or not (found.again or (found.died and restarts < hardware.max_restarts)):
                 break
-            again = f"restart {restart + 1} of {hardware.max_restarts}"
-            self.terminal.line(f"{step.stage}: {found.error}; {again}", error=True)
+            restarts += found.died
+            why = f"restart {restarts} of {hardware.max_restarts}" if found.died else "starting again"
+            self.terminal.line(f"{step.stage}: {found.error}; {why}", error=True)
         return dataclasses.replace(ended, seconds=time.monotonic() - started), found
+
+    def _launch(self, step: Step) -> Launch:
+        """Returns how a step is started; the key of a teacher is for the step that asks it and no other."""
+        launch = with_wait_policy(command.command(step, self.run_dir))
+        key = self.config.answer.api_key_env
+        hidden = () if key is None or isinstance(step, AnswerStep) else (key,)
+        return dataclasses.replace(launch, without=(*launch.without, *hidden))
 
     def _settle(self, made: tuple[Artifact, ...], old: StageRecord | None) -> None:
         """Remembers the hashes of what was made, and removes what the stage made before and does not make any more."""

@@ -25,6 +25,8 @@ class Outcome:
     made: tuple[Artifact, ...] = ()
     died: bool = False
     """Whether a process ended without a word of its own, so that another try may succeed."""
+    again: bool = False
+    """Whether the stage asks to be started again, with what it found out."""
     shown: bool = True
     """Whether the process has printed the message itself."""
 
@@ -65,7 +67,13 @@ def _told(told: list[Mapping[str, Any]]) -> Outcome:
     failed = [item for item in told if item["exit_code"] not in (ExitCode.DONE, ExitCode.PREEMPTED)]
     first = min(failed, key=lambda item: item["time"]) if failed else told[0]
     made = tuple(Artifact(**item) for item in first["artifacts"])
-    return Outcome(code=ExitCode(first["exit_code"]), error=first["error"], made=made, shown=first is told[0])
+    return Outcome(
+        code=ExitCode(first["exit_code"]),
+        error=first["error"],
+        made=made,
+        again=first["again"],
+        shown=first is told[0] and not first["again"],
+    )
 
 
 def _files(run_dir: Path, stage: str) -> list[Path]:

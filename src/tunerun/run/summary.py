@@ -11,6 +11,7 @@ from tunerun.run import results
 from tunerun.run.results import Results
 
 _QUESTIONS = 3
+_TASKS = 12
 _ANSWER_LINES = 4
 
 
@@ -22,7 +23,7 @@ def render(run_dir: Path, name: str) -> str:
         name: Of the run.
     """
     found = results.read(run_dir)
-    blocks = [_loss(found), _answers(found), _verdict(found), _files(found), _next(found)]
+    blocks = [_loss(found), _tasks(found), _answers(found), _verdict(found), _files(found), _next(found)]
     return "\n\n".join([f"{name}: done", *("\n".join(block) for block in blocks if block)])
 
 
@@ -41,6 +42,14 @@ def _loss(found: Results) -> list[str]:
         return [f"loss on {rows}: {_number(base['loss'])} (perplexity {_number(base['perplexity'])})"]
     losses = f"{_number(base['loss'])} before, {_number(tuned['loss'])} after"
     return [f"loss on {rows}: {losses} (perplexity {_number(base['perplexity'])} -> {_number(tuned['perplexity'])})"]
+
+
+def _tasks(found: Results) -> list[str]:
+    rows = [(f"{item.task} {item.metric}", " -> ".join(item.texts)) for item in found.tasks()]
+    wide = max((columns.width(name) for name, _ in rows), default=0)
+    lines = [columns.cut(f"{columns.pad(name, wide)}  {values}", MAX_COLUMNS) for name, values in rows[:_TASKS]]
+    more = len(rows) - len(lines)
+    return [*lines, f"and {more:,} more in {short(found.run_dir / artifacts.REPORT)}"] if more else lines
 
 
 def _number(value: float | None) -> str:
@@ -92,6 +101,8 @@ def _next(found: Results) -> list[str]:
     lines = []
     if any(entry.artifacts for stage, entry in found.record.stages.items() if stage in ("train", "merge", "export")):
         lines = [f"chat:   tunerun chat {run}", f"serve:  tunerun serve {run}"]
+    elif "answer" in found.record.stages:
+        lines = [f"train:  data.path={short(found.run_dir / artifacts.ANSWERS)}"]
     return [
         *lines,
         "yours:  add data.path=YOUR.jsonl to the command; for a larger model, and a GPU:",

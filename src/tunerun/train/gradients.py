@@ -59,7 +59,7 @@ def global_batch(job: Job, index: int) -> GlobalBatch:
     rows = batches.rows_of_step(
         index, rows=len(job.examples), global_batch_size=config.global_batch_size, seed=job.step.seed
     )
-    return divide(job, job.examples, rows, job.step.micro_batch_size)
+    return divide(job, job.examples, rows, job.fitting.now.micro_batch_size)
 
 
 def divide(job: Job, examples: Examples, rows: Sequence[int], micro_batch_size: int) -> GlobalBatch:

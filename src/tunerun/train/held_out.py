@@ -23,14 +23,14 @@ def measure(job: Job) -> dict[str, float]:
     job.network.eval()
     setting = replace(job.setting, config=replace(job.setting.config, label_smoothing=0.0))
     with ema.applied(job.average, job.parameters):
-        found = _measured(job, setting, rows)
+        found = job.fitting.measure(lambda: _measured(job, setting, rows))
     job.network.train(was_training)
     return {f"eval_{name}": value for name, value in found.items()}
 
 
 def _measured(job: Job, setting: Setting, rows: Sequence[int]) -> dict[str, float]:
     assert job.eval_examples is not None
-    batch = gradients.divide(job, job.eval_examples, rows, job.step.eval.batch_size)
+    batch = gradients.divide(job, job.eval_examples, rows, job.fitting.now.eval_batch_size)
     if not batch.trained_tokens:
         return {"loss": float("nan")}
     total, sums = gradients.measure(job, batch, setting)

@@ -15,6 +15,7 @@ from tunerun.plan.steps import TrainStep
 from tunerun.train import ema
 from tunerun.train.checkpoint import Checkpoint
 from tunerun.train.engines import Engine
+from tunerun.train.fitting import Fitting
 from tunerun.train.objectives.objective import Examples, Objective, Setting
 from tunerun.train.ranks import Ranks
 
@@ -32,6 +33,8 @@ class Job:
     trained_parameters: int
     """Number of trained weights, over all ranks."""
     ranks: Ranks
+    fitting: Fitting
+    """How much is computed at a time."""
     average: ema.Average | None
     """Of the parameters, when it is published in their place."""
     examples: Examples

@@ -24,8 +24,9 @@ from tunerun.models import ask
 from tunerun.models.ask import Questions
 from tunerun.plan.steps import TrainStep
 from tunerun.progress import Progress
-from tunerun.train import checkpoint, ema, gradients, health, held_out, metrics, optim, recovery
+from tunerun.train import checkpoint, ema, fitting, gradients, health, held_out, metrics, optim, recovery
 from tunerun.train.checkpoint import Progressed
+from tunerun.train.gradients import GlobalBatch
 from tunerun.train.job import Job
 from tunerun.train.objectives.objective import Sums, add_sums, means
 from tunerun.train.signals import StopRequest
@@ -67,6 +68,7 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
     Raises:
         Preempted: A signal came; a checkpoint of the step just done was written.
         StageError: The loss or a gradient is not finite and may not be, or a checkpoint could not be written.
+        OutOfMemory: A step does not fit into memory; one process has written a checkpoint of those before it.
     """
     progress, window = start, list[StepResult]()
     losses = deque[float](maxlen=health.SPIKE_WINDOW)
@@ -81,6 +83,11 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
             except health.NotFinite as fault:
                 progress = recovery.recover(job, progress, fault)
                 bar.advance()
+            except fitting.OutOfMemory:
+                # Writing takes all ranks, and the others are in the middle of the step.
+                if progress.step and job.ranks.world == 1:
+                    _save(job, progress, answers=False)
+                raise
             else:
                 window.append(result)
                 progress = _advance(progress, result)
@@ -115,12 +122,9 @@ def optimiser_step(job: Job, index: int) -> StepResult:
         index: Number of the step, from 0.
     """
     began = time.perf_counter()
-    step, config = job.step, job.step.train
-    batch = gradients.global_batch(job, index)
-    health.check_trained(batch.trained_tokens, step=index + 1, samples=batch.samples)
-    torch.manual_seed(_step_seed(step.seed, index, job.ranks.rank))
-    losses, sums = gradients.accumulate(job, batch)
-    rate = optim.learning_rate(index, job.total_steps, config)
+    job.fitting.begin(index + 1)
+    batch, losses, sums = job.fitting.gradients(lambda: _gradients(job, index))
+    rate = optim.learning_rate(index, job.total_steps, job.step.train)
     grad_norm = job.engine.move(rate)
     loss = gradients.check_losses(job, batch, losses, index)
     if not math.isfinite(grad_norm):
@@ -139,6 +143,14 @@ def optimiser_step(job: Job, index: int) -> StepResult:
         seconds=time.perf_counter() - began,
         samples=tuple(batch.samples),
     )
+
+
+def _gradients(job: Job, index: int) -> tuple[GlobalBatch, list[float], Sums]:
+    """Computes the gradients of a global batch; the same ones each time."""
+    batch = gradients.global_batch(job, index)
+    health.check_trained(batch.trained_tokens, step=index + 1, samples=batch.samples)
+    torch.manual_seed(_step_seed(job.step.seed, index, job.ranks.rank))
+    return batch, *gradients.accumulate(job, batch)
 
 
 def agreed_signal(job: Job, stop: StopRequest) -> signal.Signals | None:
@@ -217,7 +229,7 @@ def _log(trackers: Sequence[Tracker], progress: Progressed, values: Mapping[str,
 def _save(job: Job, progress: Progressed, *, answers: bool) -> None:
     # All that ranks do together comes before the first write, which may fail on one of them.
     weights, state = job.engine.weights(trainable=job.trainable_only), job.engine.state()
-    told = _answers(job, job.questions) if answers and job.questions is not None else None
+    told = _answers(job, job.questions, progress.step) if answers and job.questions is not None else None
 
     def fill(staging: Path) -> None:
         if job.ranks.is_first:
@@ -237,13 +249,20 @@ def _save(job: Job, progress: Progressed, *, answers: bool) -> None:
     )
 
 
-def _answers(job: Job, questions: Questions) -> str:
-    """Returns what the model that would be published answers, one JSON object a line."""
-    config = job.step.eval
+def _answers(job: Job, questions: Questions, step: int) -> str | None:
+    """Returns what the model that would be published answers, one JSON object a line; None where memory runs out."""
+    longest, fit = job.step.eval.max_new_tokens, job.fitting
 
     def ask_all(network: Any) -> list[dict[str, Any]]:
-        return ask.answer(network, questions, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+        return ask.answer(network, questions, max_new_tokens=longest, batch_size=fit.now.eval_batch_size)
 
-    with ema.applied(job.average, job.parameters):
-        found = job.engine.run(ask_all)
+    try:
+        with ema.applied(job.average, job.parameters):
+            found = fit.measure(lambda: job.engine.run(ask_all))
+    except fitting.OutOfMemory as error:
+        if job.ranks.world > 1:
+            raise
+        # The checkpoint is worth more than the answers.
+        print(f"warning: step {step}: eval.prompts are not answered: {error}", file=sys.stderr)
+        return None
     return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in found)

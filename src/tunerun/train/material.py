@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tunerun import artifacts
 from tunerun.base_model import BaseModel, read_teacher
@@ -20,6 +21,7 @@ from tunerun.models import load
 from tunerun.models.attention import SEGMENTS as SEGMENT_ATTENTION
 from tunerun.plan.steps import TrainStep
 from tunerun.train import batches, reference
+from tunerun.train.fitting import Fitting
 from tunerun.train.objectives import OBJECTIVES, kto
 from tunerun.train.objectives.objective import Examples
 from tunerun.train.ranks import Ranks
@@ -66,7 +68,8 @@ def largest_token(examples: Examples) -> int:
 class ReferenceSource:
     """What reference log-probabilities are computed by."""
 
-    step: TrainStep
+    fitting: Fitting
+    """How much is computed at a time."""
     run: Callable[[Callable[[Any], Any]], Any]
     """Applies a function to the network as it is before the first step."""
     ranks: Ranks
@@ -81,17 +84,20 @@ def add_reference(source: ReferenceSource, examples: Examples, path: Path, ident
         path: The file.
         identity: What the numbers depend on.
     """
-    step, ranks = source.step, source.ranks
-    objective = OBJECTIVES[step.objective.kind]
+    fitting, ranks = source.fitting, source.ranks
+    objective, device = OBJECTIVES[fitting.step.objective.kind], fitting.step.placement.device
     if objective.reference is None:
         return examples
     key = reference.key_of(identity)
     found = reference.read(path, key)
     # A rank may see the file of another one's making later than the others.
     if not all(ranks.objects(found is not None)):
-        computed = reference.compute(
-            source.run, objective, examples, batch_size=step.micro_batch_size, device=step.placement.device, ranks=ranks
-        )
+
+        def compute() -> dict[str, Tensor]:
+            size = fitting.now.micro_batch_size
+            return reference.compute(source.run, objective, examples, batch_size=size, device=device, ranks=ranks)
+
+        computed = fitting.forward(compute)
         ranks.attempt(lambda: reference.write(path, key, computed) if ranks.is_first else None)
         found = computed
     assert found is not None

@@ -20,11 +20,12 @@ from tunerun.models import adapters, ask
 from tunerun.models.ask import Questions
 from tunerun.plan import steps
 from tunerun.plan.steps import SHARDED_STRATEGIES, TrainStep
-from tunerun.train import batches, checkpoint, ema, loop, material, metrics, noise, optim, reference, trackers
+from tunerun.train import batches, checkpoint, ema, fitting, loop, material, metrics, noise, optim, reference, trackers
 from tunerun.train import network as networks
 from tunerun.train.checkpoint import Checkpoint, Progressed
 from tunerun.train.engines import Engine, Parts, make_engine
 from tunerun.train.job import Job
+from tunerun.train.material import ReferenceSource
 from tunerun.train.network import Network
 from tunerun.train.objectives import OBJECTIVES
 from tunerun.train.objectives.objective import Examples, Setting
@@ -60,8 +61,9 @@ def train(step: TrainStep, out: Path, stop: StopRequest, ranks: Ranks) -> list[A
     found = checkpoint.newest(out / artifacts.CHECKPOINTS, ranks)
     if found is not None:
         ranks.attempt(lambda: _check(found, identity, step) if ranks.is_first else None)
-    job, network = _prepare(step, base, out, identity, found, ranks)
-    return _train(job, found, stop, out, network)
+    with fitting.explained(step):
+        job, network = _prepare(step, base, out, identity, found, ranks)
+        return _train(job, found, stop, out, network)
 
 
 def _check(found: Checkpoint, identity: dict[str, Any], step: TrainStep) -> None:
@@ -90,9 +92,8 @@ def _prepare(
     examples, eval_examples = material.open_examples(step, out / artifacts.DATA), _eval_examples(step, out)
     network = networks.build(_where_loaded(step), base, found)
     _check_vocabulary(examples, network.module)
-    if step.activation_checkpointing:
-        network.module.gradient_checkpointing_enable({"use_reentrant": False})
     trained_parameters = sum(value.numel() for value in network.module.parameters() if value.requires_grad)
+    fit = fitting.open_fitting(step, out, identity, network.module, ranks)
     engine = make_engine(_parts(step, network, ranks))
     average = None if step.train.ema_decay is None else ema.start(engine.parameters, step.train.ema_decay)
     if found is not None:
@@ -103,7 +104,8 @@ def _prepare(
             return engine.run(function)
         return function(networks.build(step, base, None).module)
 
-    examples, eval_examples = _with_reference(step, out, identity, (examples, eval_examples), at_start, ranks)
+    source = material.ReferenceSource(fitting=fit, run=at_start, ranks=ranks)
+    examples, eval_examples = _with_reference(source, out, identity, (examples, eval_examples))
     if step.train.neftune_alpha is not None:
         noise.add_noise(network.module, step.train.neftune_alpha)
     job = Job(
@@ -114,6 +116,7 @@ def _prepare(
         engine=engine,
         trained_parameters=trained_parameters,
         ranks=ranks,
+        fitting=fit,
         average=average,
         examples=examples,
         eval_examples=eval_examples,
@@ -172,16 +175,10 @@ def _questions(step: TrainStep, base: BaseModel) -> Questions | None:
 
 
 def _with_reference(
-    step: TrainStep,
-    out: Path,
-    identity: dict[str, Any],
-    examples: tuple[Examples, Examples | None],
-    run: Callable[[Callable[[Any], Any]], Any],
-    ranks: Ranks,
+    source: ReferenceSource, out: Path, identity: dict[str, Any], examples: tuple[Examples, Examples | None]
 ) -> tuple[Examples, Examples | None]:
     """Adds the reference log-probabilities to the rows, and to the held-out ones."""
     folder, (trained, held_out) = out / reference.FOLDER, examples
-    source = material.ReferenceSource(step=step, run=run, ranks=ranks)
     trained = material.add_reference(source, trained, folder / "train.safetensors", identity)
     if held_out is not None:
         belongs = {**identity, "eval data (content)": material.content_sha256(out / artifacts.EVAL_DATA)}
@@ -233,6 +230,9 @@ def _train(job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, net
     if job.ranks.is_first:
         _tell(job, end)
         made.append(artifacts.describe(out, "metrics", artifacts.METRICS))
+        # There only when memory ran out.
+        if (out / artifacts.FITTING).is_file():
+            made.append(artifacts.describe(out, "fitting", artifacts.FITTING))
     return made
 
 

@@ -29,7 +29,8 @@ def _forks(kind: str, folder: Path, count: int, timeout: float = 280) -> Any:
 def test_kill_9_at_any_moment_leaves_a_run_that_resumes_to_the_same_bits(tmp_path: Path, count: int) -> None:
     told = _forks("kills", tmp_path, count, timeout=3500)
     assert told["kills"] == count
-    assert told["finished"] >= 3
+    assert told["finished"] >= 4
+    assert 1 <= told["halved"] < told["finished"]
     assert told["different"] == []
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tunerun.config.schema.answer import AnswerConfig
 from tunerun.config.schema.data import DataConfig, SourceConfig
 from tunerun.config.schema.kinds import (
     ADAM_OPTIMIZERS,
@@ -49,6 +50,7 @@ __all__ = [
     "DATA_PARTS",
     "PAGED_OPTIMIZERS",
     "PUBLISHED",
+    "AnswerConfig",
     "Bnb4Config",
     "ClusterConfig",
     "DataConfig",
@@ -98,6 +100,8 @@ class RunConfig:
     """What to run, in this order."""
     model: ModelConfig = ModelConfig()
     """Which weights to start from."""
+    answer: AnswerConfig = AnswerConfig()
+    """A teacher that answers prompts."""
     data: DataConfig = DataConfig()
     """Which rows to train on."""
     objective: ObjectiveConfig = ObjectiveConfig()

@@ -65,8 +65,8 @@ class DataConfig:
     """Leave out rows that were there before, and training rows that are among the evaluation rows."""
     max_rows: int | None = None
     """Use only the first rows of the data, for a quick try."""
-    max_length: int = 2048
-    """Longest row, in tokens."""
+    max_length: int | None = 2048
+    """Longest row, in tokens; null takes rows as long as they are, up to the model's context."""
     too_long: Literal["truncate_prompt", "truncate", "drop", "split", "fail"] = "truncate_prompt"
     """A longer row: cut the middle of its longest prompt texts, cut its end, drop it, make several rows of it, or fail
     the run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any, Literal
 
-Stage = Literal["data", "train", "eval", "merge", "export", "verify", "publish", "serve"]
+Stage = Literal["answer", "data", "train", "eval", "merge", "export", "verify", "publish", "serve"]
 ObjectiveKind = Literal["sft", "pretrain", "dpo", "orpo", "simpo", "kto", "reward", "distill"]
 MethodKind = Literal["full", "freeze", "lora", "dora", "rslora", "pissa", "lora_plus", "qlora"]
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]

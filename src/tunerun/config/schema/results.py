@@ -17,11 +17,22 @@ class EvalConfig:
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
     batch_size: int = 8
-    """Rows computed at a time."""
+    """Rows computed at a time; halved where memory runs out while training."""
     max_rows: int | None = 200
     """Rows the loss is measured on; null takes all."""
     generate_rows: int = 0
     """Held-out rows whose last answer is generated and compared with the row's own by BLEU-4 and ROUGE."""
+    lm_eval: tuple[str, ...] = ()
+    """Tasks of the LM Evaluation Harness, run on the base model and the tuned one: names such as `hellaswag` or `mmlu`,
+    or YAML files of your own. Their data are downloaded, unless HF_HUB_OFFLINE is set."""
+    lm_eval_tasks_dir: str | None = None
+    """Folder with task files of your own, whose names `lm_eval` may then use too."""
+    lm_eval_fewshot: int | None = None
+    """Examples put before each question; null takes what each task says."""
+    lm_eval_limit: int | None = None
+    """Use only the first questions of each task, for a quick try."""
+    lm_eval_chat: bool = False
+    """Whether the questions go through the model's chat template."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

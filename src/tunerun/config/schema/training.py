@@ -83,7 +83,8 @@ class TrainConfig:
     global_batch_size: int = 16
     """Samples in an optimiser step over all processes; rows of `data.max_length` when packed."""
     micro_batch_size: int | None = None
-    """Samples a process computes at a time; null lets the plan choose."""
+    """Samples a process computes at a time; null lets the plan choose. Where memory runs out it is halved while
+    training, and the global batch stays."""
     learning_rate: float = 2e-4
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
@@ -112,7 +113,8 @@ class TrainConfig:
     ema_decay: float | None = None
     """Publish a running average of the trained weights with this decay, such as 0.999; null publishes the weights."""
     activation_checkpointing: bool | None = None
-    """Recompute activations to save memory; null lets the plan decide by its estimate."""
+    """Recompute activations to save memory; null lets the plan decide by its estimate. It is turned on while
+    training where memory runs out with one sample at a time."""
     checkpoint_steps: int | None = None
     """Write a resumable checkpoint every so many steps; null writes one only when stopped by a signal."""
     keep_checkpoints: int = 2
