@@ -8,13 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.run import scenario
 from tunerun import artifacts
+from tunerun.base_model import BaseModel, write_base
+from tunerun.config.schema import MethodConfig
 from tunerun.plan import plan as plans
+from tunerun.plan import steps
 
 WORKER = Path(scenario.HERE) / "drive_worker.py"
 
@@ -105,3 +110,33 @@ def test_a_signal_ends_a_stage_as_resumable(run_dir, number):
     assert process.returncode == status(run_dir, "data")["exit_code"] == 75
     assert status(run_dir, "data")["error"] == f"stopped by {number.name}"
     assert list(run_dir.glob(".*partial*")) == []
+
+
+ASK_FOR_TRAINING = """
+import json, sys
+from pathlib import Path
+from tunerun import worker
+from tunerun.plan import steps
+folder = Path(sys.argv[1])
+step = steps.from_json(json.loads((folder / "step.json").read_text()))
+needed = worker.needs_bitsandbytes(step, folder)
+with worker.without_bitsandbytes(needed=needed):
+    worker.load_stage("train")
+print(needed, "bitsandbytes" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("kind", "found"), [("lora", False), ("qlora", True)])
+def test_training_imports_bitsandbytes_only_for_quantised_weights(tmp_path, kind, found):
+    """peft would import it, and torch's compiler with it, in every training."""
+    pytest.importorskip("bitsandbytes")
+    made = scenario.config(tmp_path / "rows.txt", tmp_path / "model")
+    step = next(step for step in scenario.plan(tmp_path, made).steps if step.stage == "train")
+    artifacts.write_json(tmp_path / "step.json", steps.to_json(replace(step, method=MethodConfig(kind=kind))))
+    (tmp_path / "base").mkdir()
+    artifacts.write_json(tmp_path / "base" / "config.json", {})
+    write_base(tmp_path, BaseModel(folder=tmp_path / "base", path="org/tiny", revision=None, sha256="0"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    argv = [sys.executable, "-c", ASK_FOR_TRAINING, str(tmp_path)]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-2:] == [str(found), str(found)]

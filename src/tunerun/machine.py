@@ -16,6 +16,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 _NVIDIA_SMI = "nvidia-smi"
 _NVIDIA_SMI_SECONDS = 2.0
 _MIB = 1 << 20
+# Intel and AMD, as /proc/cpuinfo names them; torch has no other fast bf16 products on x86.
+_BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +49,8 @@ class Machine:
     """GPUs visible to CUDA, in CUDA's order by bus."""
     python: str
     """Version of the interpreter."""
+    cpu_bf16: bool = False
+    """Whether the CPU multiplies bf16 matrices in hardware, as far as Linux says so."""
 
 
 def facts(devices: Sequence[str] = ()) -> Machine:
@@ -56,7 +60,14 @@ def facts(devices: Sequence[str] = ()) -> Machine:
         devices: GPUs to look at, by index or UUID; those that CUDA_VISIBLE_DEVICES names when empty.
     """
     visible = ",".join(devices) or os.environ.get("CUDA_VISIBLE_DEVICES")
-    return Machine(cores=_cores(), memory_bytes=_memory_bytes(), gpus=_gpus(visible), python=platform.python_version())
+    flags = (_read(Path("/proc/cpuinfo")) or "").partition("\nflags")[2].partition("\n")[0].split()
+    return Machine(
+        cores=_cores(),
+        memory_bytes=_memory_bytes(),
+        gpus=_gpus(visible),
+        python=platform.python_version(),
+        cpu_bf16=not _BF16_FLAGS.isdisjoint(flags),
+    )
 
 
 def free_bytes(path: Path) -> int:

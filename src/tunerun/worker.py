@@ -12,16 +12,19 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from tunerun import artifacts, child
 from tunerun.artifacts import Artifact
+from tunerun.base_model import read_base
 from tunerun.cli import render_error
 from tunerun.config import typed
 from tunerun.errors import ExitCode, TryAgain, TunerunError
 from tunerun.plan import steps
+from tunerun.plan.steps import Step, TrainStep, quantisation_of
 
 STAGES = {
     "model": "tunerun.models.fetch:run",
@@ -43,6 +46,30 @@ def load_stage(stage: str) -> StageFunction:
     """Imports the function that runs a stage."""
     module, _, name = STAGES[stage].partition(":")
     return cast(StageFunction, vars(importlib.import_module(module))[name])
+
+
+def needs_bitsandbytes(step: Step, run_dir: Path) -> bool:
+    """Says whether a stage may meet quantised layers; only of training is it known that it does not."""
+    if not isinstance(step, TrainStep) or step.objective.kind == "distill" or quantisation_of(step.method) is not None:
+        return True
+    config = read_base(run_dir).folder / "config.json"
+    return not config.is_file() or "quantization_config" in artifacts.read_json(config)
+
+
+@contextmanager
+def without_bitsandbytes(*, needed: bool) -> Iterator[None]:
+    """Lets peft believe, when it is imported within the block, that bitsandbytes is not installed.
+
+    It would import that at once, and with it torch's compiler: about as long as torch itself takes.
+    """
+    if needed or "bitsandbytes" in sys.modules or "peft" in sys.modules:
+        yield
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # As `import` documents: it is not found.
+    try:
+        yield
+    finally:
+        del sys.modules["bitsandbytes"]
 
 
 def main(argv: list[str]) -> int:
@@ -78,7 +105,9 @@ def _work(run_dir: Path, stage: str) -> int:
     plan = artifacts.read_json(run_dir / artifacts.PLAN)
     step = steps.from_json(next(item for item in plan["steps"] if item["stage"] == stage))
     try:
-        made = load_stage(stage)(step, run_dir)
+        with without_bitsandbytes(needed=needs_bitsandbytes(step, run_dir)):
+            function = load_stage(stage)
+        made = function(step, run_dir)
     except child.Stopped as signal_name:
         return _finish(run_dir, stage, ExitCode.PREEMPTED, f"stopped by {signal_name}", [])
     except TryAgain as error:

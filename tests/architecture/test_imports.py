@@ -20,7 +20,7 @@ STAGES = {"data", "train", "evaluate", "merge", "export", "verify", "publish", "
 # The shipped model's text and scoring stand beside the library.
 BESIDE = {"sprout"}
 # What the schema's types and the plan's steps stand on: standard library only.
-STEP_TYPES = {"plan.steps", "config.typed", "config.schema"}
+STEP_TYPES = {"plan.steps", "plan.step_keys", "config.typed", "config.schema"}
 
 # The control layer, from the bottom: each may import what stands before it.
 CONTROL = ["config", "machine", "plan", "launch", "run", "sweep", "commands", "cli"]

@@ -11,7 +11,7 @@ from tests.run import scenario
 from tunerun import artifacts, cli, fits
 from tunerun.commands import replay
 from tunerun.errors import ExitCode, UserError
-from tunerun.plan.steps import fingerprint_keys
+from tunerun.plan.step_keys import fingerprint_keys
 from tunerun.run import results
 
 

@@ -26,12 +26,14 @@ def plans(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_allowed_keys_reach_the_train_stage_and_change_no_fingerprint(plans: list[Any]) -> None:
-    from tunerun.plan import steps
+    from tunerun.plan import step_keys
 
     assert cli.dispatch(["resume", "stopped", "--allow", "train.learning_rate", "--allow", "data"]) == 0
     (plan,) = plans
     assert plan.train.allow == ("data", "train.learning_rate")
-    assert steps.fingerprint_keys(plan.train) == steps.fingerprint_keys(dataclasses.replace(plan.train, allow=()))
+    assert step_keys.fingerprint_keys(plan.train) == step_keys.fingerprint_keys(
+        dataclasses.replace(plan.train, allow=())
+    )
 
 
 def test_without_the_option_nothing_may_differ(plans: list[Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tunerun.config import typed
 from tunerun.config.schema import RunConfig
 from tunerun.machine import Gpu, Machine
-from tunerun.plan import build, plan, steps
+from tunerun.plan import build, plan, step_keys, steps
 from tunerun.plan.dataset import DataSize
 
 CPU = Machine(cores=4, memory_bytes=16 << 30, gpus=(), python="3.12.0")
@@ -153,6 +153,30 @@ def test_training_is_placed_by_the_machine_and_the_config(machine, changes, expe
     assert (placement.device, placement.precision, placement.processes, placement.threads) == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"train__max_steps": 10}, False),
+        ({"data__packing": False}, False),
+        ({"method__kind": "qlora"}, False),
+        ({"hardware__device": "cpu", "hardware__gpu": None}, False),
+        ({"train__compile": False}, False),
+        ({"train__max_steps": 10, "train__compile": True}, True),
+    ],
+)
+def test_layers_are_compiled_where_shapes_stay_and_training_is_long(changes, expected):
+    long = {"hardware__gpu": "h200", "data__packing": True, "data__max_length": 4096, "train__max_steps": 10**9}
+    assert step(planned(**{**long, **changes}), "train").compile == expected
+
+
+def test_a_cpu_with_bf16_is_told_of_it():
+    fast = replace(CPU, cpu_bf16=True)
+    assert any("hardware.precision=bf16" in note for note in planned(fast).notes)
+    for machine, changes in ((CPU, {}), (fast, {"hardware__precision": "bf16"}), (fast, {"hardware__gpu": "h200"})):
+        assert not any("this CPU has bf16" in note for note in planned(machine, **changes).notes)
+
+
 def test_stages_of_one_process_use_all_cores_whatever_training_does():
     found = planned(hardware__strategy="ddp", hardware__processes=4)
     assert step(found, "train").placement.threads == 1
@@ -234,7 +258,7 @@ ALL = {"stages": ["data", "train", "eval", "merge", "export", "verify", "serve"]
 
 
 def fingerprints(**changes) -> dict[str, dict[str, object]]:
-    return {item.stage: steps.fingerprint_keys(item) for item in planned(**{**ALL, **changes}).steps}
+    return {item.stage: step_keys.fingerprint_keys(item) for item in planned(**{**ALL, **changes}).steps}
 
 
 def changed(**changes) -> set[str]:

@@ -71,6 +71,7 @@ def main(config: dict[str, Any], row_tokens: int, rows: int, method: str, recomp
         input_ids=ids[:, :-1],
         position_ids=torch.arange(row_tokens).repeat(rows)[None],
         segment_lengths=(row_tokens,) * rows,
+        segment_bounds=torch.arange(0, tokens + 1, row_tokens, dtype=torch.int32),
         predicting=torch.arange(tokens),
         targets=ids[0, 1:],
         target_segments=torch.arange(rows).repeat_interleave(row_tokens),

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.tiny import random_samples, tiny_qwen2, write_store
 from tunerun import artifacts
 from tunerun.base_model import BaseModel, write_base
 from tunerun.config.schema import EvalConfig, MethodConfig, ModelConfig, ObjectiveConfig, TrackConfig, TrainConfig
 from tunerun.plan.steps import Placement, TrainStep
-from tunerun.train import loop
+from tunerun.train import gradients, loop
 from tunerun.train.job import Job
 
 FULL = MethodConfig(kind="full")
@@ -92,6 +94,30 @@ def kill_before(index: int) -> Any:
 
 def _kill() -> None:
     raise Killed
+
+
+def after_accumulate(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any, int, Any], Any]) -> None:
+    """Changes what the gradients of a step, numbered from 0, came to."""
+    accumulate, global_batch, index = gradients.accumulate, gradients.global_batch, -1
+
+    def numbered(job: Any, number: int) -> Any:
+        nonlocal index
+        index = number
+        return global_batch(job, number)
+
+    monkeypatch.setattr(gradients, "global_batch", numbered)
+    monkeypatch.setattr(gradients, "accumulate", lambda job, batch: change(job, index, accumulate(job, batch)))
+
+
+def break_gradients(monkeypatch: pytest.MonkeyPatch, *broken: int) -> None:
+    """Makes the gradients of some steps, numbered from 1, NaN."""
+
+    def spoil(job: Job, index: int, found: Any) -> Any:
+        if index + 1 in broken:
+            next(iter(job.parameters.values())).grad.fill_(float("nan"))
+        return found
+
+    after_accumulate(monkeypatch, spoil)
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:

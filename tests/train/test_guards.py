@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,18 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny import random_samples, write_store
-from tests.train.runs import FULL, LORA, Killed, kill_before, losses, make_run, metrics, train_step
+from tests.train.runs import (
+    FULL,
+    LORA,
+    Killed,
+    after_accumulate,
+    break_gradients,
+    kill_before,
+    losses,
+    make_run,
+    metrics,
+    train_step,
+)
 from tunerun import artifacts
 from tunerun.config.schema import EvalConfig
 from tunerun.errors import StageError
@@ -25,32 +36,10 @@ from tunerun.train.checkpoint import Progressed
 from tunerun.train.stage import run
 
 
-def after_accumulate(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any, int, Any], Any]) -> None:
-    """Changes what the gradients of a step, numbered from 0, came to."""
-    accumulate, global_batch, index = gradients.accumulate, gradients.global_batch, -1
-
-    def numbered(job: Any, number: int) -> Any:
-        nonlocal index
-        index = number
-        return global_batch(job, number)
-
-    monkeypatch.setattr(gradients, "global_batch", numbered)
-    monkeypatch.setattr(gradients, "accumulate", lambda job, batch: change(job, index, accumulate(job, batch)))
-
-
 @pytest.fixture
 def nan_in(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the gradients of some steps, numbered from 1, NaN."""
-
-    def break_steps(*broken: int) -> None:
-        def spoil(job: Any, index: int, found: Any) -> Any:
-            if index + 1 in broken:
-                next(iter(job.parameters.values())).grad.fill_(float("nan"))
-            return found
-
-        after_accumulate(monkeypatch, spoil)
-
-    return break_steps
+    return partial(break_gradients, monkeypatch)
 
 
 def _weights(out: Path) -> dict[str, torch.Tensor]:

@@ -69,7 +69,7 @@ def test_a_loss_on_pairs_is_its_formula(tmp_path: Path, name: str) -> None:
     job, base = _job(tmp_path, name), _base(tmp_path)
     wanted = sum(_pair_loss(name, _both(job.network, pair), _both(base, pair)) for pair in PAIRS) / len(PAIRS)
     found, sums = gradients.accumulate(job, gradients.global_batch(job, 0))
-    assert sum(found) == pytest.approx(wanted, rel=1e-5)
+    assert float(sum(found)) == pytest.approx(wanted, rel=1e-5)
     measured = means(sums)
     assert measured["rewards/margins"] == pytest.approx(
         measured["rewards/chosen"] - measured["rewards/rejected"], abs=1e-5
@@ -86,7 +86,7 @@ def test_orpo_is_imitation_and_odds(tmp_path: Path) -> None:
 
     odds = torch.stack([F.logsigmoid(log_odds(chosen.mean()) - log_odds(rejected.mean())) for chosen, rejected in both])
     found, sums = gradients.accumulate(job, gradients.global_batch(job, 0))
-    assert sum(found) == pytest.approx(float(imitation - 0.1 * odds.mean()), rel=1e-5)
+    assert float(sum(found)) == pytest.approx(float(imitation - 0.1 * odds.mean()), rel=1e-5)
     assert means(sums)["nll_loss"] == pytest.approx(float(imitation), rel=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_kto_compares_with_the_mismatched_rows_of_the_whole_batch(tmp_path: Path
         weight, sign = (1.5, -1.0) if row % 3 == 1 else (1.0, 1.0)
         losses.append(weight * (1 - torch.sigmoid(torch.tensor(0.1 * sign * (ratio - kl)))))
     found, sums = gradients.accumulate(job, gradients.global_batch(job, 0))
-    assert sum(found) == pytest.approx(float(sum(losses)) / 4, rel=1e-5)
+    assert float(sum(found)) == pytest.approx(float(sum(losses)) / 4, rel=1e-5)
     assert means(sums)["kl"] == pytest.approx(kl, rel=1e-4, abs=1e-5)
 
 
@@ -143,7 +143,7 @@ def test_distillation_mixes_cross_entropy_and_divergence(tmp_path: Path, name: s
         hard = hard + F.cross_entropy(student, laid.targets, reduction="sum")
         count += len(laid.targets)
     wanted = 0.5 * float(hard + soft) / count
-    assert sum(gradients.accumulate(job, batch)[0]) == pytest.approx(wanted, rel=1e-5)
+    assert float(sum(gradients.accumulate(job, batch)[0])) == pytest.approx(wanted, rel=1e-5)
     assert all(value.grad is None for value in job.setting.teacher.parameters())
 
 
@@ -161,7 +161,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_log_probabilities_and_their_gradients_are_the_same_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logits_bytes: int
 ) -> None:
-    monkeypatch.setattr(loss, "_LOGITS_BYTES", logits_bytes)
+    monkeypatch.setitem(loss._LOGITS_BYTES, "cpu", logits_bytes)
     job = _job(tmp_path, "simpo")
     store = material.open_examples(job.step, tmp_path / "data").store
     rows = [store.chosen.row(row) for row in range(4)]
@@ -171,7 +171,7 @@ def test_log_probabilities_and_their_gradients_are_the_same_in_pieces(
     found.pow(2).sum().backward()
     gradient = torch.cat([value.grad.flatten() for value in job.parameters.values()])
     job.network.zero_grad()
-    monkeypatch.setattr(loss, "_LOGITS_BYTES", 64 << 20)
+    monkeypatch.setitem(loss._LOGITS_BYTES, "cpu", 64 << 20)
     segment_log_probs(job.network, lay_out(rows, "cpu")).pow(2).sum().backward()
     again = torch.cat([value.grad.flatten() for value in job.parameters.values()])
     assert float((gradient - again).norm() / again.norm()) < 1e-6

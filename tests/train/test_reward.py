@@ -59,7 +59,7 @@ def test_the_loss_is_that_of_bradley_and_terry(tmp_path: Path) -> None:
         scores = torch.stack([reward.scores(job.network, part.laid).view(2, -1) for part in batch.parts], 1)
         chosen, rejected = scores.flatten(1)
         wanted = torch.log(1 + torch.exp(rejected - chosen)).mean()
-    assert sum(gradients.accumulate(job, batch)[0]) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(sum(gradients.accumulate(job, batch)[0])) == pytest.approx(float(wanted), rel=1e-5)
 
 
 @pytest.mark.parametrize("method", [FULL, MethodConfig(rank=4, alpha=8.0, dropout=0.1)], ids=["full", "lora"])

@@ -23,7 +23,7 @@ from typing import Any
 import tunerun
 from tunerun import artifacts, hashes, paths
 from tunerun.data.rows import DataFile
-from tunerun.plan import steps
+from tunerun.plan import step_keys
 from tunerun.plan.steps import DataStep
 
 LIMIT_BYTES = 20 << 30
@@ -61,7 +61,7 @@ def key_of(step: DataStep, files: Sequence[DataFile], model: Path) -> str:
         "version": tunerun.__version__,
         "code": _code_sha256(),
         "packages": [importlib.metadata.version(name) for name in _PACKAGES],
-        "settings": steps.fingerprint_keys(step),
+        "settings": step_keys.fingerprint_keys(step),
         "files": [repr(file) for file in files],
         "digests": digests[: len(kept)],
         "model": [[name, digest] for name, digest in zip(names, digests[len(kept) :], strict=True)],

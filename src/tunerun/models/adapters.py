@@ -196,6 +196,18 @@ def gives_scores(model: Any) -> bool:
     return model.get_output_embeddings() is None
 
 
+def leave_casting_to_autocast(adapted: Any) -> None:
+    """Keeps peft from casting the inputs of adapters to their float32: autocast would cast them back, bit for bit.
+
+    Args:
+        adapted: A peft model, from now on computed under autocast only.
+    """
+    for layer in adapted.modules():
+        # DoRA computes lengths of rows from its inputs, which autocast does not touch.
+        if isinstance(layer, LoraLayer) and not layer.lora_magnitude_vector:
+            layer.cast_input_dtype_enabled = False
+
+
 def _trainable_in_float32(adapted: Any) -> Any:
     for parameter in adapted.parameters():
         if parameter.requires_grad:

@@ -19,7 +19,7 @@ from tunerun.models.batch import MicroBatch
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 # Logits held at a time, in float32: large enough for efficient products, small beside any model.
-_LOGITS_BYTES = 64 << 20
+_LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 
 
 def token_loss(network: Any, batch: MicroBatch, *, label_smoothing: float = 0.0) -> Tensor:
@@ -85,7 +85,7 @@ def map_logits(networks: list[Any], batch: MicroBatch, function: Callable[..., T
         logits = (F.linear(state, head.weight).float() for state, head in zip(states, heads, strict=True))
         return function(*logits, targets)
 
-    piece = max(1, _LOGITS_BYTES // (4 * sum(head.weight.shape[0] for head in heads)))
+    piece = max(1, _LOGITS_BYTES[batch.targets.device.type] // (4 * sum(head.weight.shape[0] for head in heads)))
     if len(batch.targets) <= piece:
         return of_piece(batch.targets, *hidden)
     parts = zip(*(torch.split(values, piece) for values in (batch.targets, *hidden)), strict=True)
@@ -96,14 +96,15 @@ def map_logits(networks: list[Any], batch: MicroBatch, function: Callable[..., T
 def last_hidden(network: Any, batch: MicroBatch) -> Tensor:
     """Returns what the last layer makes of each token of a micro-batch, shape (tokens, width)."""
     states: Tensor = network.get_decoder()(**_inputs(batch)).last_hidden_state[0]
-    return states
+    return states[: batch.tokens]
 
 
 def _inputs(batch: MicroBatch) -> dict[str, Any]:
     return {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
-        "segment_lengths": batch.segment_lengths,
+        "segment_lengths": (*batch.segment_lengths, *([batch.padding] if batch.padding else [])),
+        "segment_bounds": batch.segment_bounds,
         "use_cache": False,
     }
 
@@ -136,28 +137,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
         inputs, matrix = hidden.to(dtype), weight.to(dtype)
         wants_hidden, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
-        weight_grad = torch.zeros_like(weight) if wants_weight else None
+        weight_grad: Tensor | None = None
         loss = torch.zeros((), device=hidden.device)
-        piece = max(1, _LOGITS_BYTES // (4 * weight.shape[0]))
+        piece = max(1, _LOGITS_BYTES[device] // (4 * weight.shape[0]))
         for start in range(0, len(targets), piece):
             rows = slice(start, start + piece)
-            logits = F.linear(inputs[rows], matrix).float()
-            wanted = targets[rows, None]
-            total = logits.logsumexp(1, keepdim=True)
-            loss += (total - (1.0 - smoothing) * logits.gather(1, wanted)).sum()
+            logits, wanted = F.linear(inputs[rows], matrix).float(), targets[rows, None]
+            told = (1.0 - smoothing) * logits.gather(1, wanted).sum()
             if smoothing:
-                loss -= smoothing * logits.mean(1).sum()
+                told += smoothing * logits.mean(1).sum()
+            # In place, and the exponentials are used twice: once for the loss, once for its gradient.
+            largest = logits.amax(1, keepdim=True)
+            total = logits.sub_(largest).exp_().sum(1, keepdim=True)
+            loss += (largest + total.log()).sum() - told
             if not (wants_hidden or wants_weight):
                 continue
-            grad = logits.sub_(total).exp_()
+            grad = logits.div_(total)
             grad.scatter_add_(1, wanted, grad.new_full(wanted.shape, smoothing - 1.0))
             if smoothing:
                 grad -= smoothing / weight.shape[0]
             grad = grad.to(dtype)
             if hidden_grad is not None:
                 hidden_grad[rows] = grad @ matrix
-            if weight_grad is not None:
-                weight_grad += grad.T @ inputs[rows]
+            if wants_weight:
+                found = (grad.T @ inputs[rows]).to(weight.dtype)
+                weight_grad = found if weight_grad is None else weight_grad.add_(found)
         ctx.save_for_backward(hidden_grad, weight_grad)
         return loss
 

@@ -8,14 +8,15 @@ from typing import Any
 
 from tunerun.config.checks import size_bytes
 from tunerun.config.data_sources import holds_out
-from tunerun.config.schema import PAGED_OPTIMIZERS, Optimizer, RunConfig
+from tunerun.config.schema import PAGED_OPTIMIZERS, RunConfig
 from tunerun.machine import Machine
 from tunerun.plan import answers, dataset, delivery, devices, estimate, shape
+from tunerun.plan.compiling import compiles
 from tunerun.plan.dataset import DataSize
 from tunerun.plan.deepspeed import deepspeed_config
 from tunerun.plan.devices import Device
 from tunerun.plan.estimate import Estimate
-from tunerun.plan.memory import Work
+from tunerun.plan.memory import STATE_BYTES, Work
 from tunerun.plan.plan import Plan, Volume
 from tunerun.plan.steps import (
     DataStep,
@@ -28,17 +29,6 @@ from tunerun.plan.steps import (
 
 # Fewer optimiser steps than this rarely change a model.
 _FEW_STEPS = 10
-# fp32 moments of AdamW: 8 bytes a weight; in 8 bits with a scale for each block of 256: 2 + 8/256. Adafactor keeps a
-# number for each row and column; Muon one moment for matrices, and AdamW's two for the rest are counted as one.
-_STATE_BYTES: dict[Optimizer, float] = {
-    "adamw": 8.0,
-    "adamw_8bit": 2.03,
-    "paged_adamw": 8.0,
-    "paged_adamw_8bit": 2.03,
-    "lion": 4.0,
-    "adafactor": 0.1,
-    "muon": 4.0,
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +50,7 @@ class _Decisions:
     single: Placement
     micro_batch_size: int
     activation_checkpointing: bool
+    compile: bool
     estimate: Estimate | None
     device_flops: float | None
     notes: tuple[str, ...]
@@ -113,6 +104,9 @@ def _decide(config: RunConfig, facts: Facts) -> _Decisions:
         )
     if found is not None and found.activation_checkpointing and config.train.activation_checkpointing is None:
         notes.append("activations are computed twice: without that the memory estimate does not fit the device")
+    half = facts.machine.cpu_bf16 and config.hardware.precision == "auto" and train.device == "cpu"
+    if half and "train" in config.stages:
+        notes.append("this CPU has bf16: hardware.precision=bf16 trains faster, with less exact sums than float32")
     if found is None and "train" in config.stages and config.train.micro_batch_size is None:
         notes.append("the model's shape is unknown, so there is no estimate and the micro-batch is 1")
     return _Decisions(
@@ -120,6 +114,7 @@ def _decide(config: RunConfig, facts: Facts) -> _Decisions:
         single=single,
         micro_batch_size=found.micro_batch_size if found is not None else config.train.micro_batch_size or 1,
         activation_checkpointing=found is not None and found.activation_checkpointing,
+        compile=compiles(config, train, found, _volume(config, facts).optimiser_steps),
         estimate=found,
         device_flops=None if device is None else device.flops,
         notes=tuple(notes),
@@ -192,7 +187,7 @@ def _estimate(config: RunConfig, placement: Placement, device: Device | None, ro
         strategy=placement.strategy,
         world_size=placement.world_size,
         offload=placement.offload,
-        state_bytes=_STATE_BYTES[config.train.optimizer] + (0.0 if config.train.ema_decay is None else 4.0),
+        state_bytes=STATE_BYTES[config.train.optimizer] + (0.0 if config.train.ema_decay is None else 4.0),
         paged=config.train.optimizer in PAGED_OPTIMIZERS,
     )
     disk = estimate.disk(
@@ -279,6 +274,7 @@ def _train_step(config: RunConfig, decided: _Decisions, facts: Facts) -> TrainSt
         micro_batch_size=decided.micro_batch_size,
         accumulation_steps=max(config.train.global_batch_size // per_micro, 1),
         activation_checkpointing=decided.activation_checkpointing,
+        compile=decided.compile,
         max_shard_size_bytes=size_bytes(config.export.max_shard_size),
         seed=config.seed,
         flops_per_token=None if decided.estimate is None else decided.estimate.model_flops_per_token,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tunerun.config import typed
-from tunerun.config.schema import ADAPTER_METHODS, MethodKind, ObjectiveKind, Strategy
+from tunerun.config.schema import ADAPTER_METHODS, MethodKind, ObjectiveKind, Optimizer, Strategy
 from tunerun.errors import Problem, UserError
 from tunerun.plan import trained
 from tunerun.plan.shape import Sizes
@@ -27,8 +27,19 @@ _RUNTIME_BYTES = {"cpu": 400_000_000, "cuda": 800_000_000}
 # What comes and goes takes more than its size: glibc keeps freed pieces (measured); CUDA's gaps are in the fraction of
 # the device that a plan uses.
 _ALLOCATION_FACTOR = {"cpu": 1.5, "cuda": 1.0}
+# fp32 moments of AdamW: 8 bytes a weight; in 8 bits with a scale for each block of 256: 2 + 8/256. Adafactor keeps a
+# number for each row and column; Muon one moment for matrices, and AdamW's two for the rest are counted as one.
+STATE_BYTES: dict[Optimizer, float] = {
+    "adamw": 8.0,
+    "adamw_8bit": 2.03,
+    "paged_adamw": 8.0,
+    "paged_adamw_8bit": 2.03,
+    "lion": 4.0,
+    "adafactor": 0.1,
+    "muon": 4.0,
+}
 # Scores held at a time, as in models/loss.py.
-_PIECE_BYTES = 64 << 20
+_PIECE_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 _WHOLE_SCORES = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
 # NF4: one fp32 scale for 64 weights, in double quantisation one of 8 bits and one fp32 scale for 256 of these
 # (Dettmers et al. 2023, "QLoRA", section 3).
@@ -253,8 +264,9 @@ def _logits_bytes(size: Sizes, work: Work, tokens: int) -> float:
     if size.architecture in _WHOLE_SCORES:
         # The scores, their logarithms and the gradient.
         return 3 * scores
-    # The scores and their exponentials in fp32; in bf16, the product that they are made from.
-    pieces = min(scores, _PIECE_BYTES) * (2 if work.number_bytes == 4 else 2.5)
+    # The scores in fp32, their exponentials where they do not take their place, and in bf16 what they are made from.
+    copies = (1 if work.objective in ("sft", "pretrain") else 2) + (0 if work.number_bytes == 4 else 0.5)
+    pieces = min(scores, _PIECE_BYTES[work.device]) * copies
     head_gradient = 0 if work.method in ADAPTER_METHODS else 4 * size.embedding_parameters
     return pieces + tokens * size.hidden * work.number_bytes + head_gradient
 
@@ -269,8 +281,8 @@ def _layer_activation_bytes(size: Sizes, work: Work) -> float:
     inputs = [linear.inputs for name, linear in size.linears.items() if name in adapted]
     shared = size.hidden * (bool(adapted & {"q_proj", "k_proj", "v_proj"}) + bool(adapted & {"gate_proj", "up_proj"}))
     down = size.intermediate if "down_proj" in adapted else 0
-    # peft casts the input of every adapted module to the adapter's fp32 and autocast casts it back: a copy each.
-    linear_inputs = sum(inputs) if not full and number == 2 else shared + down
+    # Of DoRA, peft casts the input of every adapted module to the adapter's fp32 and autocast back: a copy each.
+    linear_inputs = sum(inputs) if work.method == "dora" and number == 2 else shared + down
     # Queries, keys, values, what comes out of each segment, and the segments laid end to end.
     attention = 3 * size.query_width + 2 * size.kv_width
     feed_forward = 3 * size.intermediate

@@ -8,8 +8,8 @@ from typing import Any
 
 from tunerun import artifacts
 from tunerun.errors import Problem
-from tunerun.plan import steps
-from tunerun.plan.steps import user_key
+from tunerun.plan import step_keys
+from tunerun.plan.step_keys import user_key
 from tunerun.run.fingerprint import Fingerprint
 from tunerun.run.record import Record, StageRecord
 
@@ -40,7 +40,7 @@ def problems(old: StageRecord, new: Fingerprint, allow: frozenset[str]) -> list[
         user_key(key): f"was {_show(before)} and is {_show(now)} now."
         for key, before, now in _changed(old, new)
         # Training goes on, and says that the result is not exact.
-        if not steps.changes_only_bits(key)
+        if not step_keys.changes_only_bits(key)
     }
     for name, digest in new.files.items():
         key, _, path = name.partition(" ")
@@ -62,14 +62,14 @@ def problems(old: StageRecord, new: Fingerprint, allow: frozenset[str]) -> list[
             fix=f"Choose another run_dir, or go on all the same: tunerun resume RUN --allow {key}",
         )
         for key, what in sorted(changes.items())
-        if not steps.is_allowed(key, allow)
+        if not step_keys.is_allowed(key, allow)
     ]
 
 
 def is_settled(old: StageRecord, new: Fingerprint) -> bool:
     """Returns whether a finished stage's results stand: running it now would change them in rounding at most."""
     same = old.inputs == new.inputs and old.files == new.files
-    return same and all(steps.changes_only_bits(key) for key, _, _ in _changed(old, new))
+    return same and all(step_keys.changes_only_bits(key) for key, _, _ in _changed(old, new))
 
 
 def _changed(old: StageRecord, new: Fingerprint) -> Iterable[tuple[str, Any, Any]]:

@@ -14,8 +14,9 @@ from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.config.data_sources import data_paths
 from tunerun.paths import resolve_asset
-from tunerun.plan import steps
+from tunerun.plan import step_keys
 from tunerun.plan.steps import (
+    INPUTS,
     AnswerStep,
     DataStep,
     EvalStep,
@@ -62,13 +63,13 @@ def fingerprint(step: Step, run_dir: Path, made: Mapping[str, tuple[Artifact, ..
         OSError: A file that it depends on cannot be read.
     """
     inputs: dict[str, str] = {}
-    for stage in steps.INPUTS[step.stage]:
+    for stage in INPUTS[step.stage]:
         if stage == "model" and stage in made:
             # model.json holds the absolute folder; the same weights in another place are the same input.
             inputs[stage] = read_base(run_dir).sha256
         elif stage in made:
             inputs.update({f"{stage} {artifact.path}": artifact.sha256 for artifact in made[stage]})
-    return Fingerprint(keys=steps.fingerprint_keys(step), inputs=inputs, files=user_files(step, hashes))
+    return Fingerprint(keys=step_keys.fingerprint_keys(step), inputs=inputs, files=user_files(step, hashes))
 
 
 def user_files(step: Step, hashes: Hashes) -> dict[str, str]:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from tunerun import artifacts
 from tunerun.errors import Problem, StageError, UserError
-from tunerun.plan import steps
+from tunerun.plan import step_keys
 from tunerun.train import ema
 from tunerun.train.ema import Average
 from tunerun.train.engines import Engine
@@ -217,12 +217,12 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any], allow: C
     refused: dict[str, Problem] = {}
     inexact: dict[str, str] = {}
     # Fields that the plan derives come first: where the user's key changed too, its own values are shown.
-    for key in sorted({*identity, *checkpoint.identity}, key=lambda key: (steps.user_key(key) == key, key)):
+    for key in sorted({*identity, *checkpoint.identity}, key=lambda key: (step_keys.user_key(key) == key, key)):
         before, now = (values.get(key) for values in (checkpoint.identity, identity))
         if before == now:
             continue
-        shown = steps.user_key(key)
-        if steps.changes_only_bits(key) or steps.is_allowed(shown, allow):
+        shown = step_keys.user_key(key)
+        if step_keys.changes_only_bits(key) or step_keys.is_allowed(shown, allow):
             inexact[shown] = f"{shown} was {before} and is {now} now"
         else:
             what = f"{checkpoint.folder} was made with {before!r}; now it is {now!r}."

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tunerun.models.batch import padded
 from tunerun.train import batches, health
 from tunerun.train.job import Job
 from tunerun.train.objectives.objective import Batch, Examples, Setting, Sums, Totals, add_sums
+
+# Of the tokens of a micro-batch in half precision: large enough that packed rows which are nearly full become alike.
+_TOKENS_MULTIPLE = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,9 +77,9 @@ def divide(job: Job, examples: Examples, rows: Sequence[int], micro_batch_size: 
         rows: Row numbers.
         micro_batch_size: Rows computed at a time.
     """
-    ranks, device = job.ranks, job.step.placement.device
+    ranks = job.ranks
     cut = batches.split(rows, min(micro_batch_size, math.ceil(len(rows) / ranks.world)))
-    found = [job.objective.collate(examples, part, device) for part in cut[ranks.rank :: ranks.world]]
+    found = [_collated(job, examples, part) for part in cut[ranks.rank :: ranks.world]]
     parts = [part for part in found if part.tokens] if job.objective.unit == "tokens" else found
     counts = ranks.numbers(
         [
@@ -99,7 +103,16 @@ def divide(job: Job, examples: Examples, rows: Sequence[int], micro_batch_size: 
     )
 
 
-def accumulate(job: Job, batch: GlobalBatch) -> tuple[list[float], Sums]:
+def _collated(job: Job, examples: Examples, rows: Sequence[int]) -> Batch:
+    """Lays rows out on the host and sends them to the device, in half precision with padding."""
+    placement = job.step.placement
+    found = job.objective.collate(examples, rows, "cpu")
+    if placement.precision == "bf16":
+        found = replace(found, laid=padded(found.laid, _TOKENS_MULTIPLE))
+    return found.to(placement.device)
+
+
+def accumulate(job: Job, batch: GlobalBatch) -> tuple[list[Tensor], Sums]:
     """Adds the gradients of a global batch's mean loss to the parameters.
 
     Args:
@@ -109,19 +122,21 @@ def accumulate(job: Job, batch: GlobalBatch) -> tuple[list[float], Sums]:
     Returns:
         What each micro-batch of this rank adds to the mean loss, and the metrics of this rank.
     """
-    losses, sums = list[Tensor](), dict[str, tuple[Tensor, int]]()
+    losses: list[Tensor] = []
+    sums: Sums = {}
     work = batch.work
     for number, (part, weight) in enumerate(work, start=1):
         loss, found = job.engine.learn(_weighted(job, part, batch.totals, weight), last=number == len(work))
         if weight:
             losses.append(loss)
             sums = add_sums(sums, found)
-    return torch.stack(losses).tolist() if losses else [], sums
+    return losses, sums
 
 
 def measure(job: Job, batch: GlobalBatch, setting: Setting) -> tuple[float, Sums]:
     """Returns the mean loss of a global batch and its metrics, over all ranks, without gradients."""
-    total, sums = 0.0, dict[str, tuple[Tensor, int]]()
+    total = 0.0
+    sums: Sums = {}
     for part, weight in batch.work:
         loss, found = job.engine.run(_weighted(job, part, batch.totals, weight, setting))
         if weight:
@@ -137,7 +152,7 @@ def all_sums(job: Job, sums: Sums) -> Sums:
     plain = {name: (float(value), count) for name, (value, count) in sums.items()}
     added: Sums = {}
     for found in job.ranks.objects(plain):
-        added = add_sums(added, {name: (torch.tensor(value), count) for name, (value, count) in found.items()})
+        added = add_sums(added, found)
     return added
 
 
@@ -173,7 +188,7 @@ def _weighted(job: Job, part: Batch, totals: Totals, weight: float, setting: Set
 
 def _filler(job: Job, examples: Examples, cut: Sequence[Sequence[int]]) -> Batch:
     """Returns the first micro-batch of the global batch that has something to learn."""
-    found = (job.objective.collate(examples, part, job.step.placement.device) for part in cut)
+    found = (_collated(job, examples, part) for part in cut)
     return next(part for part in found if part.tokens or job.objective.unit == "rows")
 
 

@@ -53,6 +53,8 @@ class Job:
     """Gives the parameters the weights of a checkpoint."""
     questions: Questions | None
     """Answered at each checkpoint."""
+    reads_late: bool = False
+    """Whether the host looks at the numbers of a step while the device is at the next one."""
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:

@@ -8,13 +8,16 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tunerun import artifacts
 from tunerun.child import RankReport
@@ -24,7 +27,7 @@ from tunerun.models import ask
 from tunerun.models.ask import Questions
 from tunerun.plan.steps import TrainStep
 from tunerun.progress import Progress
-from tunerun.train import checkpoint, ema, fitting, gradients, health, held_out, metrics, optim, recovery
+from tunerun.train import checkpoint, ema, fitting, gradients, health, held_out, metrics, optim, readings, recovery
 from tunerun.train.checkpoint import Progressed
 from tunerun.train.gradients import GlobalBatch
 from tunerun.train.job import Job
@@ -76,42 +79,86 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
     job.network.train()
     with Progress("train", total=job.total_steps, unit="steps") as bar:
         bar.advance(start.step)
-        for index in range(start.step, job.total_steps):
-            report.step(index)
-            try:
-                result = optimiser_step(job, index)
-            except health.NotFinite as fault:
-                progress = recovery.recover(job, progress, fault)
-                bar.advance()
-            except fitting.OutOfMemory:
-                # Writing takes all ranks, and the others are in the middle of the step.
-                if progress.step and job.ranks.world == 1:
-                    _save(job, progress, answers=False)
-                raise
-            else:
-                window.append(result)
-                progress = _advance(progress, result)
-                _warn_of_spike(progress.step, result, losses)
-                bar.advance(note=f"loss {result.loss:.4f}")
-            done = progress.step == job.total_steps
-            if window and (done or progress.step % config.log_steps == 0):
-                _log(trackers, progress, _metrics(window, progress, job))
-                window = []
-            if config.eval_steps is not None and (done or progress.step % config.eval_steps == 0):
-                measured = held_out.measure(job)
-                _log(trackers, progress, measured)
-                progress = recovery.judge(progress, measured["eval_loss"])
-            patience = config.early_stopping_evals
-            ended = done or (patience is not None and progress.evals_since_best >= patience)
-            asked = agreed_signal(job, stop)
-            if asked is not None or (not ended and _is_due(progress, config)):
-                _save(job, progress, answers=asked is None)
-            if asked is not None:
-                where = f"step {progress.step} of {job.total_steps}"
-                raise Preempted(f"stopped by {asked.name} after {where}; a checkpoint was written.")
-            if ended:
-                break
+        try:
+            for result, settled in _steps(job, range(start.step, job.total_steps), stop, report):
+                if isinstance(result, health.NotFinite):
+                    progress = recovery.recover(job, progress, result)
+                    bar.advance()
+                else:
+                    window.append(result)
+                    progress = _advance(progress, result)
+                    _warn_of_spike(progress.step, result, losses)
+                    bar.advance(note=f"loss {result.loss:.4f}")
+                done = progress.step == job.total_steps
+                if window and (done or progress.step % config.log_steps == 0):
+                    _log(trackers, progress, _metrics(window, progress, job))
+                    window = []
+                if config.eval_steps is not None and (done or progress.step % config.eval_steps == 0):
+                    measured = held_out.measure(job)
+                    _log(trackers, progress, measured)
+                    progress = recovery.judge(progress, measured["eval_loss"])
+                patience = config.early_stopping_evals
+                ended = done or (patience is not None and progress.evals_since_best >= patience)
+                if not settled:
+                    continue
+                asked = agreed_signal(job, stop)
+                if asked is not None or (not ended and _is_due(progress, config)):
+                    _save(job, progress, answers=asked is None)
+                if asked is not None:
+                    where = f"step {progress.step} of {job.total_steps}"
+                    raise Preempted(f"stopped by {asked.name} after {where}; a checkpoint was written.")
+                if ended:
+                    break
+        except fitting.OutOfMemory:
+            # Writing takes all ranks, and the others are in the middle of the step.
+            if progress.step and job.ranks.world == 1:
+                _save(job, progress, answers=False)
+            raise
     return progress
+
+
+def _steps(
+    job: Job, indices: range, stop: StopRequest, report: RankReport
+) -> Iterator[tuple[StepResult | health.NotFinite, bool]]:
+    """Does the steps, and yields what each did and whether the weights are those after it.
+
+    On a GPU, the host asks for the next step before it looks at the numbers of the last one, so that the device never
+    waits; weights with a checkpoint, an evaluation or a stop after them are waited for.
+    """
+    if not job.reads_late:
+        for index in indices:
+            report.step(index)
+            yield _or_fault(partial(optimiser_step, job, index)), True
+        return
+    before, began = None, time.perf_counter()
+    for index in indices:
+        report.step(index)
+        try:
+            started = start_step(job, index)
+        except fitting.OutOfMemory:
+            if before is not None:
+                yield _or_fault(partial(finish_step, job, before, began)), True
+            raise
+        if before is not None:
+            yield _or_fault(partial(finish_step, job, before, began)), False
+            began = time.perf_counter()
+        before = started
+        if stop.signal is not None or _pauses_after(index + 1, job):
+            yield _or_fault(partial(finish_step, job, before, began)), True
+            before, began = None, time.perf_counter()
+
+
+def _or_fault(work: Callable[[], StepResult]) -> StepResult | health.NotFinite:
+    try:
+        return work()
+    except health.NotFinite as fault:
+        return fault
+
+
+def _pauses_after(step: int, job: Job) -> bool:
+    """Says whether something is done with the weights after a step, counted from 1."""
+    periods = (job.step.train.checkpoint_steps, job.step.train.eval_steps)
+    return step == job.total_steps or any(period is not None and step % period == 0 for period in periods)
 
 
 def optimiser_step(job: Job, index: int) -> StepResult:
@@ -120,13 +167,60 @@ def optimiser_step(job: Job, index: int) -> StepResult:
     Args:
         job: What to train, on what.
         index: Number of the step, from 0.
+
+    Raises:
+        NotFinite: The loss or a gradient is not finite; no weight was moved.
+        StageError: There is nothing to learn.
     """
     began = time.perf_counter()
+    return finish_step(job, start_step(job, index), began)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartedStep:
+    """An optimiser step that the device may still be at."""
+
+    index: int
+    """From 0."""
+    batch: GlobalBatch
+    learning_rate: float
+    counts: Mapping[str, int]
+    """What the sums of the objective's metrics are over."""
+    numbers: Callable[[], list[float]]
+    """Waits for the loss of each micro-batch of this rank, the gradient norm and the sums of the metrics."""
+
+
+def start_step(job: Job, index: int) -> StartedStep:
+    """Computes the gradients of a global batch and moves the weights, unless one is not finite."""
     job.fitting.begin(index + 1)
     batch, losses, sums = job.fitting.gradients(lambda: _gradients(job, index))
     rate = optim.learning_rate(index, job.total_steps, job.step.train)
-    grad_norm = job.engine.move(rate)
-    loss = gradients.check_losses(job, batch, losses, index)
+    norm = job.engine.move(rate)
+    wanted = [*losses, norm, *(value for value, _ in sums.values())]
+    return StartedStep(
+        index=index,
+        batch=batch,
+        learning_rate=rate,
+        counts={name: count for name, (_, count) in sums.items()},
+        numbers=readings.read(wanted, job.step.placement.device),
+    )
+
+
+def finish_step(job: Job, started: StartedStep, began: float) -> StepResult:
+    """Looks at the numbers of a step.
+
+    Args:
+        job: What to train, on what.
+        started: The step.
+        began: When its time began, as `time.perf_counter` counts.
+
+    Raises:
+        NotFinite: The loss or a gradient is not finite; no weight was moved.
+    """
+    index, batch, numbers = started.index, started.batch, started.numbers()
+    parts = len(batch.parts)
+    grad_norm, totals = numbers[parts], numbers[parts + 1 :]
+    loss = gradients.check_losses(job, batch, numbers[:parts], index)
     if not math.isfinite(grad_norm):
         samples = [sample for found in job.ranks.objects(batch.samples) for sample in found]
         raise health.NotFinite(grad_norm, "gradient norm", step=index + 1, samples=samples)
@@ -135,17 +229,17 @@ def optimiser_step(job: Job, index: int) -> StepResult:
     return StepResult(
         loss=loss,
         count=batch.totals.tokens if job.objective.unit == "tokens" else batch.totals.rows,
-        sums=sums,
+        sums={name: (total, count) for (name, count), total in zip(started.counts.items(), totals, strict=True)},
         tokens=batch.tokens,
         trained_tokens=batch.trained_tokens,
-        learning_rate=rate,
+        learning_rate=started.learning_rate,
         grad_norm=grad_norm,
         seconds=time.perf_counter() - began,
         samples=tuple(batch.samples),
     )
 
 
-def _gradients(job: Job, index: int) -> tuple[GlobalBatch, list[float], Sums]:
+def _gradients(job: Job, index: int) -> tuple[GlobalBatch, list[Tensor], Sums]:
     """Computes the gradients of a global batch; the same ones each time."""
     batch = gradients.global_batch(job, index)
     health.check_trained(batch.trained_tokens, step=index + 1, samples=batch.samples)
@@ -256,8 +350,10 @@ def _answers(job: Job, questions: Questions, step: int) -> str | None:
     def ask_all(network: Any) -> list[dict[str, Any]]:
         return ask.answer(network, questions, max_new_tokens=longest, batch_size=fit.now.eval_batch_size)
 
+    # Every length of a text would be compiled anew.
+    stance = torch.compiler.set_stance("force_eager") if job.step.compile else nullcontext()
     try:
-        with ema.applied(job.average, job.parameters):
+        with stance, ema.applied(job.average, job.parameters):
             found = fit.measure(lambda: job.engine.run(ask_all))
     except fitting.OutOfMemory as error:
         if job.ranks.world > 1:

@@ -68,6 +68,8 @@ def build(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Network
     module = _weights(step, base.folder, frozen, resumed=False)
     known_tokens = vocabulary.grow_to_tokenizer(module, base.folder) if step.model.resize_embeddings else None
     adapted, initial = _adapter(step, module, found, known_tokens)
+    if step.placement.precision == "bf16":
+        adapters.leave_casting_to_autocast(adapted)
     save = partial(adapters.save_adapter, adapted, base_name=base.path, initial=initial)
     return Network(
         module=adapted.get_base_model(),

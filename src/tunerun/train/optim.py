@@ -60,10 +60,24 @@ def make_optimisers(
     return (_make(config.optimizer, parameters, config, factors),)
 
 
-def apply(optimisers: Sequence[Optimizer], rate: float) -> None:
-    """Moves the weights by their gradients at a learning rate, and drops the gradients."""
+def skips_on_device(optimisers: Sequence[Optimizer]) -> bool:
+    """Says whether `apply` can leave the weights alone by a flag that only the device knows."""
+    return all(isinstance(optimiser, torch.optim.AdamW) and optimiser.defaults["fused"] for optimiser in optimisers)
+
+
+def apply(optimisers: Sequence[Optimizer], rate: float, *, skip: Tensor | None = None) -> None:
+    """Moves the weights by their gradients at a learning rate, and drops the gradients.
+
+    Args:
+        optimisers: Made by `make_optimisers`.
+        rate: Learning rate.
+        skip: Scalar on the device: where it is true, weights and state stay as they are; None moves them.
+    """
     set_rate(optimisers, rate)
     for optimiser in optimisers:
+        if skip is not None:
+            # What torch's GradScaler sets: fused optimisers read it on the device.
+            vars(optimiser)["found_inf"] = skip.float()
         optimiser.step()
     drop_gradients(optimisers)
 

@@ -18,9 +18,22 @@ from tunerun.base_model import BaseModel, read_base, read_teacher
 from tunerun.errors import Preempted, Problem, StageError, UserError
 from tunerun.models import adapters, ask
 from tunerun.models.ask import Questions
-from tunerun.plan import steps
+from tunerun.plan import step_keys
 from tunerun.plan.steps import SHARDED_STRATEGIES, TrainStep
-from tunerun.train import batches, checkpoint, ema, fitting, loop, material, metrics, noise, optim, reference, trackers
+from tunerun.train import (
+    batches,
+    checkpoint,
+    compiling,
+    ema,
+    fitting,
+    loop,
+    material,
+    metrics,
+    noise,
+    optim,
+    reference,
+    trackers,
+)
 from tunerun.train import network as networks
 from tunerun.train.checkpoint import Checkpoint, Progressed
 from tunerun.train.engines import Engine, Parts, make_engine
@@ -93,6 +106,8 @@ def _prepare(
     network = networks.build(_where_loaded(step), base, found)
     _check_vocabulary(examples, network.module)
     trained_parameters = sum(value.numel() for value in network.module.parameters() if value.requires_grad)
+    if step.compile:
+        compiling.compile_layers(network.module)
     fit = fitting.open_fitting(step, out, identity, network.module, ranks)
     engine = make_engine(_parts(step, network, ranks))
     average = None if step.train.ema_decay is None else ema.start(engine.parameters, step.train.ema_decay)
@@ -132,6 +147,8 @@ def _prepare(
         trainable_only=network.adapter,
         reload=lambda checkpoint: _reload(step, base, checkpoint, engine),
         questions=_questions(step, base),
+        # What has to be undone, or is computed from the weights, cannot wait for the next step.
+        reads_late=engine.moves_on_device and average is None and step.train.on_nonfinite != "rollback",
     )
     return job, network
 
@@ -295,7 +312,7 @@ def _identity(step: TrainStep, base: BaseModel, out: Path) -> dict[str, Any]:
     adapter = step.model.adapter
     teacher = {"objective.teacher (content)": read_teacher(out).sha256} if step.objective.kind == "distill" else {}
     return {
-        **steps.fingerprint_keys(step),
+        **step_keys.fingerprint_keys(step),
         "machine.torch": torch.__version__,
         "machine.kernels": _kernels(step.placement.device),
         "data (content)": material.content_sha256(out / artifacts.DATA),

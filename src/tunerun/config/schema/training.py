@@ -115,6 +115,9 @@ class TrainConfig:
     activation_checkpointing: bool | None = None
     """Recompute activations to save memory; null lets the plan decide by its estimate. It is turned on while
     training where memory runs out with one sample at a time."""
+    compile: bool | None = None
+    """Compile each decoder layer (torch.compile, which needs a C++ compiler on a CPU and takes a minute or so at the
+    first step); null compiles packed rows on a GPU when the plan expects at least ten minutes of training."""
     checkpoint_steps: int | None = None
     """Write a resumable checkpoint every so many steps; null writes one only when stopped by a signal."""
     keep_checkpoints: int = 2

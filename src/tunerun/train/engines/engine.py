@@ -57,6 +57,8 @@ class Engine(Protocol):
 
     parameters: Mapping[str, Parameter]
     """Trainable parameters by name, as the network calls them; a rank may hold a part of each."""
+    moves_on_device: bool
+    """Whether `move` asks the device to move the weights and does not wait to see whether it did."""
 
     def run(self, function: Callable[[Any], T]) -> T:
         """Applies a function to the network without gradients, in the precision of the computation.
@@ -78,11 +80,12 @@ class Engine(Protocol):
             What the function returned, the loss detached.
         """
 
-    def move(self, rate: float) -> float:
+    def move(self, rate: float) -> Tensor:
         """Clips the gradients, moves the weights at a learning rate and drops the gradients.
 
         Returns:
-            The L2 norm of the gradients of all ranks before clipping. When it is not finite, nothing was moved.
+            The L2 norm of the gradients of all ranks before clipping, a scalar. When it is not finite, nothing was
+            moved.
         """
 
     def weights(self, *, trainable: bool) -> dict[str, Tensor]:

@@ -23,6 +23,8 @@ class Plain:
         self.parameters = trainable(parts.network)
         self._network, self._ranks, self._limit = parts.network, parts.ranks, parts.max_grad_norm
         self._optimisers = parts.optimisers(self.parameters)
+        alone = parts.placement.device == "cuda" and parts.ranks.world == 1
+        self.moves_on_device = alone and optim.skips_on_device(self._optimisers)
         self._body: Any = Body(parts.network, parts.placement)
         if parts.ranks.world > 1:
             # Every rank has read what is frozen from the same files.
@@ -48,11 +50,13 @@ class Plain:
         spoilt(loss * self._ranks.world).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), rest
 
-    def move(self, rate: float) -> float:
+    def move(self, rate: float) -> Tensor:
         """See `Engine`."""
         limit = math.inf if self._limit is None else self._limit
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
-        if math.isfinite(norm):
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)
+        if self.moves_on_device:
+            optim.apply(self._optimisers, rate, skip=~torch.isfinite(norm))
+        elif math.isfinite(norm):
             optim.apply(self._optimisers, rate)
         else:
             optim.drop_gradients(self._optimisers)

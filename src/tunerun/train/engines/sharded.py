@@ -25,6 +25,8 @@ T = TypeVar("T")
 class Sharded:
     """See `Engine`."""
 
+    moves_on_device = False
+
     def __init__(self, parts: Parts) -> None:
         placement = parts.placement
         mesh = init_device_mesh(placement.device, (parts.ranks.world,))
@@ -59,12 +61,12 @@ class Sharded:
         spoilt(loss * self._ranks.world).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), rest
 
-    def move(self, rate: float) -> float:
+    def move(self, rate: float) -> Tensor:
         """See `Engine`."""
         limit = math.inf if self._limit is None else self._limit
         found = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)
         assert isinstance(found, DTensor), "all trainable parameters are sharded"
-        norm = float(found.full_tensor())
+        norm = found.full_tensor()
         if math.isfinite(norm):
             optim.apply(self._optimisers, rate)
         else:

@@ -24,6 +24,8 @@ _STEP = "step"
 class Zero:
     """See `Engine`."""
 
+    moves_on_device = False
+
     def __init__(self, parts: Parts) -> None:
         deepspeed: Any = require("deepspeed", "deepspeed")
         self._deepspeed, self._network, self._ranks = deepspeed, parts.network, parts.ranks
@@ -52,12 +54,12 @@ class Zero:
         self._engine.backward(spoilt(loss * self._ranks.world), scale_wrt_gas=False)
         return loss.detach(), rest
 
-    def move(self, rate: float) -> float:
+    def move(self, rate: float) -> Tensor:
         """See `Engine`."""
         optim.set_rate([self._optimiser], rate)
         # Leaves the weights alone and drops the gradients when their norm is not finite.
         self._engine.step()
-        return float("nan") if self._zero.overflow else float(self._engine.get_global_grad_norm())
+        return torch.tensor(float("nan") if self._zero.overflow else float(self._engine.get_global_grad_norm()))
 
     def weights(self, *, trainable: bool) -> dict[str, Tensor]:
         """See `Engine`."""

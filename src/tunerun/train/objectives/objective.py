@@ -7,7 +7,7 @@ a global batch into micro-batches gives the same gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -15,10 +15,11 @@ from torch import Tensor
 from tunerun.config.schema import ObjectiveConfig
 from tunerun.formats.pairs import PairStore
 from tunerun.formats.tokens import Array, TokenStore
-from tunerun.models.batch import MicroBatch
+from tunerun.models.batch import MicroBatch, moved
 
-Sums = Mapping[str, tuple[Tensor, int]]
-"""Metrics by name, each a sum (a scalar tensor) and the number of things it is over; their quotient is logged."""
+Sums = Mapping[str, tuple[Tensor | float, int]]
+"""Metrics by name, each a sum (a scalar tensor; a number once it is read) and the number of things it is over; their
+quotient is logged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +50,11 @@ class Batch:
     """(rows,), bool: whether the answer is desirable; None without labels."""
     reference: Tensor | None = None
     """(segments,), float32: log-probabilities under the reference; None when the loss needs none."""
+
+    def to(self, device: str) -> Batch:
+        """Returns the batch on a device; the copies go on while the host does other things."""
+        labels, reference = (None if value is None else moved(value, device) for value in (self.labels, self.reference))
+        return replace(self, laid=self.laid.to(device), labels=labels, reference=reference)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +104,7 @@ class Objective:
     """Of KTO: policy minus reference log-probability of mismatched rows, shape (rows,)."""
 
 
-def add_sums(one: Sums, other: Sums) -> dict[str, tuple[Tensor, int]]:
+def add_sums(one: Sums, other: Sums) -> dict[str, tuple[Tensor | float, int]]:
     """Adds up metrics; one that is missing counts nothing."""
     added = dict(one)
     for name, (value, count) in other.items():

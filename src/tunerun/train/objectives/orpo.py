@@ -30,7 +30,7 @@ def loss(network: Any, batch: Batch, totals: Totals, setting: Setting) -> Outcom
     whole = -chosen_sum.sum() / totals.tokens - beta * ratio.sum() / totals.rows
     extra = {
         **summed(log_odds_chosen=log_odds, log_odds_ratio=ratio),
-        "nll_loss": (-chosen_sum.detach().sum(), int(chosen_tokens.sum())),
+        "nll_loss": (-chosen_sum.detach().sum(), max(batch.tokens, 1)),
     }
     sums = pairs.metrics((beta * chosen, beta * rejected), (chosen, rejected))
     return Outcome(loss=whole, sums={**sums, **extra})

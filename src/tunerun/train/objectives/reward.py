@@ -7,10 +7,8 @@ the classifier of transformers with one label, which reads the last token of a r
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -34,6 +32,6 @@ def scores(network: Any, batch: MicroBatch) -> Tensor:
         network: A sequence classifier of transformers with one label that uses `segment_attention`.
         batch: Rows laid end to end.
     """
-    last = torch.tensor(list(accumulate(batch.segment_lengths)), device=batch.input_ids.device) - 1
+    last = batch.segment_bounds[1 : len(batch.segment_lengths) + 1] - 1
     found: Tensor = network.score(last_hidden(network, batch)[last])[:, 0]
     return found.float()
