@@ -9,6 +9,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -61,10 +62,15 @@ def inherited(name: str, flags: int) -> int | None:
     if rank() is None:
         return int(number)
     try:
-        return os.open(f"/proc/{os.getppid()}/fd/{number}", flags)
+        return _opened(f"/proc/{os.getppid()}/fd/{number}", flags)
     except OSError:
         # torchrun was started by hand.
         return None
+
+
+@functools.cache
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags)
 
 
 def tell(event: dict[str, object], descriptor: int | None) -> bool:

@@ -6,6 +6,7 @@
     |   |-- MissingExtra    an optional dependency is not installed             exit 1
     |   `-- TryAgain        it will do better when it is started again          exit 1
     |-- GateError           a verify gate failed                                exit 3
+    |-- Pruned              a sweep ended the trial early                       exit 4
     `-- Preempted           stopped by a signal; the run can be resumed         exit 75
 
 Standard library only, so that everything may import it.
@@ -27,6 +28,7 @@ class ExitCode(enum.IntEnum):
     STAGE_FAILED = 1
     USER_ERROR = 2
     GATE_FAILED = 3
+    PRUNED = 4
     PREEMPTED = 75
 
 
@@ -48,6 +50,12 @@ class GateError(TunerunError):
     """A verify gate measured something outside its bound."""
 
     exit_code = ExitCode.GATE_FAILED
+
+
+class Pruned(TunerunError):  # noqa: N818 (a state, not a fault)
+    """The sweep that a trial belongs to sees no use in going on with it; the command itself never ends so."""
+
+    exit_code = ExitCode.PRUNED
 
 
 class Preempted(TunerunError):  # noqa: N818 (a state, not a fault)

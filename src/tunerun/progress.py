@@ -13,7 +13,23 @@ from typing import Self
 
 from tunerun import child
 
+VERDICTS_FD = "TUNERUN_VERDICTS_FD"
+"""Names the descriptor from which a trial of a sweep reads whether it is to go on."""
+STEP, LOSS = "step", "eval_loss"
+GO_ON, END = b"+", b"-"
 _MIN_SECONDS = 0.1
+
+
+def goes_on(step: int, loss: float) -> bool:
+    """Tells a held-out loss to whoever compares this run with others, and returns whether it is worth going on.
+
+    Waits for the answer, so that trials end at the same step whatever the machine is busy with. Without anybody to
+    ask, or when they are gone, the work goes on.
+    """
+    verdicts = child.inherited(VERDICTS_FD, os.O_RDONLY)
+    if verdicts is None or not child.tell({STEP: step, LOSS: loss}, child.inherited(child.EVENTS_FD, os.O_WRONLY)):
+        return True
+    return os.read(verdicts, 1) != END
 
 
 class Progress:

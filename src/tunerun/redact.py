@@ -7,9 +7,11 @@ both sides.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from tunerun.errors import Problem
 
@@ -30,12 +32,23 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _VALUE = r"""([^\s"',;{}()\[\]$<>]+)"""
 _ASSIGNMENT = re.compile(r"""([A-Za-z_][\w.-]*)(["']?\s*[=:]\s*["']?)""" + _VALUE)
 _OPTION = re.compile(r"""(?<!\S)--([A-Za-z][\w.-]*)(\s+["']?)(?!-)""" + _VALUE)
+# `?api_key=...` of an address; what signs an address opens what it leads to.
+_QUERY = re.compile(r"""([?&]([A-Za-z][\w.-]*)=)([^&\s"'#<>]+)""")
+_SIGNATURES = frozenset({"sig", "signature", "x-amz-signature", "x-goog-signature"})
+_KEY_BEGIN = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
+_KEY_END = re.compile(r"-----END [A-Z ]*PRIVATE KEY-----")
 _LOOKS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), MARK),
     (re.compile(r"\bsk-(?=[\w-]*\d)[\w-]{20,}"), MARK),
     (re.compile(r"\bgh[pousr]_[A-Za-z0-9]{30,}"), MARK),
     (re.compile(r"\bgithub_pat_\w{22,}"), MARK),
     (re.compile(r"\bglpat-[\w-]{20,}"), MARK),
+    (re.compile(r"\bAIza[\w-]{30,}"), MARK),
+    (re.compile(r"\bxox[abeprs]-[\w-]{10,}"), MARK),
+    (re.compile(r"\b[rs]k_(?:live|test)_[A-Za-z0-9]{16,}"), MARK),
+    (re.compile(r"\bnpm_[A-Za-z0-9]{36,}"), MARK),
+    (re.compile(r"\bpypi-AgE[\w-]{16,}"), MARK),
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), MARK),
     (re.compile(r"\bAKIA[0-9A-Z]{16}\b"), MARK),
     (re.compile(r"\bms-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), MARK),
     (re.compile(r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]+"), MARK),
@@ -70,13 +83,37 @@ def is_secret_name(name: str) -> bool:
 def secret_values(environment: Mapping[str, str], named: Collection[str | None] = ()) -> tuple[str, ...]:
     """Returns the values of secret-looking variables, the longest first; shorter than 8 characters match too much.
 
+    A value is also known by each of its lines, as logs have it, and as addresses and JSON write it.
+
     Args:
         environment: Variables.
         named: Names of further ones that hold secrets, whatever they look like; None is nothing.
     """
-    secret = {name for name in environment if is_secret_name(name) or name in named}
-    found = {environment[name] for name in secret if len(environment[name]) >= _MIN_VALUE_LENGTH}
+    found: set[str] = set()
+    for name, value in environment.items():
+        if is_secret_name(name) or name in named:
+            # The fences of a private key are no secret.
+            lines = [line.strip() for line in value.splitlines() if not line.startswith("-----")]
+            forms = {form for part in (value, *lines) for form in (part, quote(part, safe=""), json.dumps(part)[1:-1])}
+            found |= {form for form in forms if len(form) >= _MIN_VALUE_LENGTH}
     return tuple(sorted(found, key=lambda value: (-len(value), value)))
+
+
+class Lines:
+    """Takes secrets out of line after line of output; a private key is several of them."""
+
+    def __init__(self, secrets: tuple[str, ...]) -> None:
+        """Takes values that must not appear, from `secret_values`."""
+        self._secrets = secrets
+        self._in_key = False
+
+    def __call__(self, line: str) -> str:
+        """Returns a line without its secrets."""
+        if self._in_key:
+            self._in_key = _KEY_END.search(line) is None
+            return MARK
+        self._in_key = _KEY_BEGIN.search(line) is not None and _KEY_END.search(line) is None
+        return text(line, self._secrets)
 
 
 def text(value: str, secrets: tuple[str, ...]) -> str:
@@ -95,7 +132,7 @@ def values(value: str, secrets: tuple[str, ...]) -> str:
         value = value.replace(secret, MARK)
     for pattern, replacement in _LOOKS:
         value = pattern.sub(replacement, value)
-    return value
+    return _QUERY.sub(_without_parameter, value)
 
 
 def data(value: Any, secrets: tuple[str, ...]) -> Any:
@@ -128,6 +165,11 @@ def _plain(value: Any) -> Any:
 
 def _hides(key: str, value: Any) -> bool:
     return isinstance(value, str) and value != "" and is_secret_name(key)
+
+
+def _without_parameter(match: re.Match[str]) -> str:
+    is_secret = is_secret_name(match[2]) or match[2].lower() in _SIGNATURES
+    return f"{match[1]}{MARK}" if is_secret else match[0]
 
 
 def _without_value(match: re.Match[str]) -> str:

@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from tunerun import artifacts, child
+from tunerun import artifacts, child, redact
 from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.cli import render_error
 from tunerun.config import typed
-from tunerun.errors import ExitCode, TryAgain, TunerunError
+from tunerun.errors import ExitCode, Pruned, TryAgain, TunerunError
 from tunerun.plan import steps
 from tunerun.plan.steps import Step, TrainStep, quantisation_of
 
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     code = _work(run_dir, stage)
     report.end(code)
     # torchrun kills the other ranks, which may still be saving, when one ends with another code than 0.
-    return 0 if child.rank() is not None and code == ExitCode.PREEMPTED else code
+    return 0 if child.rank() is not None and code in (ExitCode.PREEMPTED, ExitCode.PRUNED) else code
 
 
 def _log_apart(log: Path) -> None:
@@ -112,6 +112,9 @@ def _work(run_dir: Path, stage: str) -> int:
         return _finish(run_dir, stage, ExitCode.PREEMPTED, f"stopped by {signal_name}", [])
     except TryAgain as error:
         return _finish(run_dir, stage, error.exit_code, str(error), [], again=True)
+    except Pruned as end:
+        print(f"{stage}: {end}")
+        return _finish(run_dir, stage, end.exit_code, str(end), [])
     except TunerunError as error:
         print(render_error(error), file=sys.stderr)
         return _finish(run_dir, stage, error.exit_code, str(error), [])
@@ -128,7 +131,8 @@ def _work(run_dir: Path, stage: str) -> int:
 def _finish(
     run_dir: Path, stage: str, code: ExitCode, error: str | None, made: list[Artifact], *, again: bool = False
 ) -> int:
-    ended = {"exit_code": int(code), "error": error, "time": time.time(), "again": again}
+    told = None if error is None else redact.text(error, redact.secret_values(os.environ))
+    ended = {"exit_code": int(code), "error": told, "time": time.time(), "again": again}
     name = f"{stage}-{child.rank()}" if child.rank() else stage
     try:
         artifacts.write_json(

@@ -136,4 +136,4 @@ def test_importing_the_command_line_loads_neither_hydra_nor_anything_heavy():
 
 def test_planning_loads_nothing_heavy():
     code = "import tunerun.cli; tunerun.cli.dispatch(['plan', '+recipe=qwen2.5-lora'])"
-    assert not loaded(code) & (HEAVY | {"numpy", "huggingface_hub", "tokenizers"})
+    assert not loaded(code) & (HEAVY | {"numpy", "optuna", "sqlalchemy", "huggingface_hub", "tokenizers"})

@@ -20,7 +20,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def sources() -> list[Path]:
-    return sorted((ROOT / "src" / "tunerun").rglob("*.py"))
+    return sorted((ROOT / "src").rglob("*.py"))
 
 
 def functions() -> Iterator[tuple[str, Function]]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.run import scenario
 from tunerun import cli
-from tunerun.commands import sweep
+from tunerun.commands import drive
 from tunerun.config.resolve import resolve
 from tunerun.errors import ExitCode, UserError
 
@@ -58,13 +58,13 @@ def test_a_trial_that_fails_does_not_stop_the_others(folder, capfd):
 
 
 def test_a_stopped_sweep_goes_on_where_it_stopped(folder, monkeypatch, capfd):
-    real, calls = sweep.runner.execute, []
+    real, calls = drive.runner.execute, []
 
-    def once(plan, config):
+    def once(plan, config, **options):
         calls.append(plan.run_dir)
-        return ExitCode.PREEMPTED if len(calls) == 2 else real(plan, config=config)
+        return ExitCode.PREEMPTED if len(calls) == 2 else real(plan, config=config, **options)
 
-    monkeypatch.setattr(sweep.runner, "execute", once)
+    monkeypatch.setattr(drive.runner, "execute", once)
     assert cli.dispatch([*BASE, "data.path=rows.txt", "seed=1,2,3"]) == ExitCode.PREEMPTED
     sweep_dir, trials = swept(folder)
     assert [trial["status"] for trial in by_trial(trials)] == ["done", "preempted", "waiting"]
@@ -104,10 +104,10 @@ REPORT = {"schema": 1, "split": "eval", "rows": 2, "tokens": 9, "models": {"base
 def measured(folder, monkeypatch):
     """A sweep of three trials whose measures are known: trial 1 is the best."""
     losses = iter([0.5, 0.25, 0.75])
-    real = sweep.runner.execute
+    real = drive.runner.execute
 
-    def execute(plan, config):
-        code = real(plan, config=config)
+    def execute(plan, config, **options):
+        code = real(plan, config=config, **options)
         loss = next(losses)
         answers: list = []
         models = {name: {"loss": loss, "perplexity": 1.0, "answers": answers} for name in ("base", "tuned")}
@@ -115,7 +115,7 @@ def measured(folder, monkeypatch):
         (Path(plan.run_dir) / "eval/report.json").write_text(json.dumps({**REPORT, "models": models}))
         return code
 
-    monkeypatch.setattr(sweep.runner, "execute", execute)
+    monkeypatch.setattr(drive.runner, "execute", execute)
     assert cli.dispatch([*BASE, "data.path=rows.txt", "train.learning_rate=1e-2,1e-3,1e-4"]) == ExitCode.DONE
     return swept(folder)[0]
 
@@ -155,15 +155,15 @@ def test_a_verb_that_says_too_little_is_answered_with_its_usage(arguments):
 
 
 def test_only_the_best_goes_through_all_stages(folder, monkeypatch, capfd):
-    real = sweep.runner.execute
+    real = drive.runner.execute
 
-    def execute(plan, config):
-        code = real(plan, config=config)
+    def execute(plan, config, **options):
+        code = real(plan, config=config, **options)
         row = {"step": 1, "loss": abs(config.seed - 2), "tokens_per_second": 1.0}
         (Path(plan.run_dir) / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         return code
 
-    monkeypatch.setattr(sweep.runner, "execute", execute)
+    monkeypatch.setattr(drive.runner, "execute", execute)
     wanted = ["stages=[data,train,merge]", "seed=1,2,3", "sweep.finish_best=true", "sweep.metric=train_loss"]
     assert cli.dispatch([*BASE[:3], "data.path=rows.txt", *wanted]) == ExitCode.DONE
     sweep_dir, trials = swept(folder)
@@ -172,15 +172,15 @@ def test_only_the_best_goes_through_all_stages(folder, monkeypatch, capfd):
 
 
 def test_the_results_tell_what_the_last_stages_of_the_best_came_to(folder, monkeypatch):
-    real = sweep.runner.execute
+    real = drive.runner.execute
 
-    def execute(plan, config):
-        code = real(plan, config=config)
+    def execute(plan, config, **options):
+        code = real(plan, config=config, **options)
         row = {"step": 1, "loss": abs(config.seed - 2), "tokens_per_second": 1.0}
         (Path(plan.run_dir) / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         return code
 
-    monkeypatch.setattr(sweep.runner, "execute", execute)
+    monkeypatch.setattr(drive.runner, "execute", execute)
     monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "merge:stage-error")
     wanted = ["stages=[data,train,merge]", "seed=1,2", "sweep.finish_best=true", "sweep.metric=train_loss"]
     assert cli.dispatch([*BASE[:3], "data.path=rows.txt", *wanted]) == ExitCode.STAGE_FAILED

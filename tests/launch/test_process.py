@@ -9,7 +9,7 @@ import pytest
 
 from tunerun.launch import process
 from tunerun.launch.command import Launch
-from tunerun.launch.process import StopSignals
+from tunerun.launch.process import StopSignals, Supervision
 from tunerun.launch.terminal import Terminal
 
 
@@ -22,13 +22,13 @@ def child(tmp_path):
     """Runs Python code as a child; returns how it ended, what was printed, and the log."""
     lock = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
 
-    def run(code, *, stop=None, grace_seconds=5.0, clean=str):
+    def run(code, *, stop=None, judge=None, grace_seconds=5.0, clean=str):
         out, errors = Screen(), Screen()
         ended = process.run(
             Launch(argv=(sys.executable, "-c", code), env={"GREETING": "hello"}, without=("FAREWELL",)),
             log=tmp_path / "logs/child.log",
             terminal=Terminal(out, errors),
-            stop=stop or StopSignals(),
+            supervision=Supervision(stop=stop or StopSignals(), judge=judge),
             clean=clean,
             lock=lock,
             grace_seconds=grace_seconds,
@@ -160,7 +160,7 @@ def test_a_program_that_is_not_there_is_an_error(tmp_path, child):
             Launch(argv=("/nonexistent/python",), env={}, without=()),
             log=tmp_path / "log",
             terminal=Terminal(Screen(), Screen()),
-            stop=StopSignals(),
+            supervision=Supervision(stop=StopSignals()),
             clean=str,
             lock=0,
         )
@@ -170,3 +170,24 @@ def test_no_descriptor_stays_open(child):
     before = len(list(Path("/proc/self/fd").iterdir()))
     child("print(1)")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+ASKING = """
+from tunerun.progress import goes_on
+print([goes_on(step, 1.0 / step) for step in (1, 2, 4)])
+"""
+
+
+def test_a_judge_answers_each_measurement_before_the_child_goes_on(child):
+    asked = []
+
+    def judge(step, loss):
+        asked.append((step, loss))
+        return step != 2
+
+    assert child(ASKING, judge=judge)[1] == "[True, False, True]\n"
+    assert asked == [(1, 1.0), (2, 0.5), (4, 0.25)]
+
+
+def test_without_a_judge_everything_goes_on(child):
+    assert child(ASKING)[1] == "[True, True, True]\n"

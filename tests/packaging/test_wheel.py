@@ -54,9 +54,12 @@ def test_configs_recipes_and_the_base_model_are_inside(wheel):
         "tunerun/assets/sprout/model.safetensors",
         "tunerun/assets/sprout/tokenizer.json",
         "tunerun/chat/templates/chatml.jinja",
+        "hydra_plugins/tunerun/__init__.py",
     ]
     assert [name for name in expected if name not in names] == []
     assert not any(name.startswith(("conf/", "recipes/", "tests/")) for name in names)
+    # Other packages put plugins into the same namespace.
+    assert "hydra_plugins/__init__.py" not in names
 
 
 def test_a_fresh_installation_plans_the_quickstart_from_an_empty_folder(python, tmp_path):
@@ -68,3 +71,16 @@ def test_a_fresh_installation_plans_the_quickstart_from_an_empty_folder(python, 
 
 def test_the_command_is_on_the_path(python, tmp_path):
     assert run(python.parent / "tunerun", "--version", cwd=tmp_path).startswith("tunerun 0.")
+
+
+def test_hydra_finds_the_sweepers_of_an_installation(python, tmp_path):
+    show = (python, "-m", "tunerun", "--cfg", "hydra", "-p", "hydra.sweeper")
+    assert "_target_: hydra_plugins.tunerun.GridSweeper" in run(*show, cwd=tmp_path)
+    found = run(*show, "hydra/sweeper=tunerun_optuna", "hydra.sweeper.pruner=asha", cwd=tmp_path)
+    assert "pruner: asha" in found
+    missing = subprocess.run(
+        [python, "-m", "tunerun", "-m", "+recipe=quickstart", "hydra/sweeper=tunerun_optuna", "seed=1,2"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "tunerun[sweep]" in missing.stderr.replace("\n   ", "")
+    assert list(tmp_path.iterdir()) == []

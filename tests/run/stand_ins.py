@@ -4,17 +4,21 @@
 """
 
 import hashlib
+import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
+import urllib.parse
 from pathlib import Path
 
 from tunerun import artifacts
 from tunerun.base_model import BaseModel, read_base, write_base
-from tunerun.errors import GateError, Preempted, Problem, StageError, UserError
-from tunerun.progress import Progress
+from tunerun.errors import GateError, Preempted, Problem, Pruned, StageError, UserError
+from tunerun.progress import Progress, goes_on
 
 
 def model(step, out):
@@ -38,11 +42,24 @@ def data(step, out):
 def train(step, out):
     source = (out / "data/tokens.txt").read_text(encoding="utf-8")
     _behave("train", out)
+    if step.train.eval_steps is not None:
+        _measure(step, out)
     with artifacts.publish(out / "adapter") as staging:
         staging.mkdir()
         (staging / "weights.txt").write_text(f"{source} {step.train.learning_rate} {read_base(out).sha256}")
     print("trained")
     return [artifacts.describe(out, "adapter", "adapter")]
+
+
+def _measure(step, out):
+    """Measures a loss that falls with every step, and is the lowest at a learning rate of 1e-3."""
+    with (out / "metrics.jsonl").open("w") as metrics:
+        for number in range(step.train.eval_steps, step.train.max_steps + 1, step.train.eval_steps):
+            loss = abs(math.log10(step.train.learning_rate) + 3) + 1 / number
+            metrics.write(json.dumps({"step": number, "eval_loss": loss}) + "\n")
+            metrics.flush()
+            if number < step.train.max_steps and not goes_on(number, loss):
+                raise Pruned(f"ended at step {number}.")
 
 
 def merge(step, out):
@@ -130,6 +147,27 @@ def _leak(out):
     print(f"connecting with {os.environ['MY_TOKEN']} to the hub")
 
 
+def _leak_all(out):
+    """Says every secret of the environment, alone and in what libraries print, and dies of one."""
+    # Some are kept from a stage that has no use for them.
+    names = [name for name in os.environ["TUNERUN_TEST_NAMES"].split(",") if name in os.environ]
+    for name in names:
+        value = os.environ[name]
+        quoted = urllib.parse.quote(value, safe="")
+        print(f"using {value} as {name}", f"{name}={value}", json.dumps({name: value}), repr(value), sep="\n")
+        print(f"GET https://user:{quoted}@example.org/x?token={quoted}", f"Authorization: Bearer {value}", sep="\n")
+        print(f"warning: {value!r} was refused", file=sys.stderr)
+        try:
+            raise ConnectionError(f"no answer to {value}")
+        except ConnectionError as error:
+            # What a library raises ends in the log, and in the record as the stage's error.
+            failure = RuntimeError(f"login with {value} at https://{quoted}@example.org failed")
+            failure.__cause__ = error
+            traceback.print_exception(failure)
+    print(os.environ["DATABASE_URL"])
+    raise RuntimeError(" ".join(os.environ[name] for name in names))
+
+
 _BEHAVIOURS = {
     "sleep": _sleep,
     "checkpoint": _checkpoint_when_stopped,
@@ -142,4 +180,5 @@ _BEHAVIOURS = {
     "crash": _crash,
     "leave": _leave,
     "leak": _leak,
+    "leak-all": _leak_all,
 }

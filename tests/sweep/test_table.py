@@ -6,30 +6,30 @@ import pytest
 
 from tunerun.errors import UserError
 from tunerun.sweep import table
-from tunerun.sweep.table import Row
+from tunerun.sweep.trials import Outcome
 
 
-def row(trial: int, status: str = "done", **metrics: float) -> Row:
+def row(trial: int, status: str = "done", **metrics: float) -> Outcome:
     parameters = {"data.system": "a|b"}
-    return Row(trial=trial, parameters=parameters, status=status, exit_code=0, seconds=1.0, metrics=metrics)
+    return Outcome(trial=trial, parameters=parameters, status=status, exit_code=0, seconds=1.0, metrics=metrics)
 
 
 def test_the_metric_says_which_end_is_the_best():
     rows = [row(0, eval_loss=2.0, tokens_per_second=5.0), row(1, eval_loss=1.0, tokens_per_second=4.0), row(2)]
-    assert [item.trial for item in table.ranked(rows, "eval_loss")] == [1, 0, 2]
-    assert [item.trial for item in table.ranked(rows, "tokens_per_second")] == [0, 1, 2]
+    assert [item.trial for item in table.ranked(rows, ("eval_loss",))] == [1, 0, 2]
+    assert [item.trial for item in table.ranked(rows, ("tokens_per_second",))] == [0, 1, 2]
 
 
 def test_only_a_trial_that_ended_well_is_the_best():
-    assert table.best([row(0, "failed", eval_loss=1.0), row(1, "skipped", eval_loss=2.0)], "eval_loss").trial == 1
-    assert table.best([row(0, "failed", eval_loss=1.0), row(1)], "eval_loss") is None
-    assert table.best([], "eval_loss") is None
+    assert table.best([row(0, "failed", eval_loss=1.0), row(1, "skipped", eval_loss=2.0)], ("eval_loss",)).trial == 1
+    assert table.best([row(0, "failed", eval_loss=1.0), row(1)], ("eval_loss",)) is None
+    assert table.best([], ("eval_loss",)) is None
 
 
 def test_results_are_read_as_they_were_written(tmp_path):
     rows = [row(0, eval_loss=0.1), row(1)]
-    table.write(tmp_path, rows, "eval_loss")
-    assert table.read(tmp_path) == (rows, "eval_loss")
+    table.write(tmp_path, rows, ("eval_loss",))
+    assert table.read(tmp_path) == (rows, ("eval_loss",))
     assert "| a\\|b |" in (tmp_path / "results.md").read_text(encoding="utf-8")
 
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tunerun import artifacts
 from tunerun.commands import arguments, sweep
 from tunerun.commands.prepare import plan_for, require_ready
 from tunerun.config import resolve, typed
-from tunerun.errors import UserError
+from tunerun.errors import Problem, UserError
 from tunerun.plan.steps import Step, TrainStep
-from tunerun.run import rundir, runner
+from tunerun.run import record, rundir, runner
 from tunerun.sweep import trials
 
 
@@ -35,6 +36,9 @@ def main(argv: Sequence[str]) -> int:
         return sweep.resume(named.absolute(), [*overrides, *options])
     if any(item.partition("=")[0].lstrip("+") == "run_dir" for item in overrides):
         raise UserError("run_dir cannot be changed: the run goes on where it is.")
+    if (named / artifacts.RECORD).is_file() and record.read(named).status == "pruned":
+        what = "was ended by its sweep, because other trials are better; its training cannot go on."
+        raise UserError(Problem(where=str(named), what=what, fix=f"To run it to its end: tunerun replay {named}"))
     config = resolve.rebuild(typed.plain(rundir.load_config(named)), overrides)
     prepared = plan_for(replace(config, run_dir=str(named.absolute())))
     require_ready(prepared)

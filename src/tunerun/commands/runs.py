@@ -14,7 +14,7 @@ from tunerun.errors import ExitCode, UserError
 from tunerun.run import inspect
 
 _Order = Literal["created", "took", "loss"]
-_STATES = ("done", "failed", "killed", "preempted", "running")
+_STATES = ("done", "failed", "killed", "preempted", "pruned", "running")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -361,11 +361,19 @@ def _publish(config: RunConfig) -> list[Problem]:
 
 
 def _sweep(config: RunConfig) -> list[Problem]:
-    metric = config.sweep.metric
-    if not config.sweep.finish_best or metric not in ("gguf_bytes", "quantisation_kl"):
-        return []
-    what = f"the trials are ranked by {metric}, which only the best one would have."
-    return [Problem(where="sweep.finish_best", what=what, fix="Set it to false, or rank by sweep.metric=eval_loss.")]
+    late = [name for name in config.sweep.metric if name in ("gguf_bytes", "quantisation_kl")]
+    problems: list[Problem] = []
+    if not config.sweep.metric:
+        problems.append(Problem(where="sweep.metric", what="names nothing to rank by.", fix="Set eval_loss."))
+    if config.sweep.finish_best and late:
+        what = f"the trials are ranked by {late[0]}, which only the best one would have."
+        fix = "Set it to false, or rank by sweep.metric=eval_loss."
+        problems.append(Problem(where="sweep.finish_best", what=what, fix=fix))
+    generated = [name for name in config.sweep.metric if name in ("rougeL", "bleu4")]
+    if generated and not config.eval.generate_rows:
+        what = f"{generated[0]} is measured on generated answers, and eval.generate_rows is 0."
+        problems.append(Problem(where="sweep.metric", what=what, fix="Set eval.generate_rows=50, for instance."))
+    return problems
 
 
 RULES: tuple[Rule, ...] = (

@@ -33,8 +33,11 @@ def prepare(override: str, groups: frozenset[str]) -> str:
         groups: Names of the config groups.
     """
     sign, key, rest = _parts(override)
-    if rest is None or sign == "~" or is_hydras(key):
+    if rest is None or sign == "~":
         return override
+    if is_hydras(key):
+        # A sweeper's keys are checked by ours, too.
+        return f"++{key}{rest}" if key.startswith("hydra.sweeper.") else override
     if key == "recipe":
         sign = "+"
     elif key in groups and key in SECTIONS:

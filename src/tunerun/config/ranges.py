@@ -34,6 +34,8 @@ def check(config: RunConfig) -> list[Problem]:
         ("eval.lm_eval_limit", evaluation.lm_eval_limit, positive(evaluation.lm_eval_limit), ">= 1"),
         ("eval.max_rows", evaluation.max_rows, positive(evaluation.max_rows), ">= 1"),
         ("export.gguf.context", config.export.gguf.context, positive(config.export.gguf.context), ">= 1"),
+        ("sweep.trials", config.sweep.trials, config.sweep.trials >= 1, ">= 1"),
+        ("sweep.jobs", config.sweep.jobs, config.sweep.jobs >= 1, ">= 1"),
         ("serve.port", config.serve.port, 0 <= config.serve.port <= 65535, "from 0 to 65535"),
         ("serve.context", config.serve.context, positive(config.serve.context), ">= 1"),
         ("serve.max_concurrent", config.serve.max_concurrent, config.serve.max_concurrent >= 1, ">= 1"),

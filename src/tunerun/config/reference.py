@@ -18,7 +18,7 @@ import yaml
 
 from tunerun import paths
 from tunerun.config import schema, typed
-from tunerun.config.schema import RunConfig
+from tunerun.config.schema import OptunaConfig, RunConfig
 
 _TABLE_HEAD = "| key | type | default | meaning |\n|---|---|---|---|"
 
@@ -41,6 +41,7 @@ def config_reference() -> str:
             if options:
                 parts.append(f"Options: {', '.join(f'`{item.name}={name}`' for name in options)}\n")
             parts.append(_table(typing.cast(type, cls), f"{item.name}."))
+    parts += ["\n## hydra.sweeper\n", _doc(OptunaConfig) + "\n", _table(OptunaConfig, "hydra.sweeper.")]
     return "\n".join(parts) + "\n"
 
 

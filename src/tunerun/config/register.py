@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from datetime import datetime
 
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 
 from tunerun.config import search, typed
-from tunerun.config.schema import RunConfig
+from tunerun.config.schema import OptunaConfig, RunConfig
+
+DEFAULT_SWEEPER = "tunerun_grid"
+# Options of Hydra's group `hydra/sweeper`: the class of each, and its settings.
+SWEEPERS: dict[str, tuple[str, OptunaConfig | None]] = {
+    "tunerun_grid": ("hydra_plugins.tunerun.GridSweeper", None),
+    "tunerun_optuna": ("hydra_plugins.tunerun.OptunaSweeper", OptunaConfig()),
+}
 
 
 def new_run_id() -> str:
@@ -19,4 +28,12 @@ def new_run_id() -> str:
 def register() -> None:
     """Prepares Hydra for `compose` and `hydra.main`; doing it twice changes nothing."""
     search.install()
-    ConfigStore.instance().store(name="schema", node=typed.plain(RunConfig()))
+    store = ConfigStore.instance()
+    store.store(name="schema", node=typed.plain(RunConfig()))
+    for name, (target, settings) in SWEEPERS.items():
+        node = {"_target_": target, **({} if settings is None else typed.plain(settings))}
+        store.store(group="hydra/sweeper", name=name, node=node, provider="tunerun")
+    # An `override hydra/sweeper` in the primary config would win over that of a recipe, so the default itself is ours.
+    hydras = HydraConf()
+    defaults = [{"sweeper": DEFAULT_SWEEPER} if entry == {"sweeper": "basic"} else entry for entry in hydras.defaults]
+    store.store(group="hydra", name="config", node=replace(hydras, defaults=defaults), provider="tunerun")

@@ -13,7 +13,9 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -57,7 +59,7 @@ def resolve(arguments: Sequence[str], config_dir: Path | None = None) -> Resolve
     groups = group_names()
     unread = [item for item in arguments if overrides.is_hydras(overrides.key_of(item)) and not _is_search_path(item)]
     if unread:
-        fix = "The folder of a run is run_dir."
+        fix = "The folder of a run is run_dir. A choice of hydra/sweeper goes with -m."
         raise UserError(Problem(where=item, what="tunerun reads only hydra.searchpath.", fix=fix) for item in unread)
     composed = compose_config(arguments, config_dir)
     return from_composed(composed, overrides.typed_keys(list(arguments), groups))
@@ -83,6 +85,62 @@ def compose_config(arguments: Sequence[str], config_dir: Path | None = None) -> 
     if problems:
         raise UserError(problems)
     return _compose([overrides.prepare(item, groups) for item in arguments], config_dir)
+
+
+def multirun(arguments: Sequence[str], config_dir: Path | None, task: TaskFunction) -> Any:
+    """Lets Hydra choose the sweeper and start it.
+
+    Args:
+        arguments: Overrides as typed; `key=a,b` has several values.
+        config_dir: As for `resolve`.
+        task: Given to the sweeper.
+
+    Returns:
+        What the sweeper returns.
+
+    Raises:
+        UserError: An override is wrong, or no sweeper of ours is chosen, or it does not have a key.
+    """
+    groups = group_names()
+    hydras = [item for item in arguments if overrides.is_hydras(overrides.key_of(item))]
+    fix = "Of Hydra's own, a sweep reads hydra/sweeper, hydra.sweeper.KEY and hydra.searchpath."
+    problems = [
+        Problem(where=item, what="tunerun does not read it.", fix=fix)
+        for item in hydras
+        if not re.fullmatch(r"hydra\.searchpath|hydra/sweeper|hydra\.sweeper\..+", overrides.key_of(item))
+    ]
+    found = (overrides.parse_problem(item, groups, several=item not in hydras) for item in arguments)
+    problems += [problem for problem in found if problem is not None]
+    if problems:
+        raise UserError(problems)
+    parser = OverridesParser.create()
+    prepared = [overrides.prepare(item, groups) for item in arguments]
+    common = [item for item in prepared if not parser.parse_override(item).is_sweep_override()]
+    _check_sweeper(compose_config(common, config_dir))
+    extra = [] if config_dir is None else [_search_path(config_dir)]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(paths.shipped("conf")), version_base=VERSION_BASE):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None, "initialised just now"
+        return hydra.multirun(PRIMARY, task, prepared + extra, with_log_configuration=False)
+
+
+def _check_sweeper(composed: DictConfig) -> None:
+    node = OmegaConf.to_container(composed.hydra.sweeper, resolve=True)
+    assert isinstance(node, dict)
+    keys = {str(key): value for key, value in node.items() if key != "_target_"}
+    known = dict(register.SWEEPERS.values())
+    if node["_target_"] not in known:
+        fix = f"Choose {' or '.join(register.SWEEPERS)}."
+        raise UserError(Problem(where="hydra/sweeper", what="is none of tunerun's.", fix=fix))
+    settings = known[node["_target_"]]
+    if settings is None and keys:
+        fix = "hydra/sweeper=tunerun_optuna has keys."
+        raise UserError(Problem(where=f"hydra.sweeper.{next(iter(keys))}", what="a grid has no keys.", fix=fix))
+    if settings is not None:
+        _, problems = typed.build(type(settings), keys, "hydra.sweeper")
+        if problems:
+            raise UserError(problems)
 
 
 def _is_search_path(override: str) -> bool:
@@ -154,8 +212,7 @@ def _refuse(faulty: list[Problem], broken_rules: list[Problem], origin: Sources)
 def _compose(prepared: list[str], config_dir: Path | None) -> DictConfig:
     register.register()
     GlobalHydra.instance().clear()
-    folder = "" if config_dir is None else overrides.quote(f"file://{config_dir.resolve()}")
-    extra = [f"hydra.searchpath=[{folder}]"] if folder else []
+    extra = [] if config_dir is None else [_search_path(config_dir)]
     try:
         with initialize_config_dir(str(paths.shipped("conf")), version_base=VERSION_BASE), warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*is not available")
@@ -171,6 +228,10 @@ def _compose(prepared: list[str], config_dir: Path | None) -> DictConfig:
         raise UserError("a config file builds on itself: its defaults lead back to it.") from error
     except (HydraException, ConfigCompositionException, OmegaConfBaseException, ValueError, UserWarning) as error:
         raise UserError(_reason(error)) from error
+
+
+def _search_path(config_dir: Path) -> str:
+    return f"hydra.searchpath=[{overrides.quote(f'file://{config_dir.resolve()}')}]"
 
 
 def _missing_option(error: MissingConfigException) -> Problem | str:
@@ -204,6 +265,8 @@ def option_names(group: str, config_dir: Path | None = None) -> list[str]:
         group: Such as `model`; `recipe` for recipes.
         config_dir: A further folder of configs, as for `resolve`.
     """
+    if group == "hydra/sweeper":
+        return sorted(register.SWEEPERS)
     kind, inner = ("recipes", "") if group == "recipe" else ("conf", group)
     folders = [folder / inner for folder in (*paths.user_folders(kind), paths.shipped(kind))]
     if config_dir is not None:

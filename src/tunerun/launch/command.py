@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunerun.child import STOP_GRACE_SECONDS
+from tunerun.paths import ASSET_SCHEME
 from tunerun.plan.steps import (
     AnswerStep,
     DataStep,
@@ -24,9 +25,11 @@ from tunerun.plan.steps import (
 # Where a multi-node command meets: the launcher of the cluster fills in the first host and this node's number.
 RENDEZVOUS = "HOST:29400"
 
+# How the path of a model begins that no hub is asked for; one that exists is absolute by now.
+_LOCAL = (".", "/", "~", ASSET_SCHEME)
 # Code that comes with a model or a template has no use for them but a bad one.
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN")
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +84,9 @@ def _is_online(step: Step) -> bool:
     if isinstance(step, EvalStep):
         # Tasks bring data of their own.
         return bool(step.eval.lm_eval)
-    return isinstance(step, ModelStep | AnswerStep) or (isinstance(step, DataStep) and bool(step.hub_paths))
+    if isinstance(step, ModelStep):
+        return any(path is not None and not path.startswith(_LOCAL) for path in (step.model.path, step.teacher))
+    return isinstance(step, AnswerStep) or (isinstance(step, DataStep) and bool(step.hub_paths))
 
 
 def _launcher(placement: Placement | None, python: str) -> tuple[str, ...]:
@@ -132,7 +137,7 @@ def _environment(step: Step, placement: Placement | None) -> dict[str, str]:
         # Its bars would fill the log: tunerun shows its own progress.
         env["TQDM_DISABLE"] = "1"
     threads = 1 if placement is None else placement.threads
-    env.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+    env.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     if placement is not None and placement.device == "cuda":
         # cuBLAS is deterministic only with a fixed workspace, chosen before the library is loaded.
         env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"

@@ -15,16 +15,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 from tunerun.child import EVENTS_FD, PARENT_FD, STOP_GRACE_SECONDS
 from tunerun.launch.command import Launch
 from tunerun.launch.ranks import RankTable
 from tunerun.launch.terminal import Event, Terminal
+from tunerun.progress import END, GO_ON, LOSS, STEP, VERDICTS_FD
 
 _POLL_SECONDS = 0.1
 _EXIT_POLL_SECONDS = 0.005
@@ -69,6 +70,75 @@ class StopSignals:
         self.received.append(signal.Signals(number))
 
 
+Judge = Callable[[int, float], bool]
+"""Says whether a run is worth going on with after a step with a held-out loss."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """A process to start, in a session of its own and with nothing to read."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    """All of its environment, but for `named`."""
+    output: int
+    errors: int
+    named: Mapping[str, int]
+    """Descriptors that it finds by a variable of its environment."""
+    held: tuple[int, ...]
+    """Descriptors that it keeps open and does not use."""
+
+
+class Process(Protocol):
+    """A process that was started; a `subprocess.Popen` is one."""
+
+    pid: int
+    """Also the number of its process group."""
+    returncode: int | None
+    """Its code, or the negative number of the signal that killed it; None as long as nobody saw its end."""
+
+    def poll(self) -> int | None:
+        """Returns the code, or None while it runs."""
+
+    def wait(self) -> int:
+        """Waits for its end."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Sends a signal."""
+
+
+def spawn(wanted: Start) -> Process:
+    """Starts a fresh process.
+
+    Raises:
+        OSError: The program could not be started.
+    """
+    named = {name: str(descriptor) for name, descriptor in wanted.named.items()}
+    return subprocess.Popen(
+        wanted.argv,
+        stdin=subprocess.DEVNULL,
+        stdout=wanted.output,
+        stderr=wanted.errors,
+        env={**wanted.env, **named},
+        start_new_session=True,
+        pass_fds=(*wanted.named.values(), *wanted.held),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Supervision:
+    """Who looks after the children of a run: a sweep does so for all its trials at once."""
+
+    stop: StopSignals
+    """Signals received so far, and from now on."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables set on top of each launch's own."""
+    judge: Judge | None = None
+    """Asked by training after each measurement; None lets it go on."""
+    start: Callable[[Start], Process] = spawn
+    """Starts a process."""
+
+
 def signal_name(number: int) -> str:
     """Returns a signal's name, such as `SIGKILL`."""
     try:
@@ -83,7 +153,7 @@ def run(
     *,
     log: Path,
     terminal: Terminal,
-    stop: StopSignals,
+    supervision: Supervision,
     clean: Callable[[str], str],
     lock: int,
     grace_seconds: float = STOP_GRACE_SECONDS,
@@ -91,15 +161,15 @@ def run(
 ) -> Ended:
     """Runs a child to its end.
 
-    The first signal in `stop` is passed to the child, or to each of its ranks, as SIGTERM; a second one, or
-    `grace_seconds` without an end, kills it and its whole process group. What is left of the group when the child ends
-    is killed too, and so are all ranks when one of them is lost.
+    The first signal is passed to the child, or to each of its ranks, as SIGTERM; a second one, or `grace_seconds`
+    without an end, kills it and its whole process group. What is left of the group when the child ends is killed too,
+    and so are all ranks when one of them is lost.
 
     Args:
         launch: Command line and environment.
         log: File that every line of output is appended to.
         terminal: Shows the lines and the progress.
-        stop: Signals received so far, and from now on.
+        supervision: Whose signals stop it, and who judges it.
         clean: Takes secrets out of a line.
         lock: Descriptor of the run's lock, held by the child as long as it lives.
         grace_seconds: Longest time between the first signal and the kill.
@@ -110,81 +180,106 @@ def run(
     """
     started, ranks = time.monotonic(), RankTable(stall_seconds)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as log_file, _spawned(launch, lock) as child:
-        consumers = _consumers(child, log_file, terminal, clean, ranks)
+    with log.open("a", encoding="utf-8") as log_file, _spawned(launch, lock, supervision) as child:
+        ears = _Ears(child, log_file, terminal, clean, ranks, supervision.judge)
 
         def tell() -> None:
-            name = stop.received[0].name
+            name = supervision.stop.received[0].name
             terminal.line(f"{name}: stopping within {grace_seconds:.0f} s; a second signal kills at once", error=True)
 
-        watch = _Watch(stop=stop, tell=tell, grace_seconds=grace_seconds, ranks=ranks if launch.ranks else None)
+        watch = _Watch(supervision.stop, tell, grace_seconds, ranks if launch.ranks else None)
         try:
-            fault = _follow(child, consumers, watch)
+            fault = _follow(child, ears.consumers(), watch)
         finally:
             ranks.kill()
         terminal.clear()
-    return Ended(exit_code=child.process.returncode, seconds=time.monotonic() - started, fault=fault)
+    code = child.process.returncode
+    assert code is not None, "its end was waited for"
+    return Ended(exit_code=code, seconds=time.monotonic() - started, fault=fault)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Child:
-    process: subprocess.Popen[bytes]
+    process: Process
     output: int
     errors: int
     events: int
+    verdicts: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Ears:
+    """Takes what a child says, line by line."""
+
+    child: _Child
+    log: TextIO
+    terminal: Terminal
+    clean: Callable[[str], str]
+    ranks: RankTable
+    judge: Judge | None
+
+    def consumers(self) -> dict[int, Callable[[bytes], None]]:
+        """Returns what takes the lines of each descriptor."""
+        return {
+            self.child.output: partial(self._say, error=False),
+            self.child.errors: partial(self._say, error=True),
+            self.child.events: self._event,
+        }
+
+    def _say(self, line: bytes, *, error: bool) -> None:
+        # A carriage return rewrites a line: only its last state is kept.
+        text = self.clean(line.decode("utf-8", "replace").rstrip("\r\n").rsplit("\r", 1)[-1])
+        self.log.write(text + "\n")
+        self.log.flush()
+        self.terminal.line(text, error=error)
+
+    def _event(self, line: bytes) -> None:
+        data = json.loads(line)
+        if "rank" in data:
+            self.ranks.hear(data)
+            return
+        self.ranks.alive()
+        if LOSS in data:
+            self._answer(data)
+        else:
+            self.terminal.event(Event.from_json(data))
+
+    def _answer(self, measured: Mapping[str, Any]) -> None:
+        assert self.judge is not None, "a child without a judge does not ask"
+        verdict = GO_ON if self.judge(measured[STEP], measured[LOSS]) else END
+        # A child that was killed in the meantime waits for no answer.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.child.verdicts, verdict)
 
 
 @contextlib.contextmanager
-def _spawned(launch: Launch, lock: int) -> Iterator[_Child]:
+def _spawned(launch: Launch, lock: int, supervision: Supervision) -> Iterator[_Child]:
     with contextlib.ExitStack() as stack:
-        (output, output_end), (errors, errors_end), (events, events_end), (alive, alive_end) = (
-            os.pipe() for _ in range(4)
+        (output, output_end), (errors, errors_end), (events, events_end), (alive, alive_end), (asked, verdicts) = (
+            os.pipe() for _ in range(5)
         )
-        for descriptor in (output, errors, events, alive_end):
+        for descriptor in (output, errors, events, alive_end, verdicts):
             stack.callback(os.close, descriptor)
         inherited = {name: value for name, value in os.environ.items() if name not in launch.without}
-        env = {**inherited, **launch.env, EVENTS_FD: str(events_end), PARENT_FD: str(alive)}
+        verdict = {} if supervision.judge is None else {VERDICTS_FD: asked}
+        wanted = Start(
+            argv=launch.argv,
+            env={**inherited, **launch.env, **supervision.env},
+            output=output_end,
+            errors=errors_end,
+            named={EVENTS_FD: events_end, PARENT_FD: alive, **verdict},
+            held=(lock,),
+        )
         try:
-            process = subprocess.Popen(
-                launch.argv,
-                stdin=subprocess.DEVNULL,
-                stdout=output_end,
-                stderr=errors_end,
-                env=env,
-                start_new_session=True,
-                pass_fds=(events_end, alive, lock),
-            )
+            process = supervision.start(wanted)
         finally:
-            for descriptor in (output_end, errors_end, events_end, alive):
+            for descriptor in (output_end, errors_end, events_end, alive, asked):
                 os.close(descriptor)
         stack.callback(_end, process)
-        yield _Child(process=process, output=output, errors=errors, events=events)
+        yield _Child(process=process, output=output, errors=errors, events=events, verdicts=verdicts)
 
 
-def _consumers(
-    child: _Child, log: TextIO, terminal: Terminal, clean: Callable[[str], str], ranks: RankTable
-) -> dict[int, Callable[[bytes], None]]:
-    """Returns what takes the lines of each of a child's pipes."""
-
-    def say(line: bytes, *, error: bool) -> None:
-        # A carriage return rewrites a line: only its last state is kept.
-        text = clean(line.decode("utf-8", "replace").rstrip("\r\n").rsplit("\r", 1)[-1])
-        log.write(text + "\n")
-        log.flush()
-        terminal.line(text, error=error)
-
-    def event(line: bytes) -> None:
-        data = json.loads(line)
-        if "rank" in data:
-            ranks.hear(data)
-        else:
-            ranks.alive()
-            terminal.event(Event.from_json(data))
-
-    return {child.output: partial(say, error=False), child.errors: partial(say, error=True), child.events: event}
-
-
-@dataclass(kw_only=True, slots=True)
+@dataclass(slots=True)
 class _Watch:
     """When a child is to be signalled or killed."""
 
@@ -195,7 +290,7 @@ class _Watch:
     deadline: float | None = None
     fault: str | None = None
 
-    def look(self, process: subprocess.Popen[bytes]) -> None:
+    def look(self, process: Process) -> None:
         """Does what is due."""
         if self.stop.received and self.deadline is None:
             self.deadline = time.monotonic() + self.grace_seconds
@@ -251,12 +346,12 @@ def _read_lines(descriptor: int, buffers: dict[int, bytes], consume: Callable[[b
     return chunk
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: Process) -> None:
     _kill_group(process)
     process.wait()
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
+def _kill_group(process: Process) -> None:
     # The group outlives its leader as long as it has members; then its number means nothing.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

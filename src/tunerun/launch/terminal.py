@@ -39,17 +39,21 @@ class Event:
 class Terminal:
     """Writes lines and the progress bar to a stream, in turn."""
 
-    def __init__(self, stream: TextIO, error_stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stream: TextIO, error_stream: TextIO, *, prefix: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Takes over two streams.
 
         Args:
             stream: Where to write; a bar is drawn when it is a terminal.
             error_stream: Where errors and warnings go.
+            prefix: Begins every line, where several runs write to the same stream; there is no bar then.
             clock: Seconds that only grow.
         """
         self._streams: list[TextIO | None] = [stream, error_stream]
         self._clock = clock
-        self._is_terminal = stream.isatty()
+        self._prefix = prefix
+        self._is_terminal = stream.isatty() and not prefix
         self._bar = ""
         self._drawn = float("-inf")
         self._told = float("-inf")
@@ -57,7 +61,8 @@ class Terminal:
     def line(self, text: str, *, error: bool = False) -> None:
         """Writes a line above the bar."""
         self._write(self._erase())
-        self._write(f"{text}\n", error=error)
+        lines = text.split("\n") if self._prefix else [text]
+        self._write("".join(f"{self._prefix}{line}\n" for line in lines), error=error)
         self._write(self._bar)
 
     def event(self, event: Event) -> None:

@@ -19,8 +19,8 @@ from tunerun.errors import Problem, UserError
 
 SCHEMA = 1
 
-StageStatus = Literal["running", "done", "skipped", "failed", "preempted"]
-RunStatus = Literal["running", "done", "failed", "preempted"]
+StageStatus = Literal["running", "done", "skipped", "failed", "preempted", "pruned"]
+RunStatus = Literal["running", "done", "failed", "preempted", "pruned"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

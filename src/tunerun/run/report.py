@@ -16,7 +16,12 @@ from tunerun.run.charts import Point, Series, number
 from tunerun.run.results import Results
 
 _VERDICTS = {"pass": "good", "fail": "bad", "not_proved": "open"}
-_STATUS = {"done": "good", "skipped": "good", "running": "open", "preempted": "open", "failed": "bad"}
+_STATUS = {
+    "done": "good",
+    "skipped": "good",
+    "failed": "bad",
+    **dict.fromkeys(("running", "preempted", "pruned"), "open"),
+}
 _MAX_VALUE_CHARACTERS = 32
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, StageError, UserError
 from tunerun.launch import command, process
 from tunerun.launch.command import Launch
-from tunerun.launch.process import Ended, StopSignals
+from tunerun.launch.process import Ended, StopSignals, Supervision
 from tunerun.launch.terminal import Terminal, duration
 from tunerun.launch.waiting import with_wait_policy
 from tunerun.plan import plan as plans
@@ -39,6 +40,7 @@ def execute(
     config: RunConfig,
     allow: frozenset[str] = frozenset(),
     terminal: Terminal | None = None,
+    supervision: Supervision | None = None,
     summarise: Summary = summary.render,
 ) -> ExitCode:
     """Runs the steps of a plan in its run directory, skipping those that are done and unchanged.
@@ -51,6 +53,7 @@ def execute(
         config: What the plan was made from, for config.yaml.
         allow: Keys, or sections of keys, that may differ from those the run was trained with.
         terminal: Where to print; standard output and error by default.
+        supervision: Of the sweep that the run is a trial of; None takes the signals of this process.
         summarise: Makes the text shown when all is done, from the run directory and the run's name.
 
     Returns:
@@ -69,13 +72,13 @@ def execute(
         found = redact.problems(typed.flatten(typed.plain(config)), secrets)
         if found:
             raise UserError(found)
-        with rundir.locked(run_dir) as lock, StopSignals() as stop:
+        with rundir.locked(run_dir) as lock, _supervised(supervision) as supervised:
             runner = _Runner(
                 plan=plan,
                 config=config,
                 run_dir=run_dir,
                 terminal=terminal,
-                stop=stop,
+                supervision=supervised,
                 secrets=secrets,
                 lock=lock,
                 summarise=summarise,
@@ -89,6 +92,15 @@ def execute(
         terminal.line(f"run: {run_dir}")
 
 
+@contextlib.contextmanager
+def _supervised(supervision: Supervision | None) -> Iterator[Supervision]:
+    if supervision is not None:
+        yield supervision
+        return
+    with StopSignals() as stop:
+        yield Supervision(stop=stop)
+
+
 @dataclass(kw_only=True, slots=True)
 class _Runner:
     """The state of one execution."""
@@ -97,7 +109,7 @@ class _Runner:
     config: RunConfig
     run_dir: Path
     terminal: Terminal
-    stop: StopSignals
+    supervision: Supervision
     secrets: tuple[str, ...]
     lock: int
     summarise: Summary
@@ -128,8 +140,9 @@ class _Runner:
 
     def _run_steps(self, allow: frozenset[str]) -> ExitCode:
         for number, step in enumerate(self.plan.steps, start=1):
-            if self.stop.received:
-                self.terminal.line(f"stopped by {self.stop.received[0].name} before {step.stage}")
+            received = self.supervision.stop.received
+            if received:
+                self.terminal.line(f"stopped by {received[0].name} before {step.stage}")
                 return ExitCode.PREEMPTED
             code = self._run_step(step, f"[{number}/{len(self.plan.steps)}] {step.stage}", allow)
             if code != ExitCode.DONE:
@@ -176,7 +189,7 @@ class _Runner:
         if code == ExitCode.DONE:
             self._settle(made, old)
         self.terminal.line(f"{title}: {_WORDS[code].format(f'after {duration(ended.seconds)}')}")
-        if code not in (ExitCode.DONE, ExitCode.PREEMPTED):
+        if code not in (ExitCode.DONE, ExitCode.PRUNED, ExitCode.PREEMPTED):
             self.terminal.line(f"  log: {self.run_dir / artifacts.LOGS / step.stage}.log")
             if not found.shown:
                 self.terminal.line(f"{step.stage}: {error}", error=True)
@@ -185,19 +198,20 @@ class _Runner:
     def _run_process(self, step: Step) -> tuple[Ended, Outcome]:
         """Runs the process of a step, or its ranks, again while they die and `hardware.max_restarts` allows it."""
         hardware, started, restarts = self.config.hardware, time.monotonic(), 0
+        received = self.supervision.stop.received
         while True:
             statuses.remove(self.run_dir, step.stage)
             ended = process.run(
                 self._launch(step),
                 log=self.run_dir / artifacts.LOGS / f"{step.stage}.log",
                 terminal=self.terminal,
-                stop=self.stop,
-                clean=lambda line: redact.text(line, self.secrets),
+                supervision=self.supervision,
+                clean=redact.Lines(self.secrets),
                 lock=self.lock,
                 stall_seconds=hardware.stall_seconds,
             )
-            found = statuses.outcome(self.run_dir, step.stage, ended, stopped=bool(self.stop.received))
-            if self.stop.received or not (found.again or (found.died and restarts < hardware.max_restarts)):
+            found = statuses.outcome(self.run_dir, step.stage, ended, stopped=bool(received))
+            if received or not (found.again or (found.died and restarts < hardware.max_restarts)):
                 break
             restarts += found.died
             why = f"restart {restarts} of {hardware.max_restarts}" if found.died else "starting again"
@@ -300,6 +314,7 @@ _STATUS: dict[ExitCode, RunStatus] = {
     ExitCode.STAGE_FAILED: "failed",
     ExitCode.USER_ERROR: "failed",
     ExitCode.GATE_FAILED: "failed",
+    ExitCode.PRUNED: "pruned",
     ExitCode.PREEMPTED: "preempted",
 }
 _WORDS = {
@@ -307,6 +322,7 @@ _WORDS = {
     ExitCode.STAGE_FAILED: "failed {}",
     ExitCode.USER_ERROR: "failed {}: the config or the data is wrong",
     ExitCode.GATE_FAILED: "failed {}: a gate did not pass",
+    ExitCode.PRUNED: "ended {}: other trials of the sweep are better",
     ExitCode.PREEMPTED: "stopped {}; the run can be resumed",
 }
 

@@ -64,7 +64,7 @@ def outcome(run_dir: Path, stage: str, ended: Ended, *, stopped: bool) -> Outcom
 
 def _told(told: list[Mapping[str, Any]]) -> Outcome:
     """Takes the word of the rank that failed first: others fail because it did."""
-    failed = [item for item in told if item["exit_code"] not in (ExitCode.DONE, ExitCode.PREEMPTED)]
+    failed = [item for item in told if item["exit_code"] not in (ExitCode.DONE, ExitCode.PRUNED, ExitCode.PREEMPTED)]
     first = min(failed, key=lambda item: item["time"]) if failed else told[0]
     made = tuple(Artifact(**item) for item in first["artifacts"])
     return Outcome(

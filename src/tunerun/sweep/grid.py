@@ -1,53 +1,73 @@
-"""Expands `key=a,b,c` into the points of a grid, with Hydra's own grammar."""
+"""Every point of a grid, in order: what `tunerun -m` runs unless another sweeper is chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
-
-from tunerun.config import overrides
-from tunerun.config.resolve import option_names
+from tunerun.config.schema import OptunaConfig
 from tunerun.errors import Problem, UserError
+from tunerun.sweep.space import Axis
+from tunerun.sweep.trials import Outcome, Trial
 
 
-def expand(arguments: Sequence[str], groups: frozenset[str], config_dir: Path | None = None) -> list[list[str]]:
-    """Returns the overrides of each point, in the order of the arguments, the last one fastest.
+class Grid:
+    """The points of a grid, the last axis fastest."""
 
-    Args:
-        arguments: Overrides as typed; `key=a,b`, `key=range(1,4)` and `group=glob(q*)` are axes.
-        groups: Names of the config groups.
-        config_dir: A further folder of configs, whose options `glob` finds too.
+    def __init__(self, axes: Sequence[Axis], fixed: Sequence[str]) -> None:
+        """Spells the points out.
 
-    Raises:
-        UserError: An override cannot be read, or an axis has no values.
-    """
-    found = (overrides.parse_problem(item, groups, several=True) for item in arguments)
-    problems = [problem for problem in found if problem is not None]
-    if problems:
-        raise UserError(problems)
-    parser = OverridesParser.create()
-    axes = [_values(item, parser.parse_override(overrides.prepare(item, groups)), config_dir) for item in arguments]
-    return [list(point) for point in product(*axes)]
+        Args:
+            axes: What is varied.
+            fixed: Overrides that all points share.
 
+        Raises:
+            UserError: An axis cannot be counted.
+        """
+        fix = "Write key=a,b,c or key=range(1,4), give it a step, or search: hydra/sweeper=tunerun_optuna."
+        problems = [
+            Problem(where=axis.key, what="a grid needs values it can count.", fix=fix)
+            for axis in axes
+            if not axis.points
+        ]
+        if problems:
+            raise UserError(problems)
+        points = product(*([f"{axis.key}={point}" for point in axis.points] for axis in axes))
+        self.trials = [
+            Trial(number=number, point=(*fixed, *varied), varied=varied) for number, varied in enumerate(points)
+        ]
+        self.axes, self.fixed = axes, fixed
+        self.settings: OptunaConfig | None = None
+        self._waiting = iter(self.trials)
+        self.total = len(self.trials)
+        self.is_complete, self.prunes = True, False
 
-def _values(typed: str, parsed: Override, config_dir: Path | None) -> list[str]:
-    if not parsed.is_sweep_override():
-        return [typed]
-    key = parsed.get_key_element().lstrip("+")
-    value: object = parsed.value()
-    if isinstance(value, Glob):
-        found = value.filter(option_names(key, config_dir))
-        if not found:
-            raise UserError(Problem(where=typed, what="matches nothing."))
-        return [f"{key}={name}" for name in found]
-    if not parsed.is_discrete_sweep():
-        fix = "Write key=a,b,c or key=range(1,4)."
-        raise UserError(Problem(where=typed, what="a grid needs values it can count.", fix=fix))
-    points = [f"{key}={text}" for text in parsed.sweep_string_iterator()]
-    if not points:
-        raise UserError(Problem(where=typed, what="has no values."))
-    return points
+    def samples(self) -> list[Trial]:
+        """Returns all points."""
+        return self.trials
+
+    def start(self) -> None:
+        """Needs nothing."""
+
+    def next(self) -> Trial | None:
+        """Returns the next point."""
+        return next(self._waiting, None)
+
+    def goes_on(self, trial: Trial, evals: int, loss: float) -> bool:  # noqa: ARG002 (the protocol's signature)
+        """Returns True: every point is of interest."""
+        return True
+
+    def ended(self, trial: Trial, outcome: Outcome) -> None:
+        """Learns nothing."""
+
+    def known(self) -> list[Outcome]:
+        """Returns nothing: the trials' directories say it all."""
+        return []
+
+    def find(self, number: int) -> Trial | None:
+        """Returns a point by its number."""
+        return self.trials[number]
+
+    def importances(self) -> dict[str, float]:
+        """Returns nothing."""
+        return {}

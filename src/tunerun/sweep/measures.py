@@ -35,6 +35,20 @@ def _train_loss(found: Results) -> float | None:
     return _last(found, "loss")
 
 
+def _rouge(found: Results) -> float | None:
+    return _generated(found, "rougeL")
+
+
+def _bleu(found: Results) -> float | None:
+    return _generated(found, "bleu4")
+
+
+def _generated(found: Results, name: str) -> float | None:
+    tuned = found.measured("tuned")
+    scores: Mapping[str, float] | None = tuned["text"] if tuned is not None and "text" in tuned else None
+    return None if scores is None else scores[name]
+
+
 def _tokens_per_second(found: Results) -> float | None:
     speeds = [row["tokens_per_second"] for row in found.metrics if "tokens_per_second" in row]
     return median(speeds) if speeds else None
@@ -65,6 +79,8 @@ def _last(found: Results, key: str) -> float | None:
 MEASURES: dict[str, tuple[Callable[[Results], float | None], Better]] = {
     "eval_loss": (_eval_loss, "lower"),
     "train_loss": (_train_loss, "lower"),
+    "rougeL": (_rouge, "higher"),
+    "bleu4": (_bleu, "higher"),
     "tokens_per_second": (_tokens_per_second, "higher"),
     "gguf_bytes": (_gguf_bytes, "lower"),
     "quantisation_kl": (_quantisation_kl, "lower"),

@@ -66,6 +66,27 @@ def parallel(lines: Sequence[Line], metric: str) -> str:
     return "".join([*parts, "</svg>"])
 
 
+def importances(shares: Mapping[str, float]) -> str:
+    """Draws how much each key matters, the most important on top.
+
+    Args:
+        shares: From 0 to 1, by key.
+    """
+    order = sorted(shares.items(), key=lambda item: -item[1])
+    room, left = 26, 260
+    parts = [picture_start(_WIDTH, room * len(order) + 8, "importance of each key")]
+    for row, (key, share) in enumerate(order):
+        y = 4 + room * row
+        width = max(share, 0.0) * (_WIDTH - left - 60)
+        parts.append(caption(left - 8, y + 16, key, "end"))
+        parts.append(
+            f'<rect class="bar" x="{left}" y="{y + 3}" width="{width:.1f}" height="{room - 8}">'
+            f"<title>{escape(key)}: {share:.0%}</title></rect>"
+        )
+        parts.append(caption(left + width + 6, y + 16, f"{share:.0%}", "start"))
+    return "".join([*parts, "</svg>"])
+
+
 @dataclass(frozen=True, slots=True)
 class _Axis:
     """Where the values of one parameter lie, from 0 to 1."""

@@ -6,7 +6,6 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,45 +17,74 @@ from tunerun.run import page
 from tunerun.run.charts import number
 from tunerun.sweep import plots
 from tunerun.sweep.measures import better
+from tunerun.sweep.trials import Outcome
 
 RESULTS = "results"
-_SCHEMA = 1
+_SCHEMA = 2
+_FINISHED = ("done", "skipped")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """What came of one trial."""
+def ranked(rows: Sequence[Outcome], metrics: Sequence[str]) -> list[Outcome]:
+    """Returns the rows with the best first: finished trials before others, then those without a measure.
 
-    trial: int
-    parameters: Mapping[str, str]
-    """Value by varied key."""
-    status: str
-    """As `tunerun runs` shows it, or `waiting`."""
-    exit_code: int | None
-    seconds: float
-    metrics: Mapping[str, float]
+    With several metrics, a trial that is beaten in all of them by none comes first; among equals the first metric
+    decides.
+    """
+    front = {row.trial: number for number, trials in enumerate(_fronts(rows, metrics)) for row in trials}
 
+    def place(row: Outcome) -> tuple[bool, float, float, int]:
+        value = _cost(row, metrics[0]) if metrics[0] in row.metrics else math.inf
+        return row.status not in _FINISHED, front.get(row.trial, math.inf), value, row.trial
 
-def ranked(rows: Sequence[Row], metric: str) -> list[Row]:
-    """Returns the rows with the best first; those without the metric come last, in order of trial."""
-    sign = 1.0 if better(metric) == "lower" else -1.0
-    return sorted(rows, key=lambda row: (sign * row.metrics[metric] if metric in row.metrics else math.inf, row.trial))
+    return sorted(rows, key=place)
 
 
-def best(rows: Sequence[Row], metric: str) -> Row | None:
-    """Returns the winner among the trials that ended well; None when none has the metric."""
-    good = [row for row in ranked(rows, metric) if metric in row.metrics and row.status in ("done", "skipped")]
+def best(rows: Sequence[Outcome], metrics: Sequence[str]) -> Outcome | None:
+    """Returns the winner among the trials that ended well; None when none has the metrics."""
+    good = [row for row in ranked(rows, metrics) if _is_measured(row, metrics) and row.status in _FINISHED]
     return good[0] if good else None
 
 
-def write(sweep_dir: Path, rows: Sequence[Row], metric: str) -> None:
-    """Writes results.json, .csv, .md and .html of a sweep."""
-    order = ranked(rows, metric)
+def _fronts(rows: Sequence[Outcome], metrics: Sequence[str]) -> list[list[Outcome]]:
+    """Divides measured trials into fronts: those that none beats, those that only these beat, and so on (Pareto)."""
+    left = [row for row in rows if _is_measured(row, metrics) and row.status in _FINISHED]
+    fronts: list[list[Outcome]] = []
+    while left:
+        fronts.append([row for row in left if not any(_beats(other, row, metrics) for other in left)])
+        left = [row for row in left if row not in fronts[-1]]
+    return fronts
+
+
+def _beats(first: Outcome, second: Outcome, metrics: Sequence[str]) -> bool:
+    pairs = [(_cost(first, name), _cost(second, name)) for name in metrics]
+    return all(one <= other for one, other in pairs) and any(one < other for one, other in pairs)
+
+
+def _cost(row: Outcome, metric: str) -> float:
+    return row.metrics[metric] if better(metric) == "lower" else -row.metrics[metric]
+
+
+def _is_measured(row: Outcome, metrics: Sequence[str]) -> bool:
+    return all(name in row.metrics for name in metrics)
+
+
+def write(
+    sweep_dir: Path, rows: Sequence[Outcome], metrics: Sequence[str], importances: Mapping[str, float] | None = None
+) -> None:
+    """Writes results.json, .csv, .md and .html of a sweep.
+
+    Args:
+        sweep_dir: Of the sweep.
+        rows: What came of its trials.
+        metrics: What ranks them.
+        importances: How much each key matters to the first metric, from 0 to 1.
+    """
+    order = ranked(rows, metrics)
     data = {
         "schema": _SCHEMA,
-        "metric": metric,
-        "better": better(metric),
-        "trials": [_plain(row, rank, metric) for rank, row in enumerate(order, start=1)],
+        "metrics": {name: better(name) for name in metrics},
+        "importances": dict(importances or {}),
+        "trials": [_plain(row, rank, metrics) for rank, row in enumerate(order, start=1)],
     }
     artifacts.write_json(sweep_dir / f"{RESULTS}.json", data)
     head, cells = _cells(order)
@@ -64,35 +92,37 @@ def write(sweep_dir: Path, rows: Sequence[Row], metric: str) -> None:
     csv.writer(stream, lineterminator="\n").writerows([head, *cells])
     artifacts.write_text(sweep_dir / f"{RESULTS}.csv", stream.getvalue())
     artifacts.write_text(sweep_dir / f"{RESULTS}.md", _markdown(head, cells))
-    artifacts.write_text(sweep_dir / f"{RESULTS}.html", _page(sweep_dir.name, order, metric))
+    artifacts.write_text(sweep_dir / f"{RESULTS}.html", _page(sweep_dir.name, order, metrics, importances or {}))
 
 
-def read(sweep_dir: Path) -> tuple[list[Row], str]:
-    """Reads results.json: the rows by rank, and the metric that ranks them.
+def read(sweep_dir: Path) -> tuple[list[Outcome], tuple[str, ...]]:
+    """Reads results.json: the rows by rank, and the metrics that rank them.
 
     Raises:
-        UserError: There is none, or it is of another tunerun.
+        UserError: There is none, or it is of a newer tunerun.
     """
     path = sweep_dir / f"{RESULTS}.json"
     if not path.is_file():
         raise UserError(Problem(where=str(sweep_dir), what=f"is not the directory of a sweep: no {path.name}."))
     data = artifacts.read_json(path)
-    if data["schema"] != _SCHEMA:
-        what = f"was written by another tunerun (schema {data['schema']}, this one reads {_SCHEMA})."
-        raise UserError(Problem(where=str(path), what=what))
+    if data["schema"] > _SCHEMA:
+        what = f"was written by a newer tunerun (schema {data['schema']}, this one reads up to {_SCHEMA})."
+        raise UserError(Problem(where=str(path), what=what, fix="Update tunerun."))
+    # Schema 1 had one metric.
+    metrics = tuple(data["metrics"]) if data["schema"] > 1 else (data["metric"],)
     keys = ("trial", "parameters", "status", "exit_code", "seconds", "metrics")
-    return [Row(**{key: trial[key] for key in keys}) for trial in data["trials"]], data["metric"]
+    return [Outcome(**{key: trial[key] for key in keys}) for trial in data["trials"]], metrics
 
 
-def render(rows: Sequence[Row], metric: str) -> str:
+def render(rows: Sequence[Outcome], metrics: Sequence[str]) -> str:
     """Lays the ranked trials out for a terminal, at most 100 columns wide."""
-    order = ranked(rows, metric)
+    order = ranked(rows, metrics)
     names = list(dict.fromkeys(key for row in order for key in row.parameters))
-    head = ["trial", metric, "took", "state", *names]
+    head = ["trial", *metrics, "took", "state", *names]
     cells = [
         [
             str(row.trial),
-            number(row.metrics[metric]) if metric in row.metrics else "-",
+            *(number(row.metrics[name]) if name in row.metrics else "-" for name in metrics),
             duration(row.seconds),
             row.status,
             *(row.parameters.get(key, "") for key in names),
@@ -105,9 +135,9 @@ def render(rows: Sequence[Row], metric: str) -> str:
     return "\n".join(columns.cut("  ".join(line).rstrip(), MAX_COLUMNS) for line in padded)
 
 
-def _plain(row: Row, rank: int, metric: str) -> dict[str, Any]:
+def _plain(row: Outcome, rank: int, metrics: Sequence[str]) -> dict[str, Any]:
     return {
-        "rank": rank if metric in row.metrics else None,
+        "rank": rank if _is_measured(row, metrics) else None,
         "trial": row.trial,
         "parameters": dict(row.parameters),
         "status": row.status,
@@ -117,7 +147,7 @@ def _plain(row: Row, rank: int, metric: str) -> dict[str, Any]:
     }
 
 
-def _cells(order: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def _cells(order: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
     names = list(dict.fromkeys(key for row in order for key in row.parameters))
     measured = list(dict.fromkeys(key for row in order for key in row.metrics))
     head = ["rank", "trial", *names, *measured, "seconds", "status"]
@@ -140,15 +170,19 @@ def _markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def _page(name: str, order: Sequence[Row], metric: str) -> str:
-    about = f"{len(order)} trials by {metric}, {better(metric)} is better"
+def _page(name: str, order: Sequence[Outcome], metrics: Sequence[str], importances: Mapping[str, float]) -> str:
+    about = f"{len(order)} trials by {', '.join(f'{metric} ({better(metric)} is better)' for metric in metrics)}"
     parts = [f"<header><h1>Sweep {escape(name)}</h1><p>{escape(about)}</p></header>"]
-    measured = [row for row in order if metric in row.metrics]
-    if measured:
+    for metric in metrics:
+        measured = [row for row in order if metric in row.metrics]
+        if not measured:
+            continue
         history = sorted((float(row.trial), row.metrics[metric]) for row in measured)
         parts.append(_section(f"{metric} by trial", plots.history(history, metric, better(metric))))
         lines = [(row.parameters, row.metrics[metric]) for row in measured]
         parts.append(_section(f"Parameters and {metric}", plots.parallel(lines, metric)))
+    if importances:
+        parts.append(_section(f"What {metrics[0]} depends on", plots.importances(importances)))
     head, cells = _cells(order)
     body = "".join(f"<tr>{_row_html('td', row)}</tr>" for row in cells)
     parts.append(

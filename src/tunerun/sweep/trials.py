@@ -1,17 +1,18 @@
-"""The trials of a sweep: points of a grid, told apart by their overrides, each with a directory of its own."""
+"""The trials of a sweep, told apart by their overrides, each with a directory of its own."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tunerun import artifacts
-from tunerun.config.resolve import group_names
+from tunerun.config.schema import OptunaConfig
 from tunerun.errors import Problem, UserError
-from tunerun.sweep.grid import expand
+from tunerun.sweep.space import Axis
 
 SWEEP = "sweep.json"
 _SCHEMA = 1
@@ -40,20 +41,59 @@ class Trial:
         return {key.lstrip("+"): value for key, _, value in pairs}
 
 
-def grid_trials(arguments: Sequence[str], config_dir: Path | None = None) -> list[Trial]:
-    """Returns the trials of a grid, in the order of the arguments, the last one fastest.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What came of one trial."""
 
-    Args:
-        arguments: Overrides as typed; `key=a,b` is an axis.
-        config_dir: A further folder of configs.
+    trial: int
+    parameters: Mapping[str, str]
+    """Value by varied key."""
+    status: str
+    """As `tunerun runs` shows it, or `waiting`."""
+    exit_code: int | None
+    seconds: float
+    metrics: Mapping[str, float]
 
-    Raises:
-        UserError: An override cannot be read, or an axis has no values.
-    """
-    return [
-        Trial(number=number, point=tuple(point), varied=tuple(item for item in point if item not in arguments))
-        for number, point in enumerate(expand(arguments, group_names(), config_dir))
-    ]
+
+class Source(Protocol):
+    """Decides which trials a sweep has; asked by one thread only, but for `goes_on`."""
+
+    axes: Sequence[Axis]
+    """What is varied."""
+    fixed: Sequence[str]
+    """Overrides that all trials share."""
+    settings: OptunaConfig | None
+    """How it searches, if it does."""
+    total: int
+    """Number of trials."""
+    is_complete: bool
+    """Whether `samples` are all trials there will be."""
+    prunes: bool
+    """Whether `goes_on` may say no."""
+
+    def samples(self) -> list[Trial]:
+        """Returns points that are composed and checked before anything is written."""
+
+    def start(self) -> None:
+        """Opens what is needed to go on."""
+
+    def next(self) -> Trial | None:
+        """Returns a trial to run, or None when there is none."""
+
+    def goes_on(self, trial: Trial, evals: int, loss: float) -> bool:
+        """Says whether a trial is worth going on with after its `evals`-th measurement of the held-out loss."""
+
+    def ended(self, trial: Trial, outcome: Outcome) -> None:
+        """Learns what came of a trial."""
+
+    def known(self) -> list[Outcome]:
+        """Returns what is remembered of trials, those of other processes in the same search included."""
+
+    def find(self, number: int) -> Trial | None:
+        """Returns a trial of this sweep, or None when it is another process's."""
+
+    def importances(self) -> dict[str, float]:
+        """Returns how much each key matters to the first metric, from 0 to 1, as far as that is known."""
 
 
 def write(sweep_dir: Path, arguments: Sequence[str], trials: Sequence[Trial]) -> None:

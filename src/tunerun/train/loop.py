@@ -22,11 +22,11 @@ from torch import Tensor
 from tunerun import artifacts
 from tunerun.child import RankReport
 from tunerun.config.schema import TrainConfig
-from tunerun.errors import Preempted
+from tunerun.errors import Preempted, Pruned
 from tunerun.models import ask
 from tunerun.models.ask import Questions
 from tunerun.plan.steps import TrainStep
-from tunerun.progress import Progress
+from tunerun.progress import Progress, goes_on
 from tunerun.train import checkpoint, ema, fitting, gradients, health, held_out, metrics, optim, readings, recovery
 from tunerun.train.checkpoint import Progressed
 from tunerun.train.gradients import GlobalBatch
@@ -70,6 +70,7 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
 
     Raises:
         Preempted: A signal came; a checkpoint of the step just done was written.
+        Pruned: The sweep that this is a trial of sees no use in going on.
         StageError: The loss or a gradient is not finite and may not be, or a checkpoint could not be written.
         OutOfMemory: A step does not fit into memory; one process has written a checkpoint of those before it.
     """
@@ -94,9 +95,7 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
                     _log(trackers, progress, _metrics(window, progress, job))
                     window = []
                 if config.eval_steps is not None and (done or progress.step % config.eval_steps == 0):
-                    measured = held_out.measure(job)
-                    _log(trackers, progress, measured)
-                    progress = recovery.judge(progress, measured["eval_loss"])
+                    progress = _measure(job, progress, trackers)
                 patience = config.early_stopping_evals
                 ended = done or (patience is not None and progress.evals_since_best >= patience)
                 if not settled:
@@ -251,6 +250,26 @@ def agreed_signal(job: Job, stop: StopRequest) -> signal.Signals | None:
     """Returns the signal that a rank was asked to stop by before all of them came here; the same on every rank."""
     asked = max(value for (value,) in job.ranks.numbers([stop.signal or 0]))
     return signal.Signals(int(asked)) if asked else None
+
+
+def _measure(job: Job, progress: Progressed, trackers: Sequence[Tracker]) -> Progressed:
+    """Measures the held-out loss, and goes on if that is worth it.
+
+    Raises:
+        Pruned: The sweep that this is a trial of sees no use in it.
+    """
+    measured = held_out.measure(job)
+    _log(trackers, progress, measured)
+    loss = measured["eval_loss"]
+    if progress.step < job.total_steps and not _is_worth_it(job, progress.step, loss):
+        raise Pruned(f"ended at step {progress.step} with held-out loss {loss:.4f}.")
+    return recovery.judge(progress, loss)
+
+
+def _is_worth_it(job: Job, step: int, loss: float) -> bool:
+    """Asks the sweep that this is a trial of, if it is one; the answer is the same on every rank."""
+    answer = not job.ranks.is_first or goes_on(step, loss)
+    return all(value for (value,) in job.ranks.numbers([answer]))
 
 
 def _step_seed(seed: int, index: int, rank: int) -> int:

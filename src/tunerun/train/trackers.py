@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from tunerun import artifacts
 from tunerun.config import typed
+from tunerun.config.schema import TrackConfig
 from tunerun.errors import require
 from tunerun.plan.steps import TrainStep
 
@@ -43,7 +44,7 @@ def open_trackers(step: TrainStep, out: Path, *, after_step: int) -> list[Tracke
     if track.tensorboard:
         found.append(TensorBoard(out / "tensorboard", after_step=after_step))
     if track.wandb:
-        found.append(Wandb(out, project=track.project, name=step.name, config=config))
+        found.append(Wandb(out, track=track, name=step.name, config=config))
     if track.trackio:
         found.append(Trackio(project=track.project, name=run, config=config))
     if track.mlflow:
@@ -99,7 +100,7 @@ class TensorBoard:
 class Wandb:
     """A run on Weights & Biases; offline, in the run directory, when there is no key."""
 
-    def __init__(self, folder: Path, *, project: str, name: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, *, track: TrackConfig, name: str, config: Mapping[str, Any]) -> None:
         """Starts a run.
 
         Raises:
@@ -108,7 +109,12 @@ class Wandb:
         wandb: Any = require("wandb", "wandb")
         known = "WANDB_MODE" in os.environ or "WANDB_API_KEY" in os.environ or wandb.api.api_key is not None
         self._run = wandb.init(
-            dir=str(folder), project=project, name=name, config=dict(config), mode=None if known else "offline"
+            dir=str(folder),
+            project=track.project,
+            group=track.group,
+            name=name,
+            config=dict(config),
+            mode=None if known else "offline",
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -40,7 +40,7 @@ from tunerun.config.schema.results import (
     TrackConfig,
     VerifyConfig,
 )
-from tunerun.config.schema.runs import LockConfig, SweepConfig
+from tunerun.config.schema.runs import LockConfig, OptunaConfig, ParameterConfig, SweepConfig
 from tunerun.config.schema.training import MethodConfig, ObjectiveConfig, TrainConfig
 
 __all__ = [
@@ -70,6 +70,8 @@ __all__ = [
     "ObjectiveConfig",
     "ObjectiveKind",
     "Optimizer",
+    "OptunaConfig",
+    "ParameterConfig",
     "PublishConfig",
     "Published",
     "RunConfig",

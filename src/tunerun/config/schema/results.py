@@ -160,5 +160,7 @@ class TrackConfig:
     """Log to MLflow: where MLFLOW_TRACKING_URI says, or to a data base in the run directory."""
     swanlab: bool = False
     """Log to SwanLab; offline when no key is set."""
+    group: str | None = None
+    """Group of runs on Weights & Biases; null takes the sweep's id for its trials, and none for a single run."""
     project: str = "tunerun"
     """Project (experiment of MLflow) that trackers put the run in."""

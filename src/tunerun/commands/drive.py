@@ -1,0 +1,357 @@
+"""Runs the trials of a sweep, some at a time, and writes down what came of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from tunerun import artifacts, machine, redact
+from tunerun.commands.prepare import Prepared, prepare, require_ready
+from tunerun.config import typed
+from tunerun.config.overrides import key_of
+from tunerun.config.resolve import resolve
+from tunerun.config.schema import RunConfig, SweepConfig
+from tunerun.errors import ExitCode, Problem, TunerunError, UserError
+from tunerun.launch.forks import ForkServers
+from tunerun.launch.process import Process, Start, StopSignals, Supervision, spawn
+from tunerun.launch.terminal import Terminal
+from tunerun.run import inspect, record, results, rundir, runner
+from tunerun.sweep import measures, table, trials, wandb
+from tunerun.sweep.sources import Base, MakeSource
+from tunerun.sweep.trials import Outcome, Source, Trial
+
+# What a trial is measured by; the rest can wait for the winner.
+_TRIAL_STAGES = ("data", "train", "eval")
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What was typed, and where the sweep is."""
+
+    arguments: tuple[str, ...]
+    """All of them, so that the sweep can be resumed."""
+    search_path: tuple[str, ...]
+    """The override of hydra.searchpath, when there is one: Hydra keeps its own from the trials."""
+    config_dir: Path | None
+    sweep_dir: Path
+    numbers: dict[str, int] | None
+    """Of the trials of a grid that is resumed, by digest; None for a new sweep."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Entry:
+    """A trial and what it will do."""
+
+    trial: Trial
+    prepared: Prepared
+    whole: Prepared
+    """With all stages; the same as `prepared` unless the best one only is finished."""
+
+
+def drive(request: Request, config: DictConfig, make: MakeSource) -> ExitCode:
+    """Runs a sweep to its end.
+
+    Args:
+        request: What was typed.
+        config: What Hydra composed from all but the axes.
+        make: Makes the source of trials.
+
+    Returns:
+        1 when any trial failed, 75 when a signal stopped the sweep.
+
+    Raises:
+        UserError: A point that is checked beforehand is wrong; nothing was started then.
+    """
+    base = _base(request, config)
+    driver = _Driver(request=request, sweep=base.sweep, source=make(base), secrets=redact.secret_values(os.environ))
+    driver.check()
+    return driver.run()
+
+
+def exported(request: Request, config: DictConfig, make: MakeSource) -> str:
+    """Returns a sweep as a file for `wandb sweep`, after the checks that come before a run of it.
+
+    Args:
+        request: What was typed.
+        config: What Hydra composed from all but the axes.
+        make: Makes the source of trials.
+
+    Raises:
+        UserError: A point that is checked beforehand is wrong, or wandb cannot do the same.
+    """
+    base = _base(request, config)
+    source = make(base)
+    for trial in source.samples():
+        resolve([*trial.point, *request.search_path], request.config_dir)
+    return wandb.render(source.axes, source.fixed, base.sweep, source.settings)
+
+
+def _base(request: Request, config: DictConfig) -> Base:
+    sweep, problems = typed.build(SweepConfig, _section(config.sweep), "sweep")
+    if problems:
+        raise UserError(problems)
+    assert sweep is not None, "every key has a default"
+    return Base(sweep_dir=request.sweep_dir, config_dir=request.config_dir, sweep=sweep, seed=config.seed)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Driver:
+    """The state of one execution of a sweep."""
+
+    request: Request
+    sweep: SweepConfig
+    source: Source
+    secrets: tuple[str, ...]
+    entries: dict[int, _Entry] = field(default_factory=dict)
+    """Of the trials that are known, by number."""
+    codes: dict[int, ExitCode] = field(default_factory=dict)
+    """Of the trials that ended in this execution."""
+    ended: dict[int, Outcome] = field(default_factory=dict)
+    """What came of these."""
+    servers: ForkServers = field(default_factory=ForkServers)
+    """Keep the imports of stages from trial to trial."""
+
+    def check(self) -> None:
+        """Prepares the source's samples, so that what is wrong with any is told before the first trial starts."""
+        problems = self._typed_secrets()
+        samples = self.source.samples()
+        for trial in samples:
+            try:
+                entry = self._prepare(trial)
+            except UserError as error:
+                if not error.problems:
+                    raise
+                problems += error.problems
+            else:
+                # What is typed is written down before the first trial starts, whose runner would refuse them too.
+                problems += redact.problems(typed.flatten(typed.plain(entry.whole.config)), self.secrets)
+                if self.source.is_complete:
+                    self.entries[trial.number] = entry
+        if problems:
+            # What all trials share is told once.
+            raise UserError(dict.fromkeys(problems))
+        listed = samples if self.source.is_complete else []
+        if self.request.numbers is None:
+            trials.write(self.request.sweep_dir, self.request.arguments, listed)
+        elif {trial.digest: trial.number for trial in listed} != self.request.numbers:
+            what = "its arguments now give other trials than they did."
+            raise UserError(Problem(where=str(self.request.sweep_dir), what=what, fix="Start a new sweep."))
+
+    def _typed_secrets(self) -> list[Problem]:
+        """Finds secrets in what was typed, which is written down so that the sweep can be resumed."""
+        fix = "Name an environment variable instead: 'KEY=${oc.env:NAME}'."
+        return [
+            Problem(where=key_of(item), what="holds a secret, which would be written into the sweep's files.", fix=fix)
+            for item in self.request.arguments
+            if redact.values(item, self.secrets) != item
+        ]
+
+    def run(self) -> ExitCode:
+        """Runs trials until there are no more, and the last stages of the best."""
+        self.source.start()
+        with self.servers, StopSignals() as stop:
+            self._run_trials(stop)
+            rows = self._write_rows()
+            if ExitCode.PREEMPTED not in self.codes.values() and self._finish_best(rows, stop):
+                rows = self._write_rows()
+        return self._say_end(rows)
+
+    def _run_trials(self, stop: StopSignals) -> None:
+        free = list(range(self.sweep.jobs))
+        running: dict[Future[ExitCode], tuple[_Entry, int]] = {}
+        with ThreadPoolExecutor(self.sweep.jobs) as pool:
+            while True:
+                # A stage may have been sent the signal itself.
+                stopped = stop.received or ExitCode.PREEMPTED in self.codes.values()
+                while free and not stopped and (entry := self._next()) is not None:
+                    print(self._title(entry), flush=True)
+                    slot = free.pop(0)
+                    running[pool.submit(self._run, entry, entry.prepared, slot, stop)] = (entry, slot)
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    entry, slot = running.pop(future)
+                    free.append(slot)
+                    self._end(entry, future.result())
+                    self._write_rows()
+
+    def _end(self, entry: _Entry, code: ExitCode) -> None:
+        number = entry.trial.number
+        self.codes[number] = code
+        self.ended[number] = self._outcome(entry)
+        self.source.ended(entry.trial, self.ended[number])
+
+    def _next(self) -> _Entry | None:
+        """Returns a trial that can be run; one that cannot be planned has failed."""
+        while (trial := self.source.next()) is not None:
+            if trial.number in self.entries:
+                return self.entries[trial.number]
+            try:
+                entry = self.entries[trial.number] = self._prepare(trial)
+            except UserError as error:
+                print(f"trial {trial.number}: {error}", file=sys.stderr)
+                self.codes[trial.number] = error.exit_code
+                self.ended[trial.number] = _waiting(trial, "failed", error.exit_code)
+                self.source.ended(trial, self.ended[trial.number])
+            else:
+                return entry
+        return None
+
+    def _title(self, entry: _Entry) -> str:
+        count = f"{entry.trial.number + 1 if self.source.is_complete else len(self.entries)} of {self.source.total}"
+        return f"trial {count}: {' '.join(entry.trial.varied)}"
+
+    def _prepare(self, trial: Trial) -> _Entry:
+        resolved = resolve([*trial.point, *self.request.search_path], self.request.config_dir)
+        missed = sorted(resolved.config.sweep.params.keys() - self.sweep.params.keys())
+        if missed:
+            what = "comes from a recipe that is varied itself, so that it was not known in time."
+            raise UserError(Problem(where=f"sweep.params.{missed[0]}", what=what, fix="Vary the recipe by hand."))
+        config = _for_trial(resolved.config, self.request.sweep_dir, trial.number, self.sweep.jobs)
+        whole = prepare(replace(resolved, config=config))
+        require_ready(whole)
+        _gpus(whole, 0, self.sweep.jobs)
+        if "answer" in whole.config.stages:
+            fix = "Collect the answers once, with stages=[answer], and sweep with data.path=RUN/answer/answers.jsonl."
+            raise UserError(Problem(where="stages", what="each trial would ask the teacher anew.", fix=fix))
+        if not whole.config.sweep.finish_best:
+            return _Entry(trial=trial, prepared=whole, whole=whole)
+        stages = tuple(stage for stage in config.stages if stage in _TRIAL_STAGES)
+        short = prepare(replace(resolved, config=replace(config, stages=stages)))
+        return _Entry(trial=trial, prepared=short, whole=whole)
+
+    def _run(self, entry: _Entry, prepared: Prepared, slot: int, stop: StopSignals) -> ExitCode:
+        """Runs a trial; its failure is a result, not the end of the sweep."""
+        prefix = f"{entry.trial.number} | " if self.sweep.jobs > 1 else ""
+        terminal = Terminal(sys.stdout, sys.stderr, prefix=prefix)
+        supervision = Supervision(
+            stop=stop,
+            env=_gpus(prepared, slot, self.sweep.jobs),
+            judge=self._judge(entry) if self.source.prunes else None,
+            start=self._starter(prepared),
+        )
+        try:
+            return runner.execute(prepared.plan, config=prepared.config, terminal=terminal, supervision=supervision)
+        except TunerunError as error:
+            terminal.line(f"{error}", error=True)
+            return error.exit_code
+
+    def _starter(self, prepared: Prepared) -> Callable[[Start], Process]:
+        # CUDA cannot be used in a copy of a process that looked for GPUs, which imports may do.
+        train = prepared.plan.train
+        return spawn if train is None or train.placement.device == "cuda" else self.servers.start
+
+    def _judge(self, entry: _Entry) -> Callable[[int, float], bool]:
+        # Without measurements nobody asks.
+        every = entry.prepared.config.train.eval_steps or 1
+        return lambda step, loss: self.source.goes_on(entry.trial, step // every, loss)
+
+    def _finish_best(self, rows: Sequence[Outcome], stop: StopSignals) -> bool:
+        """Runs the stages that were left out of the trials for the winner; says whether there were any."""
+        winner = table.best(rows, self.sweep.metric)
+        trial = None if winner is None else self.source.find(winner.trial)
+        if trial is None or not self.sweep.finish_best:
+            return False
+        entry = self.entries[trial.number] if trial.number in self.entries else self._prepare(trial)
+        self.entries[trial.number] = entry
+        if entry.whole is entry.prepared:
+            return False
+        print(f"best of {len(rows)}: trial {trial.number} ({' '.join(trial.varied)}); its other stages", flush=True)
+        self.codes[trial.number] = self._run(entry, entry.whole, 0, stop)
+        self.ended[trial.number] = self._outcome(entry)
+        return True
+
+    def _write_rows(self) -> list[Outcome]:
+        """Reads what came of all trials so far, and writes the sweep's tables."""
+        rows = {row.trial: row for row in self.source.known()}
+        rows |= {number: self._outcome(entry) for number, entry in self.entries.items() if number not in self.ended}
+        rows |= self.ended
+        table.write(self.request.sweep_dir, list(rows.values()), self.sweep.metric, self.source.importances())
+        return list(rows.values())
+
+    def _outcome(self, entry: _Entry) -> Outcome:
+        number = entry.trial.number
+        folder = self.request.sweep_dir / str(number)
+        code = self.codes.get(number)
+        if code is None and rundir.is_busy(folder):
+            return _waiting(entry.trial, "running", None)
+        if not (folder / artifacts.RECORD).is_file() or not (folder / artifacts.CONFIG).is_file():
+            status = "waiting" if code is None else "preempted" if code == ExitCode.PREEMPTED else "failed"
+            return _waiting(entry.trial, status, code)
+        kept = record.read(folder)
+        return Outcome(
+            trial=number,
+            parameters=entry.trial.parameters,
+            status=inspect.state(folder, kept),
+            exit_code=code,
+            seconds=inspect.seconds(kept),
+            metrics=measures.measure(results.read(folder)),
+        )
+
+    def _say_end(self, rows: Sequence[Outcome]) -> ExitCode:
+        metrics, sweep_dir = self.sweep.metric, self.request.sweep_dir
+        print(f"\n{table.render(rows, metrics)}\n")
+        stopped = ExitCode.PREEMPTED in self.codes.values()
+        if stopped:
+            print(f"go on: tunerun resume {sweep_dir}")
+        elif table.best(rows, metrics) is None:
+            print(f"no trial ended well with a {' and a '.join(metrics)}: there is no best one")
+        else:
+            print(f"the best as a recipe: tunerun sweep best {sweep_dir}")
+        print(f"sweep: {sweep_dir}")
+        if stopped:
+            return ExitCode.PREEMPTED
+        good = {ExitCode.DONE, ExitCode.PRUNED}
+        return ExitCode.DONE if set(self.codes.values()) <= good else ExitCode.STAGE_FAILED
+
+
+def _section(node: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _waiting(trial: Trial, status: str, code: ExitCode | None) -> Outcome:
+    return Outcome(
+        trial=trial.number, parameters=trial.parameters, status=status, exit_code=code, seconds=0.0, metrics={}
+    )
+
+
+def _for_trial(config: RunConfig, sweep_dir: Path, number: int, jobs: int) -> RunConfig:
+    """Gives a trial its directory, its group among the trackers' runs, and its share of the cores."""
+    track, hardware = config.track, config.hardware
+    if track.group is None:
+        track = replace(track, group=sweep_dir.name)
+    if jobs > 1 and hardware.threads is None:
+        # Results differ in bits between numbers of threads, so the number is part of the trial's config.
+        share = max(1, machine.facts().cores // (jobs * (hardware.processes or 1)))
+        hardware = replace(hardware, threads=share)
+    return replace(config, run_dir=str(sweep_dir / str(number)), track=track, hardware=hardware)
+
+
+def _gpus(prepared: Prepared, slot: int, jobs: int) -> dict[str, str]:
+    """Returns the variable that leaves a trial its own GPUs, when several run at a time.
+
+    Raises:
+        UserError: There are too few.
+    """
+    train = prepared.plan.train
+    if jobs == 1 or train is None or train.placement.device != "cuda":
+        return {}
+    each = train.placement.processes
+    names = list(train.placement.devices) or (os.environ.get(_VISIBLE) or "").split(",")
+    names = names if names != [""] else [str(index) for index in range(len(machine.facts().gpus))]
+    if len(names) < jobs * each:
+        what = (
+            f"{jobs} trials at a time on {each} GPU{'s' * (each > 1)} each need {jobs * each}; there are {len(names)}."
+        )
+        raise UserError(Problem(where="sweep.jobs", what=what, fix=f"Set sweep.jobs={len(names) // each}."))
+    return {_VISIBLE: ",".join(names[slot * each : (slot + 1) * each])}

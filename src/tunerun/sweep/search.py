@@ -1,0 +1,360 @@
+"""A search with Optuna, by ask and tell: its storage is what survives a kill and what several machines share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, CmaEsSampler, GridSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from tunerun import redact
+from tunerun.config import typed
+from tunerun.config.schema import OptunaConfig
+from tunerun.errors import Problem, UserError, require
+from tunerun.sweep import measures
+from tunerun.sweep.space import Axis
+from tunerun.sweep.trials import Outcome, Trial
+
+JOURNAL = "search.journal"
+_JOURNAL_SUFFIX = ".journal"
+_PAUSES = (0.1, 0.3, 1.0)
+"""Seconds between attempts to open a data base."""
+
+_DIRECTIONS = {"lower": StudyDirection.MINIMIZE, "higher": StudyDirection.MAXIMIZE}
+
+# What a trial in the storage says about itself.
+_SWEEP = "sweep"
+_OUTCOME = "outcome"
+_SURPLUS = "surplus"
+# What the search says: others can join it with the same only.
+_ASKED = "asked"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a search looks for; the same for all who share it."""
+
+    axes: tuple[Axis, ...]
+    fixed: tuple[str, ...]
+    """Overrides that all trials share."""
+    metrics: tuple[str, ...]
+    trials: int
+    seed: int
+
+
+class Search:
+    """The trials of a search, proposed one by one from what came of those before."""
+
+    def __init__(self, asked: Asked, settings: OptunaConfig, sweep_dir: Path) -> None:
+        """Checks what is asked; `start` opens the search, or joins it.
+
+        Args:
+            asked: What is looked for.
+            settings: How.
+            sweep_dir: The sweep's folder; its name tells who runs a trial.
+
+        Raises:
+            MissingExtra: CMA-ES is chosen and the package cmaes is not installed.
+            UserError: The settings do not fit what is asked.
+        """
+        _refuse(asked, settings)
+        if settings.sampler == "cmaes":
+            require("cmaes", "sweep")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.axes: Sequence[Axis] = asked.axes
+        self.fixed: Sequence[str] = asked.fixed
+        self.settings: OptunaConfig | None = settings
+        self._asked, self._chosen, self._sweep_dir = asked, settings, sweep_dir
+        self._owner = sweep_dir.name
+        self._private = settings.storage is None and settings.study is None
+        self._distributions = {axis.key: _distribution(axis) for axis in asked.axes}
+        self.total = math.prod(len(axis.points) for axis in asked.axes) if settings.sampler == "grid" else asked.trials
+        self.is_complete, self.prunes = False, settings.pruner != "none"
+        self._running: dict[int, optuna.Trial] = {}
+
+    def samples(self) -> list[Trial]:
+        """Returns a point for each choice and for both ends of each range, the other keys at their first value."""
+        first = {axis.key: axis.ends[0] for axis in self._asked.axes}
+        points = [first, *({**first, axis.key: end} for axis in self._asked.axes for end in axis.ends[1:])]
+        return [self._trial(number, point) for number, point in enumerate(points)]
+
+    def start(self) -> None:
+        """Opens the storage, and finds the trials that were running when the search was stopped.
+
+        Raises:
+            UserError: It cannot be opened, or holds another search of this name.
+        """
+        self._study = _open(self._asked, self._chosen, self._sweep_dir)
+        self._left = [trial for trial in self._trials(TrialState.RUNNING) if self._is_mine(trial)]
+
+    def next(self) -> Trial | None:
+        """Returns the next trial: one that was running when the search was stopped, or a new one."""
+        while self._left:
+            frozen = self._left.pop(0)
+            if frozen.params.keys() == self._distributions.keys():
+                self._running[frozen.number] = optuna.Trial(self._study, frozen._trial_id)
+                return self._trial(frozen.number, self._texts(frozen.params))
+            # Killed while it was proposed.
+            self._set_aside(optuna.Trial(self._study, frozen._trial_id))
+        if self._count() >= self.total:
+            return None
+        trial = self._study.ask(self._distributions)
+        if self._count(before=trial.number) >= self.total:
+            # Another process took the last place in the meantime.
+            self._set_aside(trial)
+            return None
+        trial.set_user_attr(_SWEEP, self._owner)
+        self._running[trial.number] = trial
+        return self._trial(trial.number, self._texts(trial.params))
+
+    def goes_on(self, trial: Trial, evals: int, loss: float) -> bool:
+        """Keeps a measurement, and says whether the pruner lets the trial go on."""
+        running = self._running[trial.number]
+        running.report(loss, evals)
+        return not running.should_prune()
+
+    def ended(self, trial: Trial, outcome: Outcome) -> None:
+        """Keeps what came of a trial; one that was stopped by a signal stays open for a resume."""
+        if outcome.status == "preempted":
+            return
+        running = self._running.pop(trial.number)
+        running.set_user_attr(_OUTCOME, typed.plain(outcome))
+        values = [outcome.metrics[name] for name in self._asked.metrics if name in outcome.metrics]
+        if outcome.status == "pruned":
+            self._study.tell(trial.number, state=TrialState.PRUNED)
+        elif outcome.status in ("done", "skipped") and len(values) == len(self._asked.metrics):
+            self._study.tell(trial.number, values)
+        else:
+            self._study.tell(trial.number, state=TrialState.FAIL)
+
+    def known(self) -> list[Outcome]:
+        """Returns what the storage remembers of all trials."""
+        return [self._remembered(trial) for trial in self._trials() if _SURPLUS not in trial.user_attrs]
+
+    def find(self, number: int) -> Trial | None:
+        """Returns a trial of this sweep, or None when it is another process's."""
+        trial = self._trials()[number]
+        return self._trial(number, self._texts(trial.params)) if self._is_mine(trial) else None
+
+    def importances(self) -> dict[str, float]:
+        """Returns how much each key matters to the first metric, from 0 to 1; empty when too little is known.
+
+        By PED-ANOVA (Watanabe et al. 2023): where the better trials lie, against where all lie.
+        """
+        if len(self._trials(TrialState.COMPLETE)) < 4 or len(self._distributions) < 2:
+            return {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = optuna.importance.get_param_importances(
+                self._study,
+                evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+                target=lambda trial: trial.values[0],
+            )
+        return {key: value for key, value in found.items() if math.isfinite(value)}
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False, states=states or None)
+
+    def _count(self, before: float = math.inf) -> int:
+        return sum(trial.number < before and _SURPLUS not in trial.user_attrs for trial in self._trials())
+
+    def _is_mine(self, trial: FrozenTrial) -> bool:
+        owner = trial.user_attrs.get(_SWEEP)
+        return owner == self._owner or (owner is None and self._private)
+
+    def _set_aside(self, trial: optuna.Trial) -> None:
+        trial.set_user_attr(_SURPLUS, True)
+        self._study.tell(trial.number, state=TrialState.FAIL)
+
+    def _trial(self, number: int, texts: Mapping[str, str]) -> Trial:
+        varied = tuple(f"{key}={text}" for key, text in texts.items())
+        return Trial(number=number, point=(*self._asked.fixed, *varied), varied=varied)
+
+    def _texts(self, params: Mapping[str, Any]) -> dict[str, str]:
+        return {
+            axis.key: params[axis.key] if axis.low is None else axis.text(params[axis.key]) for axis in self._asked.axes
+        }
+
+    def _remembered(self, trial: FrozenTrial) -> Outcome:
+        if _OUTCOME in trial.user_attrs:
+            return Outcome(**trial.user_attrs[_OUTCOME])
+        known = trial.params.keys() == self._distributions.keys()
+        return Outcome(
+            trial=trial.number,
+            parameters=self._texts(trial.params) if known else {},
+            status="running",
+            exit_code=None,
+            seconds=0.0,
+            metrics={},
+        )
+
+
+def _open(asked: Asked, settings: OptunaConfig, sweep_dir: Path) -> Study:
+    seed = asked.seed if settings.seed is None else settings.seed
+    directions = [_DIRECTIONS[measures.better(name)] for name in asked.metrics]
+    study = optuna.create_study(
+        storage=_storage(settings.storage, sweep_dir),
+        study_name=settings.study or sweep_dir.name,
+        sampler=_SeededByTrial(lambda number: _sampler(asked, settings, _seed(seed, number))),
+        pruner=_pruner(settings),
+        directions=directions,
+        load_if_exists=True,
+    )
+    shared = {"axes": typed.plain(asked.axes), "fixed": sorted(asked.fixed), "metrics": list(asked.metrics)}
+    wanted = json.loads(json.dumps(shared))
+    if _ASKED not in study.user_attrs:
+        study.set_user_attr(_ASKED, wanted)
+    elif study.user_attrs[_ASKED] != wanted:
+        theirs = study.user_attrs[_ASKED]
+        names = ", ".join(name for name in wanted if wanted[name] != theirs[name])
+        what = f"{study.study_name} is another search: its {names} differ."
+        raise UserError(Problem(where="hydra.sweeper.study", what=what, fix="Join it as it was started, or rename."))
+    return study
+
+
+def _storage(name: str | None, sweep_dir: Path) -> BaseStorage:
+    if name is not None and not name.endswith(_JOURNAL_SUFFIX):
+        return _data_base(name)
+    file = sweep_dir / JOURNAL if name is None else Path(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(str(file)))
+
+
+def _data_base(address: str) -> BaseStorage:
+    for pause in (*_PAUSES, None):
+        try:
+            return optuna.storages.get_storage(address)
+        except Exception as error:
+            # Whatever its driver raises: two processes may make the tables of a new one at a time, or the address is
+            # wrong.
+            if pause is None:
+                what = f"{redact.values(address, ())} cannot be opened: {str(error).splitlines()[0]}"
+                raise UserError(Problem(where="hydra.sweeper.storage", what=what)) from error
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _refuse(asked: Asked, settings: OptunaConfig) -> None:
+    problems: list[Problem] = []
+    if not asked.axes:
+        fix = "Write train.learning_rate=interval(1e-5,1e-3), or sweep.params in the recipe."
+        problems.append(Problem(where="sweep.params", what="nothing is varied.", fix=fix))
+    several = len(asked.metrics) > 1
+    if settings.pruner != "none" and asked.metrics != ("eval_loss",):
+        what = f"ends trials by eval_loss, and sweep.metric is {', '.join(asked.metrics)}."
+        problems.append(Problem(where="hydra.sweeper.pruner", what=what, fix="Set sweep.metric=eval_loss, or none."))
+    if settings.sampler == "cmaes" and several:
+        what = "cmaes looks for one metric."
+        problems.append(Problem(where="hydra.sweeper.sampler", what=what, fix="Choose tpe, or one sweep.metric."))
+    if settings.sampler == "cmaes" and sum(axis.low is not None for axis in asked.axes) < 2:
+        what = "cmaes needs two ranges of numbers at least."
+        problems.append(Problem(where="hydra.sweeper.sampler", what=what, fix="Choose tpe."))
+    if settings.sampler == "grid":
+        problems += [
+            Problem(where=axis.key, what="a grid needs values it can count.", fix="Give it a step, or choices.")
+            for axis in asked.axes
+            if not axis.points
+        ]
+    low = {"startup_trials": 1, "first_eval": 1, "reduction_factor": 2}
+    problems += [
+        Problem(where=f"hydra.sweeper.{name}", what=f"{getattr(settings, name)} is too small: at least {least}.")
+        for name, least in low.items()
+        if getattr(settings, name) < least
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def _distribution(axis: Axis) -> BaseDistribution:
+    if axis.low is None or axis.high is None:
+        return CategoricalDistribution(axis.points)
+    if axis.integer:
+        step = 1 if axis.step is None else int(axis.step)
+        return IntDistribution(int(axis.low), int(axis.high), log=axis.log, step=step)
+    return FloatDistribution(axis.low, axis.high, log=axis.log, step=axis.step)
+
+
+def _sampler(asked: Asked, settings: OptunaConfig, seed: int) -> BaseSampler:
+    if settings.sampler == "grid":
+        # The order of the points, which is one for all trials.
+        return GridSampler({axis.key: _grid_values(axis) for axis in asked.axes}, seed=asked.seed)
+    if settings.sampler == "random":
+        return RandomSampler(seed=seed)
+    if settings.sampler == "tpe":
+        return TPESampler(seed=seed, n_startup_trials=settings.startup_trials)
+    return CmaEsSampler(
+        seed=seed,
+        n_startup_trials=settings.startup_trials,
+        independent_sampler=RandomSampler(seed=seed),
+        warn_independent_sampling=False,
+    )
+
+
+def _grid_values(axis: Axis) -> Sequence[Any]:
+    if axis.low is None:
+        return axis.points
+    return [int(point) if axis.integer else float(point) for point in axis.points]
+
+
+def _pruner(settings: OptunaConfig) -> BasePruner:
+    if settings.pruner == "asha":
+        return SuccessiveHalvingPruner(min_resource=settings.first_eval, reduction_factor=settings.reduction_factor)
+    if settings.pruner == "hyperband":
+        return HyperbandPruner(min_resource=settings.first_eval, reduction_factor=settings.reduction_factor)
+    if settings.pruner == "median":
+        return MedianPruner(n_startup_trials=settings.startup_trials, n_warmup_steps=settings.first_eval)
+    return NopPruner()
+
+
+def _seed(seed: int, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:4])
+
+
+class _SeededByTrial(BaseSampler):
+    """Draws each trial with a seed of its own, whatever process asks.
+
+    So processes that share a search do not propose the same, and a search that was stopped proposes what it would have.
+    """
+
+    def __init__(self, make: Callable[[int], BaseSampler]) -> None:
+        self._make = make
+        self._inner = make(0)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._inner = self._make(trial.number)
+        self._inner.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._inner.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        # After its last point a grid stops an optimisation of Optuna's own, of which there is none.
+        if not isinstance(self._inner, GridSampler):
+            self._inner.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        self._inner.reseed_rng()

@@ -1,0 +1,208 @@
+"""Copies of a process with its imports done: they run, report, crash and stop like fresh ones, to the same bits."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tunerun import worker
+from tunerun.artifacts import PLAN
+from tunerun.commands.prepare import prepare
+from tunerun.config.resolve import resolve
+from tunerun.launch import forks, process
+from tunerun.launch.command import Launch
+from tunerun.launch.forks import ForkServers
+from tunerun.launch.process import StopSignals, Supervision
+from tunerun.launch.terminal import Terminal
+from tunerun.run import runner
+
+STAGE = """
+import json, os, signal, sys, time
+from pathlib import Path
+from tunerun.progress import goes_on
+loaded = os.getpid()
+def run(step, out):
+    (out / "facts.json").write_text(json.dumps({
+        "loaded": loaded, "pid": os.getpid(), "parent": os.getppid(), "group": os.getpgid(0),
+        "parallelism": os.environ["TOKENIZERS_PARALLELISM"], "input": sys.stdin.read()}))
+    print("out", flush=True)
+    print("err", file=sys.stderr, flush=True)
+    what = (out / "what").read_text()
+    if what == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if what == "ask":
+        print([goes_on(1, 0.5), goes_on(2, 0.25)])
+    if what == "sleep":
+        time.sleep(60)
+    return []
+"""
+
+
+@pytest.fixture
+def servers(tmp_path, monkeypatch):
+    """Servers of a stage that stands in for a slow import."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/slow_stage.py").write_text(STAGE)
+    (tmp_path / "modules/sitecustomize.py").write_text(
+        "import tunerun.worker\ntunerun.worker.STAGES['data'] = 'slow_stage:run'\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'modules'}:{os.environ.get('PYTHONPATH', '')}:{_source()}")
+    monkeypatch.setattr(forks, "_STAGES", ("data",))
+    monkeypatch.setattr(forks, "_LIGHT", ())
+    with ForkServers() as found:
+        yield found
+
+
+def _source() -> str:
+    return str(Path(worker.__file__).parents[1])
+
+
+def started(folder: Path, servers: ForkServers, what: str = "", **options: object):
+    """Runs the stage in a folder; returns how it ended, what it printed, and what it knew."""
+    folder.mkdir()
+    (folder / "what").write_text(what)
+    (folder / PLAN).write_text(json.dumps({"steps": [_step()]}))
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    out, errors = io.StringIO(), io.StringIO()
+    env = {"TOKENIZERS_PARALLELISM": options.pop("parallelism", "true")}
+    ended = process.run(
+        Launch(argv=(sys.executable, "-P", "-m", "tunerun.worker", str(folder), "data"), env=env, without=()),
+        log=folder / "log",
+        terminal=Terminal(out, errors),
+        supervision=Supervision(stop=options.pop("stop", StopSignals()), start=servers.start, **options),
+        clean=str,
+        lock=lock,
+    )
+    os.close(lock)
+    facts = folder / "facts.json"
+    return ended.exit_code, out.getvalue() + errors.getvalue(), json.loads(facts.read_text()) if facts.exists() else {}
+
+
+def _step() -> dict:
+    from tests.run import scenario
+    from tunerun.plan import steps
+
+    made = scenario.config("rows", "model")
+    return steps.to_json(scenario.plan("run", made).steps[1])
+
+
+def test_a_stage_runs_in_a_copy_of_a_process_that_imported_it_before(tmp_path, servers):
+    code, said, first = started(tmp_path / "one", servers)
+    _, _, second = started(tmp_path / "two", servers, parallelism="false")
+    assert (code, said) == (0, "out\nerr\n")
+    assert json.loads((tmp_path / "one/status/data.json").read_text())["exit_code"] == 0
+    assert first["loaded"] == first["parent"] == second["loaded"] == second["parent"]
+    assert first["pid"] != second["pid"]
+    assert first["group"] == first["pid"]
+    assert first["input"] == ""
+    assert (first["parallelism"], second["parallelism"]) == ("true", "false")
+
+
+def test_another_environment_has_another_server(tmp_path, servers, monkeypatch):
+    _, _, first = started(tmp_path / "one", servers)
+    monkeypatch.setenv("READ_AT_IMPORT", "1")
+    _, _, second = started(tmp_path / "two", servers)
+    assert first["loaded"] != second["loaded"]
+
+
+def test_a_light_stage_starts_no_server_and_uses_one_of_any_number_of_threads(tmp_path, servers, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    _, _, first = started(tmp_path / "one", servers)
+    monkeypatch.setattr(forks, "_LIGHT", ("data",))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    _, _, second = started(tmp_path / "two", servers)
+    assert first["loaded"] == second["loaded"]
+    monkeypatch.setenv("READ_AT_IMPORT", "1")
+    code, _, _ = started(tmp_path / "three", servers)
+    assert code == 1
+    assert len(servers._servers) == 1
+
+
+def test_a_crash_is_that_of_one_copy(tmp_path, servers):
+    code, _, first = started(tmp_path / "one", servers, "crash")
+    assert code == -signal.SIGSEGV
+    code, _, second = started(tmp_path / "two", servers)
+    assert code == 0
+    assert first["loaded"] == second["loaded"]
+
+
+def test_a_server_that_died_is_started_again(tmp_path, servers):
+    _, _, first = started(tmp_path / "one", servers)
+    os.kill(first["loaded"], signal.SIGKILL)
+    code, _, second = started(tmp_path / "two", servers)
+    assert code == 0
+    assert second["loaded"] != first["loaded"]
+
+
+def test_a_copy_whose_server_dies_is_over(tmp_path, servers):
+    def kill() -> None:
+        facts = tmp_path / "one/facts.json"
+        while not facts.exists() or not facts.read_text():
+            time.sleep(0.02)
+        os.kill(json.loads(facts.read_text())["loaded"], signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    code, _, facts = started(tmp_path / "one", servers, "sleep")
+    assert code == -signal.SIGKILL
+    state = subprocess.run(["ps", "-o", "state=", "-p", str(facts["pid"])], capture_output=True, text=True).stdout
+    assert state.strip() in ("", "Z")
+
+
+def test_a_signal_reaches_the_copy(tmp_path, servers):
+    stop = StopSignals()
+
+    def ask() -> None:
+        while not (tmp_path / "one/facts.json").exists():
+            time.sleep(0.02)
+        stop.received.append(signal.SIGTERM)
+
+    threading.Thread(target=ask, daemon=True).start()
+    code, _, _ = started(tmp_path / "one", servers, "sleep", stop=stop)
+    assert code == 75
+
+
+def test_a_copy_is_judged_like_a_fresh_process(tmp_path, servers):
+    _, said, _ = started(tmp_path / "one", servers, "ask", judge=lambda step, loss: loss > 0.3)
+    assert "[True, False]" in said
+
+
+def test_other_stages_get_a_process_of_their_own(tmp_path, servers, monkeypatch):
+    monkeypatch.setattr(forks, "_STAGES", ("train",))
+    code, said, _ = started(tmp_path / "one", servers)
+    assert code == 1
+    assert "model.json" in said
+    assert servers._servers == {}
+
+
+def test_no_server_outlives_the_runner(tmp_path, servers):
+    _, _, facts = started(tmp_path / "one", servers)
+    servers.__exit__(None, None, None)
+    assert subprocess.run(["ps", "-p", str(facts["loaded"])], stdout=subprocess.DEVNULL).returncode != 0
+
+
+def test_training_in_a_copy_gives_the_bits_of_training_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wanted = ["+recipe=quickstart", "data.vars.name=A", "data.vars.author=B", "stages=[data,train]"]
+    wanted += ["train.max_steps=3", "train.eval_steps=1", "method.dropout=0.1"]
+
+    def weights(name: str, supervision: Supervision | None) -> str:
+        prepared = prepare(resolve([*wanted, f"run_dir={name}"]))
+        code = runner.execute(prepared.plan, config=prepared.config, supervision=supervision)
+        assert code == 0
+        files = [(tmp_path / name / "adapter/adapter_model.safetensors").read_bytes()]
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return files, [row["eval_loss"] for row in rows if "eval_loss" in row]
+
+    alone = weights("alone", None)
+    with ForkServers() as servers, StopSignals() as stop:
+        shared = [weights(name, Supervision(stop=stop, start=servers.start)) for name in ("first", "second")]
+    assert shared == [alone, alone]

@@ -1,0 +1,193 @@
+"""25 kinds of secrets, planted wherever they can be, are in no file and on no screen; ordinary keys lose nothing."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from pathlib import Path
+
+import pytest
+
+from tests.run import scenario
+from tunerun import cli, redact
+from tunerun.config import typed
+from tunerun.config.schema import RunConfig
+from tunerun.errors import ExitCode, UserError
+
+PEM = "-----BEGIN PRIVATE KEY-----\n{}\n{}\n-----END PRIVATE KEY-----"
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dBjftJeZ4CVPmB92K27uhbUJU1p1r"
+
+# Variable, value, and whether the value alone looks like a secret, so that it goes where no variable has it either.
+KINDS: dict[str, tuple[str, str, bool]] = {
+    "hugging face": ("HF_TOKEN", "hf_QmZxWvUtSrPoNmLkJiHgFeDcBa0192", True),
+    "openai": ("OPENAI_API_KEY", "sk-proj-Zq3W8xC5vB7nM1aS4dF6gH9j", True),
+    "anthropic": ("ANTHROPIC_API_KEY", "sk-ant-api03-Pl5Ok8Ij2Uh7Yg4Tf1Rd6", True),
+    "github classic": ("GITHUB_TOKEN", "ghp_" + "Zx9Cv8Bn7M" * 4, True),
+    "github fine-grained": ("GH_TOKEN", "github_pat_11ABCDEFG0aBcDeFgHiJkL_mNoPqRsTuV", True),
+    "gitlab": ("GITLAB_TOKEN", "glpat-Xy7Zw3Vu9Ts1Rq5Po2Nm", True),
+    "aws id": ("AWS_ACCESS_KEY_ID", "AKIAQWERTYUIOPASDFGH", True),
+    "aws secret": ("AWS_SECRET_ACCESS_KEY", "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", False),
+    "aws session": ("AWS_SESSION_TOKEN", "FwoGZXIvYXdzEBYaDPlantedSessionToken9Q", False),
+    "google": ("GOOGLE_API_KEY", "AIzaSyD4-Q8wErTyUiOpAsDfGhJkLzXcVbNm12", True),
+    "google service account": ("GCP_CREDENTIALS", PEM.format("MIIEvQIBADANplanted0", "G9w0BAQEFAASCplanted1"), True),
+    "azure": ("AZURE_STORAGE_KEY", "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsu==", False),
+    "wandb": ("WANDB_API_KEY", "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c", False),
+    "modelscope": ("MODELSCOPE_API_TOKEN", "ms-1a2b3c4d-5e6f-7a8b-9c0d-1e2f3a4b5c6d", True),
+    "slack": ("SLACK_TOKEN", "xoxb-210987654321-Qw3rTy5uI7oP9aS1dF", True),
+    "stripe": ("STRIPE_KEY", "sk_live_4eC39HqLyjWDarjtT1zdp7dc", True),
+    "jwt": ("SERVICE_TOKEN", JWT, True),
+    "npm": ("NPM_TOKEN", "npm_aBcDeFgHiJkLmNoPqRsTuVwXyZ0123456789", True),
+    "pypi": ("TWINE_PASSWORD", "pypi-AgEIcHlwaS5vcmcCJDplantedQwErTyUiOp12", True),
+    "data base": ("DB_PASSWORD", "tr0ub4dor&3", False),
+    "comet": ("COMET_API_KEY", "Qk7Lm2Np9Rs4Tu6Vw1Xy3Za5B", False),
+    "swanlab": ("SWANLAB_API_KEY", "Hj8Kl3Zx6Cv1Bn4Mq7We2R", False),
+    "passphrase": ("SSH_PASSPHRASE", "correct horse battery staple", False),
+    "ssh key": ("DEPLOY_PRIVATE_KEY", PEM.format("b3BlbnNzaC1rZXktplanted", "QyNTUxOQAAACplanted2"), True),
+    "own": ("TUNERUN_SERVE_API_KEY", "serve-me-4711-please", False),
+}
+
+
+def pieces(value: str) -> list[str]:
+    """What must not be found: every line of a secret but its fence, as it is, quoted for JSON, and as in an address."""
+    lines = [line for line in value.splitlines() if "-----" not in line]
+    return [form for line in lines for form in (line, json.dumps(line)[1:-1], urllib.parse.quote(line, safe=""))]
+
+
+def found_in(texts: dict[str, str]) -> list[tuple[str, str]]:
+    return [
+        (kind, name)
+        for kind, (_, value, _) in KINDS.items()
+        for name, text in texts.items()
+        if any(piece in text for piece in pieces(value))
+    ]
+
+
+def written(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes().decode("utf-8", "replace") for path in files}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A user's folder whose environment is full of secrets, and whose training says them all."""
+    scenario.use_stand_ins(monkeypatch.setattr)
+    scenario.fill(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for variable, value, _ in KINDS.values():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("DATABASE_URL", "postgres://me:Un1queDbPassw0rd@host/db")
+    return tmp_path
+
+
+BASE = ("model.path=model", "data.path=rows.txt", "method=lora", "stages=[data,train]")
+
+
+def test_there_are_25_kinds():
+    assert len(KINDS) == 25
+
+
+def test_what_a_stage_says_and_dies_of_holds_no_secret(folder, monkeypatch, capfd):
+    monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:leak-all")
+    monkeypatch.setenv("TUNERUN_TEST_NAMES", ",".join(variable for variable, _, _ in KINDS.values()))
+    assert cli.dispatch([*BASE, "run_dir=run"]) == ExitCode.STAGE_FAILED
+    out, err = capfd.readouterr()
+    files = written(folder / "run")
+    assert {"config.yaml", "plan.json", "run.json", "report.html", "README.md", "logs/train.log"} <= files.keys()
+    assert files["logs/train.log"].count(redact.MARK) > 100
+    assert "Traceback" in files["logs/train.log"]
+    assert "Un1queDbPassw0rd" not in files["logs/train.log"] + out + err
+    assert found_in({**files, "stdout": out, "stderr": err}) == []
+
+
+def test_a_sweep_writes_no_secret_either(folder, monkeypatch, capfd):
+    monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:leak-all")
+    monkeypatch.setenv("TUNERUN_TEST_NAMES", ",".join(variable for variable, _, _ in KINDS.values()))
+    search = ["-m", "hydra/sweeper=tunerun_optuna", "sweep.trials=1", "train.learning_rate=interval(1e-5,1e-3)"]
+    assert cli.dispatch([*search, *BASE]) == ExitCode.STAGE_FAILED
+    out, err = capfd.readouterr()
+    files = written(folder / "outputs")
+    assert {Path(name).name for name in files} >= {"sweep.json", "results.json", "results.html", "search.journal"}
+    assert found_in({**files, "stdout": out, "stderr": err}) == []
+
+
+PLANTED = {
+    "the value": lambda line: line,
+    "an address": lambda line: f"https://me:{urllib.parse.quote(line, safe='')}@example.org/rows",
+    "a query": lambda line: f"https://example.org/rows?api_key={line}",
+}
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+@pytest.mark.parametrize("where", PLANTED)
+def test_secrets_in_the_config_are_all_refused_and_not_repeated(where, sweep, folder):
+    planted = [
+        f"data.vars.kind{number}={json.dumps(PLANTED[where](pieces(value)[0]))}"
+        for number, (_, value, _) in enumerate(KINDS.values())
+    ]
+    with pytest.raises(UserError) as caught:
+        cli.dispatch([*(["-m", "seed=1,2"] if sweep else []), *BASE, *planted])
+    told = {problem.where for problem in caught.value.problems}
+    assert told >= {f"data.vars.kind{number}" for number in range(len(KINDS))}
+    assert found_in({where: cli.render_error(caught.value)}) == []
+    assert not (folder / "outputs").exists()
+
+
+def test_an_address_with_a_password_may_come_from_a_variable_only(folder, monkeypatch, capfd):
+    search = ["-m", *BASE, "hydra/sweeper=tunerun_optuna", "sweep.trials=1", "train.learning_rate=interval(1e-5,1e-3)"]
+    with pytest.raises(UserError, match=r"hydra\.sweeper\.storage: holds a secret") as caught:
+        cli.dispatch([*search, "hydra.sweeper.storage=postgresql://me:Un1queDbPassw0rd@host/db"])
+    assert "Un1queDbPassw0rd" not in str(caught.value)
+    assert not (folder / "outputs").exists()
+    monkeypatch.setenv("SEARCH_STORAGE", f"sqlite:///{folder}/search.db")
+    monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:stage-error")
+    assert cli.dispatch([*search, "hydra.sweeper.storage=${oc.env:SEARCH_STORAGE}"]) == ExitCode.STAGE_FAILED
+    assert (folder / "search.db").is_file()
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (_, _, looks) in KINDS.items() if looks])
+def test_what_looks_like_a_secret_goes_without_its_variable(kind):
+    _, value, _ = KINDS[kind]
+    for text in (f"loading {value} now", f"RuntimeError: bad key '{value}'", f"https://h/x?k={value}&y=1"):
+        assert not any(piece in redact.text(text, ()) for piece in pieces(value)), text
+
+
+def test_a_private_key_in_a_log_goes_line_by_line():
+    clean = redact.Lines(())
+    lines = ["before", *PEM.format("MIIEvQIBADANplanted0", "G9w0BAQEFAASCplanted1").splitlines(), "after"]
+    assert [clean(line) for line in lines] == ["before", *[redact.MARK] * 4, "after"]
+
+
+@pytest.mark.parametrize("query", ["api_key=unknown-1", "a=b&access_token=qwerty", "x=1&X-Amz-Signature=0f1e2d"])
+def test_the_address_of_a_config_may_hold_no_key(query):
+    (found,) = redact.problems({"data.path": (f"https://example.org/rows.jsonl?{query}",)}, ())
+    assert found.where == "data.path"
+    assert redact.problems({"data.path": ("https://example.org/rows?page=2&pad_token=x&key=3",)}, ()) == []
+
+
+ORDINARY = """
+pad_token eos_token bos_token unk_token mask_token sep_token cls_token image_token pad_token_id eos_token_id
+additional_special_tokens added_tokens max_tokens max_new_tokens min_new_tokens num_tokens tokens_per_second
+trained_tokens token_ids token_type_ids tokenizer tokenizer_class tokenizer_file tokens token_count prompt_tokens
+completion_tokens total_tokens stop_token start_token end_token first_token last_token next_token think_token
+tool_token fim_prefix_token suffix_token middle_token sort_key key keys key_name primary key_value_heads key_proj
+num_key_value_heads k_proj query_key_value keyboard monkey author authors authority auto_auth passes passed pass_rate
+compass password_env api_key_env api_key_file token_path token_file secret_name secretary credential_path
+private public access accessible access_log account account_name session session_id signature_columns sig signal
+hidden_size intermediate_size vocab_size rope_theta rms_norm_eps attention_bias tie_word_embeddings torch_dtype
+model_type architectures head_dim num_hidden_layers sliding_window use_cache initializer_range chat_template
+learning_rate weight_decay warmup_steps lr_scheduler_type gradient_accumulation_steps bf16 fp16 seed logging_steps
+lora_alpha lora_dropout target_modules modules_to_save task_type bias inference_mode revision peft_type
+"""
+
+
+def test_200_ordinary_keys_lose_nothing():
+    values = ("<|endoftext|>", 151643, "a plain text of 12345678 words", [1, 2], None, True, "2e-05")
+    ordinary = {key: values[index % len(values)] for index, key in enumerate(ORDINARY.split())}
+    schema = typed.flatten(typed.plain(RunConfig()))
+    everything = {**schema, **ordinary, **{key.upper(): value for key, value in schema.items()}}
+    assert len({**schema, **ordinary}) >= 200
+    assert redact.data(everything, ()) == everything
+    assert redact.problems(everything, ()) == []
+    for key, value in everything.items():
+        line = f"{key}={value}"
+        assert redact.text(line, ()) == line

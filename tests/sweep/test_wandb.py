@@ -1,0 +1,84 @@
+"""A sweep file for wandb names commands that tunerun takes."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from tests.run import scenario
+from tunerun import cli
+from tunerun.commands.prepare import prepare
+from tunerun.config.resolve import resolve
+from tunerun.errors import ExitCode, UserError
+from tunerun.run import rundir
+
+BASE = ("model.path=model", "data.path=rows.txt", "stages=[data,train]")
+SEARCH = (
+    "hydra/sweeper=tunerun_optuna",
+    "train.learning_rate=tag(log,interval(1e-5,1e-2))",
+    "method.rank=range(4,13,4)",
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    scenario.use_stand_ins(monkeypatch.setattr)
+    monkeypatch.chdir(tmp_path)
+    scenario.fill(tmp_path)
+    return tmp_path
+
+
+def exported(capfd, *arguments: str) -> dict:
+    capfd.readouterr()
+    assert cli.dispatch(["sweep", "wandb", *BASE, *arguments]) == ExitCode.DONE
+    return yaml.safe_load(capfd.readouterr().out)
+
+
+def agents_command(file: dict, values: dict[str, object]) -> list[str]:
+    """What an agent of wandb runs: `${env}` and the interpreter go before, `${args_no_hyphens}` is `key=value ...`."""
+    assert file["command"][:2] == ["${env}", "tunerun"]
+    assert file["command"][-1] == "${args_no_hyphens}"
+    return [*file["command"][2:-1], *(f"{key}={value}" for key, value in values.items())]
+
+
+def test_a_search_becomes_ranges(folder, capfd):
+    file = exported(capfd, *SEARCH, "method=lora,dora", "sweep.trials=9")
+    assert file["method"] == "bayes"
+    assert file["run_cap"] == 9
+    assert file["metric"] == {"name": "train/eval_loss", "goal": "minimize"}
+    assert file["parameters"] == {
+        "train.learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-2},
+        "method.rank": {"distribution": "q_uniform", "min": 4, "max": 12, "q": 4},
+        "method": {"values": ["lora", "dora"]},
+    }
+
+
+def test_a_grid_becomes_values(folder, capfd):
+    file = exported(capfd, "method.rank=4,8", "data.vars.tone=kind,'very kind'")
+    assert file["method"] == "grid"
+    assert file["parameters"]["method.rank"] == {"values": [4, 8]}
+    assert len(file["parameters"]["data.vars.tone"]["values"]) == 2
+    assert "run_cap" not in file
+
+
+def test_the_command_that_an_agent_runs_composes_and_runs(folder, capfd):
+    file = exported(capfd, *SEARCH)
+    argv = agents_command(file, {"train.learning_rate": 0.00037, "method.rank": 8})
+    config = prepare(resolve(argv)).config
+    assert (config.train.learning_rate, config.method.rank, config.track.wandb) == (0.00037, 8, True)
+    # The stand-ins track nothing, so that wandb need not be there.
+    assert cli.dispatch([*argv, "run_dir=run", "track.wandb=false"]) == ExitCode.DONE
+    assert rundir.load_config(folder / "run").method.rank == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["seed=1"], "nothing is varied"),
+        (["seed=1,2", "sweep.metric=gguf_bytes"], "is not logged while training"),
+        (["method.rank=0,8"], "method.rank .*>= 1"),
+    ],
+)
+def test_what_wandb_cannot_do_is_told(arguments, message, folder):
+    with pytest.raises(UserError, match=message):
+        cli.dispatch(["sweep", "wandb", *BASE, *arguments])
