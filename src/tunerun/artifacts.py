@@ -42,7 +42,10 @@ ADAPTER = "adapter"
 MERGED = "merged"
 EVAL = "eval"
 EXPORT = "export"
+BNB4 = "export/bnb4"
+GPTQ = "export/gptq"
 VERIFY = "verify"
+PUBLISH = "publish"
 
 _CHUNK_BYTES = 1 << 20
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from tunerun import artifacts, child
+from tunerun import artifacts, child, redact
 from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.cli import render_error
@@ -25,7 +25,6 @@ from tunerun.config import typed
 from tunerun.errors import ExitCode, Pruned, TryAgain, TunerunError
 from tunerun.plan import steps
 from tunerun.plan.steps import Step, TrainStep, quantisation_of
-from tunerun.run import redact
 
 STAGES = {
     "model": "tunerun.models.fetch:run",
@@ -36,6 +35,7 @@ STAGES = {
     "merge": "tunerun.merge.stage:run",
     "export": "tunerun.export.stage:run",
     "verify": "tunerun.verify.stage:run",
+    "publish": "tunerun.publish.stage:run",
     "serve": "tunerun.serve.stage:run",
 }
 

@@ -12,7 +12,9 @@ import pytest
 from tests.conftest import ROOT
 
 SRC = ROOT / "src" / "tunerun"
-BASE = {"errors", "paths", "artifacts", "progress", "child", "base_model", "network", "columns", "hashes", "fits"}
+BASE = {
+    "errors", "redact", "paths", "artifacts", "progress", "child", "base_model", "network", "columns", "hashes", "fits",
+}  # fmt: skip
 LIBRARY = {"formats", "chat", "models"}
 STAGES = {"data", "train", "evaluate", "merge", "export", "verify", "publish", "serve"}
 # The shipped model's text and scoring stand beside the library.

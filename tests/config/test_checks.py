@@ -45,6 +45,21 @@ def test_a_sound_config_has_no_problems():
         ({"stages": []}, "stages", "is empty"),
         ({"stages": ["train"]}, "stages", "needs the data stage"),
         ({"stages": ["merge"]}, "stages", "no adapter"),
+        (
+            {"stages": ["export"], "export": {"gptq": {"write": True}}},
+            "export.gptq.write",
+            "no data to calibrate on",
+        ),
+        (
+            {"stages": ["data", "train", "export"], "export": {"gptq": {"write": True}}},
+            "export.gptq.write",
+            "none is merged",
+        ),
+        ({"stages": ["publish"]}, "publish.repo", "nowhere to publish"),
+        ({"publish__repo": "name"}, "publish.repo", "OWNER/NAME"),
+        ({"publish__repo": "../name"}, "publish.repo", "OWNER/NAME"),
+        ({"publish__ollama": "-x"}, "publish.ollama", "cannot name a model"),
+        ({"publish__folder": "a/../../b"}, "publish.folder", "not a folder of a repository"),
         ({"sweep": {"finish_best": True, "metric": "gguf_bytes"}}, "sweep.finish_best", "only the best one"),
         (
             {"stages": ["export"], "export": {"gguf": {"types": ["f16"], "adapter": True}}},

@@ -55,6 +55,7 @@ def test_everything_the_contract_names_is_there(finished):
         "data/manifest.json", "data/tokens.u32", "data/report.json", "data/preview.txt", "data/eval/manifest.json",
         "adapter/adapter_model.safetensors", "merged/model.safetensors", "eval/report.json", "verify/report.json",
         "export/quickstart-f16.gguf", "export/quickstart-q4_k_m.gguf", "export/Modelfile", "export/serve.json",
+        "export/Modelfile.go-template", "export/chat_template.jinja",
     ]  # fmt: skip
     assert [name for name in expected if not (finished / name).exists()] == []
 
@@ -69,8 +70,10 @@ def test_the_summary_says_what_came_out_and_what_to_do_next(finished):
 def test_every_gate_passed(finished):
     report = json.loads((finished / "verify" / "report.json").read_text(encoding="utf-8"))
     assert report["passed"] is True
-    assert {gate["verdict"] for gate in report["gates"]} == {"pass"}
-    assert len(report["gates"]) >= 7
+    # Without llama.cpp's server its rendering cannot be compared.
+    proved = [gate for gate in report["gates"] if not gate["name"].startswith("llama-server:")]
+    assert {gate["verdict"] for gate in proved} == {"pass"}
+    assert len(proved) >= 11
 
 
 def test_the_same_command_again_gives_the_same_bits(finished, tunerun, tmp_path):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tunerun.config.schema import AnswerConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveConfig
+from tunerun.config.schema import AnswerConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveConfig, PublishConfig
 from tunerun.launch import command
-from tunerun.plan.steps import AnswerStep, DataStep, EvalStep, ModelStep, Placement
+from tunerun.plan.steps import AnswerStep, DataStep, EvalStep, ModelStep, Placement, PublishStep
 
 RUN_DIR = Path("/runs/one")
 ALWAYS = (
@@ -54,6 +54,17 @@ def test_only_downloading_steps_may_ask_a_hub():
     assert offline.env["HF_HUB_OFFLINE"] == "1"
     assert "HF_TOKEN" in offline.without
     assert "HF_HUB_OFFLINE" in command.command(measured(), RUN_DIR).env
+
+
+def test_only_a_step_that_uploads_gets_the_tokens():
+    def launch(**publish):
+        config = PublishConfig(**publish)
+        return command.command(PublishStep(publish=config, name="small", artifacts=()), RUN_DIR)
+
+    assert launch(repo="a/b").without == ()
+    for offline in (launch(repo="a/b", dry_run=True), launch(ollama="small")):
+        assert "HF_TOKEN" in offline.without
+        assert "HF_HUB_OFFLINE" in offline.env
 
 
 @pytest.mark.parametrize("path", ["org/data", "org/data:config:split", "org/data@v1"])

@@ -292,6 +292,29 @@ def test_the_run_directory_reaches_no_fingerprint():
     assert changed(run_dir="/runs/other") == set()
 
 
+def test_what_is_published_is_what_the_run_makes_unless_it_is_named():
+    def chosen(**changes):
+        stages = ["data", "train", "merge", "export", "publish"]
+        (step,) = (step for step in planned(stages=stages, **changes).steps if step.stage == "publish")
+        return step.artifacts
+
+    assert chosen(publish={"repo": "a/b"}) == ("merged", "gguf")
+    assert chosen(publish={"repo": "a/b"}, export={"bnb4": {"write": True}}) == ("merged", "bnb4")
+    assert chosen(publish={"repo": "a/b", "artifacts": ["gguf"]}) == ("gguf",)
+
+
+def test_the_system_prompt_of_all_data_goes_to_the_servers():
+    def served(**changes):
+        (step,) = (step for step in planned(**changes).steps if step.stage == "export")
+        return step.system
+
+    assert served() is None
+    assert served(data__system="Be kind.") == "Be kind."
+    assert served(data__system="Be kind.", export={"gguf": {"types": ["f16"]}, "system": ""}) is None
+    sources = {"a": {"path": ["a.jsonl"]}, "b": {"path": ["b.jsonl"], "system": "Be brief."}}
+    assert served(data={"system": "Be kind.", "sources": sources}) is None
+
+
 def test_without_a_limit_the_longest_row_is_planned_for_up_to_the_context():
     size = DataSize(rows=1000, tokens=100_000, longest=200)
     short = planned(size=size, data__max_length=None)

@@ -104,6 +104,10 @@ def test_disk_adds_up_what_a_run_writes():
     assert found.gguf_bytes / 2**30 == pytest.approx(14.96 + 4.58, rel=2e-3)
     assert found.merged_bytes == 2 * llama.parameters
     assert found.checkpoints_bytes == 6 * found.adapter_bytes
+    # 6.98 B weights of linear layers in 4.13 bits, 1.05 B of embeddings and head in 16.
+    assert disk(llama, LORA, checkpoints=0, merged=False, gguf_types=(), bnb4=True).bnb4_bytes / 1e9 == pytest.approx(
+        5.70, rel=0.01
+    )
     assert disk(llama, FULL, checkpoints=0, merged=True, gguf_types=()).adapter_bytes == 0
 
 

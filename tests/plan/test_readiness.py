@@ -73,6 +73,11 @@ def test_gpus_that_are_here_suffice():
         ("bitsandbytes", "quant", {"train__optimizer": "adamw_8bit"}),
         ("modelscope", "hub", {"model__hub": "modelscope"}),
         ("bitsandbytes", "quant", {"method__kind": "qlora"}),
+        (
+            "modelscope_hub",
+            "hub",
+            {"stages": ["export", "publish"], "publish": {"repo": "a/b", "hub": "modelscope"}},
+        ),
     ],
 )
 def test_a_missing_extra_is_named_when_it_is_needed(module, extra, changes, monkeypatch):
@@ -88,6 +93,30 @@ def test_a_folder_that_bears_the_name_of_a_package_is_no_package(tmp_path, monke
     monkeypatch.syspath_prepend(tmp_path)
     assert not readiness.is_installed("somepackage")
     assert readiness.is_installed("json")
+
+
+def test_gptq_needs_an_interpreter_that_has_its_library(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gptqmodel" else find(name))
+    export = {"gptq": {"write": True}}
+    assert found(export=export)[0].startswith("env.export.python: gptqmodel is not installed.")
+    assert found(export=export, env={"export": {"python": "/gone/python"}})[0].endswith("no interpreter /gone/python.")
+    assert found(export=export, env={"export": {"python": "sh"}}) == []
+
+
+def test_publishing_needs_a_token_or_ollama(monkeypatch, tmp_path):
+    for name in ("HF_TOKEN", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    stages = ["export", "publish"]
+    (problem,) = found(stages=stages, publish={"repo": "a/b"})
+    assert problem.startswith("publish.repo: there is no token for the hub. Set HF_TOKEN")
+    (problem,) = found(stages=stages, publish={"ollama": "small"})
+    assert problem.startswith("publish.ollama: there is no `ollama` on the PATH.")
+    assert found(stages=stages, publish={"repo": "a/b", "dry_run": True}) == []
+    (tmp_path / "token").write_text("hf_token")
+    assert found(stages=stages, publish={"repo": "a/b"}) == []
 
 
 @pytest.mark.parametrize("run_dir", ["rows.jsonl", "rows.jsonl/run"])

@@ -59,6 +59,18 @@ def test_a_plan_names_what_a_user_asks_for():
         assert part.replace("100 about", "100, about") in text
 
 
+def test_a_plan_says_what_is_published_where_and_how_large_it_is():
+    publish = {"repo": "someone/small", "revision": "v2", "ollama": "small"}
+    text = " ".join(shown(planned(stages=["data", "train", "merge", "export", "publish"], publish=publish)).split())
+    assert "publish hf:someone/small@v2 (private if it is made): model card, merged about" in text
+    assert "gguf about" in text
+    assert "Ollama on this machine, as small" in text
+    dry = " ".join(
+        shown(planned(stages=["publish"], publish={"repo": "someone/small", "private": False, "dry_run": True})).split()
+    )
+    assert "(public if it is made): model card, what the run directory has; dry run" in dry
+
+
 def test_an_unknown_shape_shows_no_estimate():
     assert "parameters" not in shown(planned(model={"path": "org/model"}))
     assert "parameters" in shown(planned(model={"path": "org/model", "shape": SHAPE}))

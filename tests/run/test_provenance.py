@@ -2,7 +2,8 @@ import subprocess
 
 import pytest
 
-from tunerun.run import provenance, redact
+from tunerun import redact
+from tunerun.run import provenance
 
 GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@example.org")
 

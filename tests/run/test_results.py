@@ -12,7 +12,8 @@ import reports
 import scenario
 
 from tunerun import artifacts, columns
-from tunerun.config.schema import TrainConfig
+from tunerun.config.schema import PublishConfig, TrainConfig
+from tunerun.plan.steps import PublishStep
 from tunerun.run import card, compare, inspect, report, results, summary
 from tunerun.train.batches import total_steps
 
@@ -190,6 +191,18 @@ def test_the_card_of_a_run_that_failed_a_gate_says_so(finished):
     reports.put(finished, verify=reports.verification(verdict="fail"))
     card.write(finished, ())
     assert "**Unverified: a gate failed" in (finished / "README.md").read_text()
+
+
+def test_the_card_for_a_hub_says_how_the_files_are_used_there_and_nothing_of_this_machine(finished):
+    publish = PublishConfig(repo="someone/small", folder="deep")
+    card.write_published(finished, PublishStep(publish=publish, name="small", artifacts=("adapter", "gguf")), ())
+    text = (finished / "publish" / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("---\nlibrary_name: peft\n")
+    assert "AutoPeftModelForCausalLM.from_pretrained('someone/small', subfolder='deep')" in text
+    assert "ollama run hf.co/someone/small" in text
+    assert "| tuned | 0.4471 | 1.564 |" in text
+    for private in (str(finished), results.read(finished).base_model, "base_model", "tunerun serve", "This run is"):
+        assert private not in text
 
 
 def test_the_card_says_when_nothing_was_held_out(finished):

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.run import scenario
-from tunerun import cli
+from tunerun import cli, redact
 from tunerun.config import typed
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, UserError
-from tunerun.run import redact
 
 PEM = "-----BEGIN PRIVATE KEY-----\n{}\n{}\n-----END PRIVATE KEY-----"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dBjftJeZ4CVPmB92K27uhbUJU1p1r"

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tunerun import artifacts, machine
+from tunerun import artifacts, machine, redact
 from tunerun.commands.prepare import Prepared, prepare, require_here
 from tunerun.config import typed
 from tunerun.config.overrides import key_of
@@ -22,7 +22,7 @@ from tunerun.errors import ExitCode, Problem, TunerunError, UserError
 from tunerun.launch.forks import ForkServers
 from tunerun.launch.process import Process, Start, StopSignals, Supervision, spawn
 from tunerun.launch.terminal import Terminal
-from tunerun.run import inspect, record, redact, results, rundir, runner
+from tunerun.run import inspect, record, results, rundir, runner
 from tunerun.sweep import measures, table, trials, wandb
 from tunerun.sweep.sources import Base, MakeSource
 from tunerun.sweep.trials import Outcome, Source, Trial

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from tunerun import redact
 from tunerun.commands import arguments
 from tunerun.commands.prepare import Prepared, prepare
 from tunerun.config.resolve import resolve
@@ -14,7 +15,6 @@ from tunerun.errors import ExitCode
 from tunerun.launch import cluster, command
 from tunerun.plan import plan as plans
 from tunerun.plan.render import render
-from tunerun.run import redact
 
 
 def main(argv: Sequence[str]) -> int:

@@ -21,6 +21,8 @@ ELEMENTWISE_OPTIMIZERS = ("adamw", "lion")
 PACKABLE = ("sft", "pretrain", "distill")
 REWARD_METHODS = ("full", "lora", "dora", "rslora", "lora_plus")
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?)B", re.IGNORECASE)
+_REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+_OLLAMA_NAME = r"[A-Za-z0-9][\w.-]*(/[\w.-]+)*(:[\w.-]+)?"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _STAGES = typing.get_args(Stage)
 
@@ -74,8 +76,8 @@ def _needs(config: RunConfig) -> list[Problem]:
     if "merge" in stages and not trained:
         fix = "Add train to the stages, or set model.adapter to an existing adapter."
         problems.append(Problem(where="stages", what="merge has no adapter to merge.", fix=fix))
-    if "export" in stages and not config.export.gguf.types:
-        fix = "Choose export=gguf, set export.gguf.types=[f16,q4_k_m], or leave export out of the stages."
+    if "export" in stages and not (config.export.gguf.types or config.export.bnb4.write or config.export.gptq.write):
+        fix = "Choose export=gguf, bnb4 or gptq, or leave export out of the stages."
         problems.append(Problem(where="export.gguf.types", what="export has nothing to write.", fix=fix))
     adapted = config.method.kind in ADAPTER_METHODS if "train" in stages else trained
     if "export" in stages and config.export.gguf.adapter and not adapted:
@@ -88,9 +90,22 @@ def _needs(config: RunConfig) -> list[Problem]:
     if "export" in stages and config.export.gguf.imatrix and "data" not in stages:
         fix = "Add data to the stages, or set export.gguf.imatrix=false."
         problems.append(Problem(where="export.gguf.imatrix", what="there are no data to measure on.", fix=fix))
+    if "export" in stages and config.export.gptq.write:
+        problems.extend(_gptq(config, unmerged=adapted and "merge" not in stages))
     if "verify" in stages and not {"merge", "export", "train"} & set(stages):
         fix = "Add merge or export, or leave verify out."
         problems.append(Problem(where="stages", what="verify has nothing to compare.", fix=fix))
+    return problems
+
+
+def _gptq(config: RunConfig, *, unmerged: bool) -> list[Problem]:
+    problems = []
+    if unmerged:
+        what = "gptqmodel reads a whole model, and none is merged."
+        problems.append(Problem(where="export.gptq.write", what=what, fix="Add merge to the stages."))
+    if "data" not in config.stages:
+        fix = "Add data to the stages, or set export.gptq.write=false."
+        problems.append(Problem(where="export.gptq.write", what="there are no data to calibrate on.", fix=fix))
     return problems
 
 
@@ -334,6 +349,24 @@ def _serve(config: RunConfig) -> list[Problem]:
     return [Problem(where="serve.host", what=what, fix=fix)]
 
 
+def _publish(config: RunConfig) -> list[Problem]:
+    publish, problems = config.publish, []
+    if "publish" in config.stages and publish.repo is None and publish.ollama is None:
+        fix = "Set publish.repo=OWNER/NAME, or publish.ollama=NAME."
+        problems.append(Problem(where="publish.repo", what="nowhere to publish to is chosen.", fix=fix))
+    if publish.repo is not None and not re.fullmatch(_REPO, publish.repo):
+        what = f"{publish.repo!r} is not a repository."
+        problems.append(Problem(where="publish.repo", what=what, fix="Write OWNER/NAME."))
+    if publish.ollama is not None and not re.fullmatch(_OLLAMA_NAME, publish.ollama):
+        what = f"{publish.ollama!r} cannot name a model of Ollama."
+        problems.append(Problem(where="publish.ollama", what=what, fix="Write NAME, NAME:TAG or OWNER/NAME:TAG."))
+    parts = (publish.folder or "x").split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        what = f"{publish.folder!r} is not a folder of a repository."
+        problems.append(Problem(where="publish.folder", what=what, fix="Write a path such as models/small."))
+    return problems
+
+
 def _sweep(config: RunConfig) -> list[Problem]:
     late = [name for name in config.sweep.metric if name in ("gguf_bytes", "quantisation_kl")]
     problems: list[Problem] = []
@@ -370,5 +403,6 @@ RULES: tuple[Rule, ...] = (
     _sizes,
     _names,
     _serve,
+    _publish,
     _sweep,
 )

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
-from tunerun.chat.template import load_template
-from tunerun.chat.tokenizer import load_tokenizer, read_object
+from tunerun.chat.template import ChatTemplate, load_template
+from tunerun.chat.tokenizer import Tokenizer, load_tokenizer, read_object
+from tunerun.config.schema import Bnb4Config
 from tunerun.errors import Problem, UserError, require
 from tunerun.export.adapter import write_adapter
+from tunerun.export.bnb4 import write_bnb4
+from tunerun.export.companions import Exported, write_companions
 from tunerun.export.converter import convert, find_converter
+from tunerun.export.gptq import write_gptq
 from tunerun.export.importance import read_importance
 from tunerun.export.model import read_model
-from tunerun.export.modelfile import render_modelfile, serve_facts
 from tunerun.export.special import SpecialTokens, read_special, without_generation_blocks
 from tunerun.export.write import write_gguf
 from tunerun.formats.architectures import GGUF_ARCHITECTURES, Architecture
 from tunerun.formats.merged import MergePlan, plan_copy, plan_merge
 from tunerun.models.folder import carry_files, set_chat_template
 from tunerun.plan.steps import ExportStep, Quantisation
-
-MODELFILE = "Modelfile"
-SERVE_FACTS = "serve.json"
 
 # Some minutes for a model of a billion weights on a laptop; more changes the files little.
 _IMPORTANCE_TOKENS = 65536
@@ -36,47 +38,73 @@ _MAX_DEFAULT_CONTEXT_TOKENS = 8192
 
 
 def run(step: ExportStep, out: Path) -> list[Artifact]:
-    """Writes the GGUF files of a run, the Modelfile and serve.json.
+    """Writes what is deployed of a run, and beside GGUF files what servers have to know.
 
     Args:
         step: What to write.
         out: The run directory.
 
     Returns:
-        Each file of `export/`.
+        Each file or folder in `export/`.
     """
-    require("gguf", "gguf")
     source = out / artifacts.MERGED if step.merged else read_base(out).folder
-    config = read_object(source / "config.json")
-    known = set(config.get("architectures") or []) & set(GGUF_ARCHITECTURES)
+    made: list[tuple[str, str]] = []
     with (
         tempfile.TemporaryDirectory(prefix="tunerun-export-") as scratch,
         artifacts.publish(out / artifacts.EXPORT) as staging,
     ):
         staging.mkdir()
-        write = _write_own if known else _write_foreign
-        files, template, special, context = write(step, source, out, Path(scratch), staging)
-        names = {kind: path.name for kind, path in files.items()}
-        _write_companions(staging, names, template, special, context)
+        if step.gguf.types:
+            made += _write_gguf(step, source, out, Path(scratch), staging)
+        if step.bnb4 is not None:
+            folder, weights = _weights(step, source, out, Path(scratch))
+            made.append(("bnb4", _write_bnb4(step, step.bnb4, folder, weights, staging)))
+        if step.gptq is not None:
+            target = staging / Path(artifacts.GPTQ).name
+            write_gptq(source, out, target, step.gptq, step.python or sys.executable)
+            made.append(("gptq", target.name))
         if step.gguf.adapter:
             assert step.adapter is not None, "checked with the config"
+            config = read_object(source / "config.json")
             write_adapter(out / step.adapter, config, staging / _adapter_file(step), name=step.name)
-    published = [("gguf", name) for name in names.values()] + [("modelfile", MODELFILE), ("serve", SERVE_FACTS)]
-    if step.gguf.adapter:
-        published.append(("gguf_adapter", _adapter_file(step)))
-    return [artifacts.describe(out, kind, f"{artifacts.EXPORT}/{name}") for kind, name in published]
+            made.append(("gguf_adapter", _adapter_file(step)))
+    return [artifacts.describe(out, kind, f"{artifacts.EXPORT}/{name}") for kind, name in made]
 
 
-# The files by type, the template inside them, special tokens, and the context to serve with.
-_Written = tuple[dict[str, Path], str | None, SpecialTokens, int]
+def _write_gguf(step: ExportStep, source: Path, out: Path, scratch: Path, staging: Path) -> list[tuple[str, str]]:
+    require("gguf", "gguf")
+    known = set(read_object(source / "config.json").get("architectures") or []) & set(GGUF_ARCHITECTURES)
+    write = _write_own if known else _write_foreign
+    exported = write(step, source, out, scratch, staging)
+    return [("gguf", name) for name in exported.files.values()] + write_companions(staging, exported)
 
 
-def _write_own(step: ExportStep, source: Path, out: Path, scratch: Path, staging: Path) -> _Written:
-    """Writes a model that there are facts about, and merges the adapter on the way when merged/ is not there."""
+def _write_bnb4(step: ExportStep, bnb4: Bnb4Config, folder: Path, weights: MergePlan, staging: Path) -> str:
+    template = None
+    if step.chat_template is not None:
+        template = load_template(folder, load_tokenizer(folder).named, step.chat_template)
+    target = staging / Path(artifacts.BNB4).name
+    write_bnb4(
+        folder,
+        weights,
+        target,
+        double=bnb4.double_quant,
+        template=None if template is None else template.text,
+        max_shard_size_bytes=step.max_shard_size_bytes,
+    )
+    return target.name
+
+
+def _weights(step: ExportStep, source: Path, out: Path, scratch: Path) -> tuple[Path, MergePlan]:
+    """Returns the folder of a model's files and its weights, merged as they are read when merged/ is not there."""
     if step.merged or step.adapter is None:
-        folder, weights = source, plan_copy(source)
-    else:
-        folder, weights = scratch, _merge_files(source, out / step.adapter, scratch, step.quantisation)
+        return source, plan_copy(source)
+    return scratch, _merge_files(source, out / step.adapter, scratch, step.quantisation)
+
+
+def _write_own(step: ExportStep, source: Path, out: Path, scratch: Path, staging: Path) -> Exported:
+    """Writes a model that there are facts about, and merges the adapter on the way when merged/ is not there."""
+    folder, weights = _weights(step, source, out, scratch)
     tokenizer = load_tokenizer(folder)
     template = load_template(folder, tokenizer.named, step.chat_template)
     special = read_special(folder, tokenizer, template)
@@ -86,10 +114,11 @@ def _write_own(step: ExportStep, source: Path, out: Path, scratch: Path, staging
         adapter = None if step.merged or step.adapter is None else out / step.adapter
         importance = read_importance(model, source, adapter, out, most_tokens=_IMPORTANCE_TOKENS)
     paths = write_gguf(model, step.gguf.types, staging, threads=os.cpu_count() or 1, importance=importance)
-    return paths, model.template, special, _context_tokens(step, model.config, model.architecture)
+    context = _context_tokens(step, model.config, model.architecture)
+    return _exported(step, paths, tokenizer, template, special, context)
 
 
-def _write_foreign(step: ExportStep, source: Path, out: Path, scratch: Path, staging: Path) -> _Written:
+def _write_foreign(step: ExportStep, source: Path, out: Path, scratch: Path, staging: Path) -> Exported:
     """Lets llama.cpp's own tools write a model that there are no facts about."""
     if step.adapter is not None and not step.merged:
         what = f"llama.cpp's converter writes this model, and it needs {out / artifacts.MERGED}."
@@ -102,14 +131,35 @@ def _write_foreign(step: ExportStep, source: Path, out: Path, scratch: Path, sta
     template = load_template(source, tokenizer.named, step.chat_template)
     special = read_special(source, tokenizer, template)
     carry_files(source, scratch)
-    text = without_generation_blocks(template.text) if template else None
-    if text is not None:
-        set_chat_template(scratch, text)
+    if template is not None:
+        set_chat_template(scratch, without_generation_blocks(template.text))
     for path in source.iterdir():
         if not (scratch / path.name).exists():
             (scratch / path.name).symlink_to(path.resolve())
     paths = convert(converter, scratch, step.gguf.types, staging, name=step.name)
-    return paths, text, special, _context_tokens(step, read_object(source / "config.json"), None)
+    context = _context_tokens(step, read_object(source / "config.json"), None)
+    return _exported(step, paths, tokenizer, template, special, context)
+
+
+def _exported(
+    step: ExportStep,
+    paths: Mapping[str, Path],
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    special: SpecialTokens,
+    context_tokens: int,
+) -> Exported:
+    if template is not None:
+        template = replace(template, text=without_generation_blocks(template.text))
+    return Exported(
+        name=step.name,
+        files={kind: path.name for kind, path in paths.items()},
+        template=template,
+        tokenizer=tokenizer,
+        special=special,
+        context_tokens=context_tokens,
+        system=step.system,
+    )
 
 
 def _adapter_file(step: ExportStep) -> str:
@@ -122,15 +172,6 @@ def _merge_files(base: Path, adapter: Path, folder: Path, quantisation: Quantisa
     carry_files(base, folder, adapter=adapter)
     artifacts.write_json(folder / "config.json", dict(weights.config))
     return weights
-
-
-def _write_companions(
-    folder: Path, files: dict[str, str], template: str | None, special: SpecialTokens, context_tokens: int
-) -> None:
-    modelfile = render_modelfile(next(iter(files.values())), stops=special.stops, context_tokens=context_tokens)
-    (folder / MODELFILE).write_text(modelfile, encoding="utf-8")
-    facts = serve_facts(files, template=template, stops=special.stops, context_tokens=context_tokens)
-    artifacts.write_json(folder / SERVE_FACTS, facts)
 
 
 def _context_tokens(step: ExportStep, config: Mapping[str, Any], architecture: Architecture | None) -> int:

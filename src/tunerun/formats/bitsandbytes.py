@@ -1,4 +1,4 @@
-"""What bitsandbytes' quantisation leaves of a weight, in numpy.
+"""bitsandbytes' quantisation in numpy: what it leaves of a weight, and the tensors that hold it.
 
 NF4 takes blocks of 64 values, divides each by its largest magnitude and keeps the nearest of sixteen numbers; double
 quantisation keeps those magnitudes, less their mean, in 8 bits with one scale for 256 of them (Dettmers et al. 2023,
@@ -10,13 +10,24 @@ CUDA kernel decides otherwise, for about one scale in 700, the other level is as
 
 from __future__ import annotations
 
+import json
+import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tunerun.formats.floats import Float32
+from tunerun.formats.floats import Array, Float32
+from tunerun.formats.safetensors import Slot
 from tunerun.plan.steps import Quantisation
+
+# safetensors' and torch's names of the types that weights are used in.
+TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+_STATE = "quant_state.bitsandbytes__nf4"
+# The longest that Python writes a float: -1.2345678901234567e-308.
+_FLOAT_CHARACTERS = 24
 
 Codes = npt.NDArray[np.intp]
 
@@ -56,6 +67,64 @@ def round_trip(weight: Float32, quantisation: Quantisation) -> Float32:
         scale_codes, scales_of_scales = _quantise(scales - offset, _dynamic_map(), _SCALES_BLOCK, table=True)
         scales = _dequantise(scale_codes, _dynamic_map(), scales_of_scales, _SCALES_BLOCK) + offset
     return _dequantise(codes, _NF4, scales, _BLOCK).reshape(weight.shape)
+
+
+def packed_slots(name: str, shape: tuple[int, ...], dtype: str, *, double: bool) -> list[Slot]:
+    """Returns name, type and shape of the tensors that hold an NF4 weight (bitsandbytes, `QuantState.as_dict`).
+
+    Args:
+        name: Of the weight.
+        shape: Of the weight.
+        dtype: safetensors name of the type that the weight has when it is used.
+        double: Whether the scales are quantised too.
+    """
+    values = math.prod(shape)
+    blocks = -(-values // _BLOCK)
+    slots: list[Slot] = [
+        (name, "U8", (-(-values // 2), 1)),
+        (f"{name}.absmax", "U8" if double else "F32", (blocks,)),
+        (f"{name}.quant_map", "F32", (16,)),
+    ]
+    if double:
+        slots.append((f"{name}.nested_absmax", "F32", (-(-blocks // _SCALES_BLOCK),)))
+        slots.append((f"{name}.nested_quant_map", "F32", (256,)))
+    return [*slots, (f"{name}.{_STATE}", "U8", (len(_state(shape, dtype, 0.0 if double else None)),))]
+
+
+def pack(name: str, weight: Float32, dtype: str, *, double: bool) -> dict[str, Array]:
+    """Quantises a weight to NF4 and returns the tensors that hold it, by name.
+
+    Args:
+        name: Of the weight.
+        weight: Shape (out, in).
+        dtype: safetensors name of the type that the weight has when it is used.
+        double: Whether the scales are quantised too.
+    """
+    codes, scales = _quantise(weight.reshape(-1), _NF4, _BLOCK)
+    nibbles = np.zeros(-(-len(codes) // 2) * 2, np.uint8)
+    nibbles[: len(codes)] = codes
+    found: dict[str, Array] = {name: (nibbles[::2] << 4 | nibbles[1::2])[:, None], f"{name}.quant_map": _NF4}
+    offset = None
+    if double:
+        offset = np.float32(scales.mean(dtype=np.float64))
+        scale_codes, nested = _quantise(scales - offset, _dynamic_map(), _SCALES_BLOCK, table=True)
+        found |= {f"{name}.nested_absmax": nested, f"{name}.nested_quant_map": _dynamic_map()}
+        found[f"{name}.absmax"] = scale_codes.astype(np.uint8)
+    else:
+        found[f"{name}.absmax"] = scales
+    state = _state(weight.shape, dtype, None if offset is None else float(offset))
+    found[f"{name}.{_STATE}"] = np.frombuffer(state, np.uint8)
+    return found
+
+
+def _state(shape: tuple[int, ...], dtype: str, offset: float | None) -> bytes:
+    """Writes what is no tensor as JSON, filled up with spaces to a length that does not depend on the weight."""
+    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": _BLOCK, "dtype": TORCH_NAMES[dtype], "shape": shape}
+    spare = 0
+    if offset is not None:
+        state |= {"nested_blocksize": _SCALES_BLOCK, "nested_dtype": "float32", "nested_offset": offset}
+        spare = _FLOAT_CHARACTERS - len(json.dumps(offset))
+    return json.dumps(state).encode() + b" " * spare
 
 
 def _quantise(values: Float32, levels: Float32, block: int, *, table: bool = False) -> tuple[Codes, Float32]:

@@ -76,7 +76,9 @@ def plan_merge(base: Path, adapter: Path, quantisation: Quantisation | None = No
     config = _read_config(base)
     changes = read_adapter(adapter, model_type=config["model_type"])
     tensors = {
-        name: MergedTensor(dtype=info.dtype, source=info, quantisation=quantisation if _is_linear(name, info) else None)
+        name: MergedTensor(
+            dtype=info.dtype, source=info, quantisation=quantisation if is_linear(name, info.shape) else None
+        )
         for name, info in read_table(base).items()
     }
     problems = _missing(tensors, changes)
@@ -168,9 +170,9 @@ def _convert(values: Array, source: str, target: str) -> Array:
     return values if source == target else from_float32(to_float32(values, source), target)
 
 
-def _is_linear(name: str, info: TensorInfo) -> bool:
+def is_linear(name: str, shape: tuple[int, ...]) -> bool:
     """Says whether bitsandbytes quantises a tensor: the weights of all linear layers but the head."""
-    return len(info.shape) == 2 and ".layers." in name and name.endswith(".weight")
+    return len(shape) == 2 and ".layers." in name and name.endswith(".weight")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

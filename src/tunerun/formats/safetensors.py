@@ -37,6 +37,9 @@ _ITEM_BYTES = {
 }  # fmt: skip
 
 
+# Types that rows are read and written in: numbers, and codes of quantised ones.
+_ROW_TYPES = {**STORAGE, "U8": "|u1", "I32": "<i4"}
+
 # Name, dtype and shape of a tensor to be written.
 Slot = tuple[str, str, tuple[int, ...]]
 
@@ -132,7 +135,7 @@ def read_rows(info: TensorInfo, first: int, count: int) -> Array:
     """Reads rows `[first, first + count)` of the first axis.
 
     Returns:
-        Shape (count, values in a row), in the type that `STORAGE` names for the tensor.
+        Shape (count, values in a row), in the type that `STORAGE` names for the tensor; codes as whole numbers.
 
     Raises:
         StageError: The file became shorter than its header says.
@@ -140,7 +143,7 @@ def read_rows(info: TensorInfo, first: int, count: int) -> Array:
     row_bytes = info.row_values * _ITEM_BYTES[info.dtype]
     with info.file.open("rb", buffering=0) as stream:
         stream.seek(info.offset + first * row_bytes)
-        values = np.fromfile(stream, dtype=STORAGE[info.dtype], count=count * info.row_values)
+        values = np.fromfile(stream, dtype=_ROW_TYPES[info.dtype], count=count * info.row_values)
     if values.size != count * info.row_values:
         raise StageError(f"{info.file}: the file ends inside {info.name}; it changed while it was read.")
     return values.reshape(count, info.row_values)
@@ -200,7 +203,7 @@ class ModelWriter:
             values: Shape (rows, values in a row), in the stored type.
         """
         target = self.table[name]
-        assert values.dtype == np.dtype(STORAGE[target.dtype]), f"{name}: {values.dtype} is not {target.dtype}"
+        assert values.dtype == np.dtype(_ROW_TYPES[target.dtype]), f"{name}: {values.dtype} is not {target.dtype}"
         assert values.shape[1] == target.row_values, f"{name}: rows of {values.shape[1]} values"
         row_bytes = target.row_values * _ITEM_BYTES[target.dtype]
         assert first + values.shape[0] <= target.rows, f"{name}: row {first + values.shape[0]} of {target.rows}"

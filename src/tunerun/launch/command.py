@@ -11,7 +11,17 @@ from pathlib import Path
 
 from tunerun.child import STOP_GRACE_SECONDS
 from tunerun.paths import ASSET_SCHEME
-from tunerun.plan.steps import AnswerStep, DataStep, EvalStep, ExportStep, MergeStep, ModelStep, Placement, Step
+from tunerun.plan.steps import (
+    AnswerStep,
+    DataStep,
+    EvalStep,
+    ExportStep,
+    MergeStep,
+    ModelStep,
+    Placement,
+    PublishStep,
+    Step,
+)
 
 # How the path of a model begins that no hub is asked for; one that exists is absolute by now.
 _LOCAL = (".", "/", "~", ASSET_SCHEME)
@@ -71,11 +81,18 @@ def render(step: Step, run_dir: str) -> str:
 
 
 def _placement(step: Step) -> Placement | None:
-    return None if isinstance(step, ModelStep | AnswerStep | DataStep | MergeStep | ExportStep) else step.placement
+    return (
+        None
+        if isinstance(step, ModelStep | AnswerStep | DataStep | MergeStep | ExportStep | PublishStep)
+        else step.placement
+    )
 
 
 def _is_online(step: Step) -> bool:
-    # Models and data sets are downloaded; anything later that asks a hub is a bug, and would hang without a network.
+    # Models and data sets are downloaded, and the result is uploaded; anything else that asks a hub is a bug, and would
+    # hang without a network.
+    if isinstance(step, PublishStep):
+        return step.publish.repo is not None and not step.publish.dry_run
     if isinstance(step, EvalStep):
         # Tasks bring data of their own.
         return bool(step.eval.lm_eval)

@@ -69,16 +69,31 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             **({} if head == "tokens" else {"num_labels": 1}),
-            **({} if quantisation is None else _quantised(quantisation, dtype, device)),
+            **_options(folder, quantisation, dtype, device),
         )
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise StageError(f"{folder}: the model cannot be loaded: {error}") from error
     finally:
         reports.set_verbosity(verbosity)
-    if quantisation is None:
+    if quantisation is None and not _is_quantised(folder):
         return model.to(device)
     # bitsandbytes' weights are already there, and refuse to be moved.
     return _compute_alike(model)
+
+
+def _options(folder: Path, quantisation: Quantisation | None, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    if quantisation is not None:
+        return _quantised(quantisation, dtype, device)
+    if not _is_quantised(folder):
+        return {}
+    require("bitsandbytes", "quant")
+    return {"device_map": {"": device}}
+
+
+def _is_quantised(folder: Path) -> bool:
+    """Says whether bitsandbytes quantised a folder's weights already."""
+    config = artifacts.read_json(folder / CONFIG).get("quantization_config") or {}
+    return bool(config.get("quant_method") == "bitsandbytes")
 
 
 def _class_of(head: Head) -> Any:

@@ -8,9 +8,9 @@ from typing import Any
 
 from tunerun.config.checks import size_bytes
 from tunerun.config.data_sources import holds_out
-from tunerun.config.schema import ADAPTER_METHODS, PAGED_OPTIMIZERS, RunConfig
+from tunerun.config.schema import PAGED_OPTIMIZERS, RunConfig
 from tunerun.machine import Machine
-from tunerun.plan import answers, dataset, devices, estimate, nodes, shape
+from tunerun.plan import answers, dataset, delivery, devices, estimate, nodes, shape
 from tunerun.plan.compiling import compiles
 from tunerun.plan.dataset import DataSize
 from tunerun.plan.deepspeed import deepspeed_config
@@ -21,16 +21,10 @@ from tunerun.plan.plan import Plan, Volume
 from tunerun.plan.steps import (
     DataStep,
     EvalStep,
-    ExportStep,
-    MergeStep,
     ModelStep,
     Placement,
-    Quantisation,
-    ServeStep,
     Step,
     TrainStep,
-    VerifyStep,
-    quantisation_of,
 )
 
 # Fewer optimiser steps than this rarely change a model.
@@ -84,16 +78,6 @@ def build(config: RunConfig, facts: Facts, notes: tuple[str, ...] = ()) -> Plan:
     )
 
 
-def trains_adapter(config: RunConfig) -> bool:
-    """Says whether training makes an adapter."""
-    return "train" in config.stages and config.method.kind in ADAPTER_METHODS
-
-
-def trains_weights(config: RunConfig) -> bool:
-    """Says whether training makes a whole model."""
-    return "train" in config.stages and config.method.kind not in ADAPTER_METHODS
-
-
 def _makes_scorer(config: RunConfig) -> bool:
     return "train" in config.stages and config.objective.kind == "reward"
 
@@ -111,7 +95,7 @@ def _decide(config: RunConfig, facts: Facts) -> _Decisions:
             f"a reward model gives scores, not text: train writes it whole to merged/, and nothing runs of {left_out};"
             " train.eval_steps measures it on held-out pairs"
         )
-    elif "merge" in config.stages and trains_weights(config):
+    elif "merge" in config.stages and delivery.trains_weights(config):
         notes.append(f"method {config.method.kind} trains whole weights: nothing to merge, train writes merged/")
     if "merge" in config.stages and config.method.kind == "qlora" and config.export.merge_base is None:
         notes.append(
@@ -210,8 +194,9 @@ def _estimate(config: RunConfig, placement: Placement, device: Device | None, ro
         size,
         work,
         checkpoints=config.train.keep_checkpoints if config.train.checkpoint_steps is not None else 1,
-        merged=trains_weights(config) or "merge" in config.stages,
+        merged=delivery.trains_weights(config) or "merge" in config.stages,
         gguf_types=config.export.gguf.types if "export" in config.stages else (),
+        bnb4="export" in config.stages and config.export.bnb4.write,
     )
     return estimate.estimate(
         size,
@@ -257,7 +242,7 @@ def _steps(config: RunConfig, decided: _Decisions, facts: Facts) -> tuple[Step, 
         return tuple(steps)
     if "eval" in config.stages:
         steps.append(_eval_step(config, decided))
-    steps.extend(_delivery(config, decided))
+    steps.extend(delivery.steps(config, decided.single))
     return tuple(steps)
 
 
@@ -302,78 +287,13 @@ def _eval_step(config: RunConfig, decided: _Decisions) -> EvalStep:
     return EvalStep(
         model=config.model,
         eval=config.eval,
-        adapter=_adapter(config),
-        tuned="merged" if trains_weights(config) else None,
-        chat=_chat(config),
+        adapter=delivery.adapter(config),
+        tuned="merged" if delivery.trains_weights(config) else None,
+        chat=delivery.is_chat(config),
         placement=decided.single,
         seed=config.seed,
-        quantisation=_base_quantisation(config),
+        quantisation=delivery.base_quantisation(config),
     )
-
-
-def _delivery(config: RunConfig, decided: _Decisions) -> list[Step]:
-    """Returns the steps after training and evaluation."""
-    assert config.name is not None
-    steps: list[Step] = []
-    adapter = _adapter(config)
-    merges = "merge" in config.stages and adapter is not None
-    merged = merges or trains_weights(config)
-    if merges:
-        assert adapter is not None
-        shard = size_bytes(config.export.max_shard_size)
-        steps.append(
-            MergeStep(
-                adapter=adapter,
-                chat_template=config.model.chat_template,
-                max_shard_size_bytes=shard,
-                quantisation=_base_quantisation(config),
-            )
-        )
-    if "export" in config.stages:
-        template = None if merged else config.model.chat_template
-        steps.append(
-            ExportStep(
-                name=config.name,
-                merged=merged,
-                gguf=config.export.gguf,
-                chat_template=template,
-                adapter=adapter,
-                quantisation=_base_quantisation(config),
-            )
-        )
-    if "verify" in config.stages and config.verify.level != "off":
-        steps.append(
-            VerifyStep(
-                level=config.verify.level,
-                adapter=adapter if merges or "export" in config.stages else None,
-                merged=merged,
-                gguf_types=config.export.gguf.types if "export" in config.stages else (),
-                chat=_chat(config),
-                chat_template=config.model.chat_template,
-                prompts=config.eval.prompts,
-                placement=decided.single,
-                seed=config.seed,
-                quantisation=_base_quantisation(config),
-            )
-        )
-    if "serve" in config.stages:
-        steps.append(ServeStep(serve=config.serve, placement=decided.single))
-    return steps
-
-
-def _base_quantisation(config: RunConfig) -> Quantisation | None:
-    """Returns what the base goes through before the adapter is added, in evaluation, merge and verification alike."""
-    return None if config.export.merge_base == "full_precision" else quantisation_of(config.method)
-
-
-def _adapter(config: RunConfig) -> str | None:
-    if trains_adapter(config):
-        return "adapter"
-    return None if "train" in config.stages else config.model.adapter
-
-
-def _chat(config: RunConfig) -> bool:
-    return config.objective.kind != "pretrain"
 
 
 def _warnings(config: RunConfig, decided: _Decisions, volume: Volume | None) -> tuple[str, ...]:

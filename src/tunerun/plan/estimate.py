@@ -15,6 +15,8 @@ GPU_UTILISATION = (0.2, 0.45)
 CPU_UTILISATION = (0.3, 0.9)
 # What may be planned with: the rest is for the allocator's gaps.
 USABLE_FRACTION = 0.92
+# NF4 with a scale of 8 bits for 64 weights; the other weights stay in bf16.
+_BNB4_BITS = 4.13
 # More tokens at once do not compute faster.
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 # Bits for each weight of whole files, measured on Llama-3.1-8B (llama.cpp: tools/quantize/README.md); q4_0 to q5_1:
@@ -67,11 +69,13 @@ class Disk:
     adapter_bytes: int
     merged_bytes: int
     gguf_bytes: int
+    bnb4_bytes: int = 0
 
     @property
     def run_bytes(self) -> int:
         """What the run directory grows to."""
-        return self.checkpoints_bytes + self.adapter_bytes + self.merged_bytes + self.gguf_bytes
+        exported = self.merged_bytes + self.gguf_bytes + self.bnb4_bytes
+        return self.checkpoints_bytes + self.adapter_bytes + exported
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +172,9 @@ def step_seconds(flops: float, device: Device, world_size: int) -> tuple[float, 
     return ideal / high, ideal / low
 
 
-def disk(size: Sizes, work: Work, *, checkpoints: int, merged: bool, gguf_types: tuple[GgufType, ...]) -> Disk:
+def disk(
+    size: Sizes, work: Work, *, checkpoints: int, merged: bool, gguf_types: tuple[GgufType, ...], bnb4: bool = False
+) -> Disk:
     """Adds up the space a run takes.
 
     Args:
@@ -177,7 +183,9 @@ def disk(size: Sizes, work: Work, *, checkpoints: int, merged: bool, gguf_types:
         checkpoints: Checkpoints kept: weights in fp32 and the optimiser's state.
         merged: Whether merged/ is written, in bf16.
         gguf_types: Of the GGUF files.
+        bnb4: Whether a folder of 4-bit weights is written.
     """
+    linear = size.layers * size.layer_linear_parameters
     trainable = trainable_parameters(size, work)
     # PiSSA is written as a LoRA of twice the rank; freezing keeps whole models.
     written = 2 * trainable if work.method == "pissa" else size.parameters if work.method == "freeze" else trainable
@@ -187,6 +195,7 @@ def disk(size: Sizes, work: Work, *, checkpoints: int, merged: bool, gguf_types:
         adapter_bytes=4 * written if work.method in ADAPTER_METHODS else 0,
         merged_bytes=2 * size.parameters if merged else 0,
         gguf_bytes=sum(int(size.parameters * GGUF_BITS[kind] / 8) for kind in gguf_types),
+        bnb4_bytes=int(linear * _BNB4_BITS / 8 + 2 * (size.parameters - linear)) if bnb4 else 0,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 from tunerun import hashes, paths
@@ -15,7 +16,7 @@ from tunerun.errors import Problem
 from tunerun.formats.architectures import GGUF_ARCHITECTURES
 from tunerun.machine import Machine
 from tunerun.plan import nodes, tasks
-from tunerun.plan.build import trains_adapter
+from tunerun.plan.delivery import trains_adapter
 from tunerun.plan.plan import Plan
 from tunerun.plan.steps import ZERO_STAGES
 
@@ -42,6 +43,8 @@ def problems(config: RunConfig, plan: Plan, machine: Machine | None) -> list[Pro
         *_key(config),
         *(tasks.problems(config.eval) if "eval" in config.stages else ()),
         *_locked(config),
+        *_publishing(config),
+        *_quantiser(config),
         *_optimizer(config, plan),
         *(_run_dir(plan) or _disk(plan)),
     ]
@@ -63,8 +66,6 @@ def _not_built(config: RunConfig) -> list[Problem]:
     if "export" in config.stages and architecture is not None and architecture not in GGUF_ARCHITECTURES and not merges:
         what = f"llama.cpp's own converter writes GGUF for {architecture}, and it needs the merged model."
         found.append(Problem(where="stages", what=what, fix="Add merge to the stages."))
-    if "publish" in config.stages:
-        found.append(Problem(where="stages", what="this version cannot publish.", fix="Leave publish out."))
     return found
 
 
@@ -85,6 +86,39 @@ def _files(config: RunConfig) -> list[Problem]:
             # To hash a pipe would wait for ever.
             found.append(Problem(where=key, what=f"{value} is neither a file nor a folder."))
     return found
+
+
+def _publishing(config: RunConfig) -> list[Problem]:
+    publish, found = config.publish, []
+    if "publish" not in config.stages or publish.dry_run:
+        return []
+    if publish.repo is not None and publish.hub == "hf" and not _has_hub_token():
+        what = "there is no token for the hub."
+        fix = "Set HF_TOKEN to a token that may write, or run: hf auth login"
+        found.append(Problem(where="publish.repo", what=what, fix=fix))
+    if publish.ollama is not None and shutil.which("ollama") is None:
+        what = "there is no `ollama` on the PATH."
+        found.append(Problem(where="publish.ollama", what=what, fix="Install Ollama, or set publish.ollama=null."))
+    return found
+
+
+def _quantiser(config: RunConfig) -> list[Problem]:
+    if "export" not in config.stages or not config.export.gptq.write:
+        return []
+    python = config.env.export.python
+    if python is None:
+        fix = "Install it into an environment of its own, and set env.export.python to that one's interpreter."
+        missing = not is_installed("gptqmodel")
+        return [Problem(where="env.export.python", what="gptqmodel is not installed.", fix=fix)] if missing else []
+    if shutil.which(python) is None:
+        return [Problem(where="env.export.python", what=f"there is no interpreter {python}.")]
+    return []
+
+
+def _has_hub_token() -> bool:
+    """Says whether huggingface_hub would find a token (its constants.py: HF_TOKEN_PATH)."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
+    return bool(os.environ.get("HF_TOKEN")) or Path(os.environ.get("HF_TOKEN_PATH") or home / "token").is_file()
 
 
 def _key(config: RunConfig) -> list[Problem]:
@@ -155,7 +189,7 @@ def _nodes(config: RunConfig) -> list[Problem]:
 def _extras(config: RunConfig) -> list[Problem]:
     trains = "train" in config.stages
     rows = [
-        ("export.gguf.types", "gguf", "gguf", "export" in config.stages),
+        ("export.gguf.types", "gguf", "gguf", "export" in config.stages and bool(config.export.gguf.types)),
         ("export.gguf.types", "llama_cpp", "gguf", "export" in config.stages and _quantises(config)),
         ("serve.engine", "llama_cpp", "gguf", "serve" in config.stages and config.serve.engine == "llamacpp"),
         ("method.kind", "bitsandbytes", "quant", _quantises_base(config)),
@@ -168,6 +202,7 @@ def _extras(config: RunConfig) -> list[Problem]:
         ("track.mlflow", "mlflow", "mlflow", config.track.mlflow and trains),
         ("track.swanlab", "swanlab", "swanlab", config.track.swanlab and trains),
         ("data.hub", "modelscope", "hub", config.data.hub == "modelscope" and _asks_hub(config)),
+        ("publish.hub", "modelscope_hub", "hub", config.publish.hub == "modelscope" and _uploads(config)),
         ("model.hub", "modelscope", "hub", config.model.hub == "modelscope" and not _is_folder(config.model.path)),
     ]
     return [
@@ -211,6 +246,10 @@ def _asks_hub(config: RunConfig) -> bool:
     return "data" in config.stages and not all(
         paths.looks_local(path) or Path(path).exists() for _, path in data_paths(config.data)
     )
+
+
+def _uploads(config: RunConfig) -> bool:
+    return "publish" in config.stages and config.publish.repo is not None and not config.publish.dry_run
 
 
 def _is_folder(path: str | None) -> bool:

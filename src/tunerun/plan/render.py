@@ -11,7 +11,7 @@ from tunerun.config import typed
 from tunerun.config.schema import AnswerConfig
 from tunerun.plan.estimate import Estimate
 from tunerun.plan.plan import Plan, Volume
-from tunerun.plan.steps import AnswerStep, TrainStep
+from tunerun.plan.steps import AnswerStep, PublishStep, TrainStep
 
 _WIDTH = 100
 _LABEL_WIDTH = 14
@@ -36,6 +36,9 @@ def render(
         lines += _training(train, plan.volume)
     if plan.estimate is not None:
         lines += _estimate(plan.estimate, on_cpu=train is not None and train.placement.device == "cpu")
+    for step in plan.steps:
+        if isinstance(step, PublishStep):
+            lines += _publishing(step, plan.estimate)
     lines += ["", "commands", *_commands(commands)]
     if train is not None and train.deepspeed:
         lines += ["", "deepspeed", *columns.fill(_settings(train.deepspeed), _WIDTH, first="  ", rest="  ")]
@@ -125,9 +128,28 @@ def _estimate(found: Estimate, *, on_cpu: bool) -> list[str]:
                       f"most {quantity(found.step_tokens)} tokens, once warm")  # fmt: skip
     disk = found.disk
     sizes = [("adapter", disk.adapter_bytes), ("merged", disk.merged_bytes), ("gguf", disk.gguf_bytes),
-             ("checkpoints", disk.checkpoints_bytes)]  # fmt: skip
+             ("bnb4", disk.bnb4_bytes), ("checkpoints", disk.checkpoints_bytes)]  # fmt: skip
     detail = ", ".join(f"{name} {gigabytes(size)}" for name, size in sizes if size)
     return lines + _row("disk", f"{gigabytes(disk.run_bytes)}: {detail}")
+
+
+def _publishing(step: PublishStep, found: Estimate | None) -> list[str]:
+    publish, lines = step.publish, []
+    if publish.repo is not None:
+        sizes: dict[str, int] = {}
+        if found is not None:
+            disk = found.disk
+            sizes = {"merged": disk.merged_bytes, "adapter": disk.adapter_bytes, "gguf": disk.gguf_bytes}
+            sizes["bnb4"] = disk.bnb4_bytes
+        parts = [f"{kind} about {gigabytes(sizes[kind])}" if sizes.get(kind) else kind for kind in step.artifacts]
+        what = ", ".join(parts) or "what the run directory has"
+        where = f"{publish.hub}:{publish.repo}" + (f"@{publish.revision}" if publish.revision else "")
+        sight = "private" if publish.private else "public"
+        dry = "; dry run, nothing is sent" if publish.dry_run else ""
+        lines += _row("publish", f"{where} ({sight} if it is made): model card, {what}{dry}")
+    if publish.ollama is not None:
+        lines += _row("publish" if not lines else "", f"Ollama on this machine, as {publish.ollama}")
+    return lines
 
 
 def _commands(commands: Mapping[str, Sequence[str]]) -> list[str]:

@@ -39,6 +39,7 @@ UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
     "merge": (),
     "export": (),
     "verify": ("placement.devices",),
+    "publish": (),
     "serve": (),
 }
 

@@ -7,6 +7,7 @@ fingerprint unless `step_keys.UNFINGERPRINTED` names it.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -15,12 +16,16 @@ from tunerun.config import typed
 from tunerun.config.data_sources import data_paths, data_sources
 from tunerun.config.schema import (
     AnswerConfig,
+    Bnb4Config,
     DataConfig,
     EvalConfig,
     GgufConfig,
+    GptqConfig,
     MethodConfig,
     ModelConfig,
     ObjectiveConfig,
+    PublishConfig,
+    Published,
     ServeConfig,
     SourceConfig,
     Strategy,
@@ -232,6 +237,16 @@ class ExportStep:
     """Folder in the run directory, or an absolute path; merged in passing when merged/ is not there."""
     quantisation: Quantisation | None = None
     """What the base goes through before it is merged in passing."""
+    system: str | None = None
+    """System prompt that servers give conversations without one."""
+    bnb4: Bnb4Config | None = None
+    """A folder of 4-bit weights; null writes none."""
+    gptq: GptqConfig | None = None
+    """A folder of calibrated weights, made of merged/; null writes none."""
+    python: str | None = None
+    """Interpreter with gptqmodel; null takes tunerun's own."""
+    max_shard_size_bytes: int = 5 * 10**9
+    """Largest weights file of export/bnb4."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,6 +261,8 @@ class VerifyStep:
     """Whether merged/ exists."""
     gguf_types: tuple[str, ...]
     """GGUF files in export/ to compare."""
+    folders: tuple[Literal["bnb4", "gptq"], ...] = ()
+    """Folders in export/ to compare."""
     chat: bool
     """Whether the model is used through a chat template."""
     chat_template: str | None
@@ -258,6 +275,18 @@ class VerifyStep:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PublishStep:
+    """Uploads what the run made to a hub, or gives it to Ollama: writes publish/report.json."""
+
+    stage: ClassVar[str] = "publish"
+    publish: PublishConfig
+    name: str
+    """Of the run."""
+    artifacts: tuple[Published, ...]
+    """What is uploaded; empty takes what the run directory has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServeStep:
     """Serves what the run made until it is stopped."""
 
@@ -266,12 +295,20 @@ class ServeStep:
     placement: Placement
 
 
-Step = ModelStep | AnswerStep | DataStep | TrainStep | EvalStep | MergeStep | ExportStep | VerifyStep | ServeStep
+Step = (
+    ModelStep
+    | AnswerStep
+    | DataStep
+    | TrainStep
+    | EvalStep
+    | MergeStep
+    | ExportStep
+    | VerifyStep
+    | PublishStep
+    | ServeStep
+)
 
-STEP_TYPES: dict[str, type[Step]] = {
-    kind.stage: kind
-    for kind in (ModelStep, AnswerStep, DataStep, TrainStep, EvalStep, MergeStep, ExportStep, VerifyStep, ServeStep)
-}
+STEP_TYPES: dict[str, type[Step]] = {kind.stage: kind for kind in typing.get_args(Step)}
 
 # What a step needs, by stage: it runs again when one of these did.
 INPUTS: dict[str, tuple[str, ...]] = {
@@ -283,6 +320,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "merge": ("model", "train"),
     "export": ("model", "data", "train", "merge"),
     "verify": ("model", "data", "train", "merge", "export"),
+    "publish": ("model", "train", "eval", "merge", "export", "verify"),
     "serve": ("model", "merge", "export"),
 }
 

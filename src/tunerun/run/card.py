@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tunerun import __version__, artifacts
+from tunerun import __version__, artifacts, redact
 from tunerun.config.data_sources import data_paths
+from tunerun.config.schema import Published
 from tunerun.launch.terminal import size
 from tunerun.paths import looks_local
-from tunerun.run import redact, results
+from tunerun.plan.steps import PublishStep
+from tunerun.run import results
 from tunerun.run.results import Results
 
 
@@ -23,27 +25,71 @@ def write(run_dir: Path, secrets: tuple[str, ...]) -> None:
     artifacts.write_text(run_dir / artifacts.CARD, redact.values(render(results.read(run_dir)), secrets))
 
 
+def write_published(run_dir: Path, step: PublishStep, secrets: tuple[str, ...]) -> None:
+    """Writes publish/README.md, the card that goes with the files to a hub.
+
+    Args:
+        run_dir: The run directory.
+        step: What is published.
+        secrets: Values that must not appear, from `redact.secret_values`.
+    """
+    text = render_published(results.read(run_dir), step)
+    artifacts.write_text(run_dir / artifacts.PUBLISH / artifacts.CARD, redact.values(text, secrets))
+
+
 def render(found: Results) -> str:
-    """Lays the card out; its header is what model hubs read."""
-    sections = [_head(found), _method(found), _measures(found), _answers(found), _use(found), _limits(found)]
+    """Lays the card of a run out; its header is what model hubs read."""
+    library = "peft" if (found.run_dir / artifacts.ADAPTER).is_dir() else "transformers"
+    status = ""
+    if found.record.status != "done":
+        status = f"**This run is {found.record.status}: what is here may be incomplete.**"
+    head = [*_header(found, found.base_model, library), status, _origin(found, found.base_model)]
+    return _join([*head, *_body(found), _use(found), _limits(found, found.base_model)])
+
+
+def render_published(found: Results, step: PublishStep) -> str:
+    """Lays the card out for a hub: how the files are used there, and nothing of this machine."""
+    hidden = looks_local(found.base_model)
+    base = Path(found.base_model).name if hidden else found.base_model
+    library = _LIBRARIES[step.artifacts[0]] if step.artifacts else "transformers"
+    head = [*_header(found, None if hidden else base, library), _origin(found, base)]
+    return _join([*head, *_body(found), _use_from_hub(step), _limits(found, base)])
+
+
+_LIBRARIES: dict[Published, str] = {
+    "merged": "transformers",
+    "adapter": "peft",
+    "gguf": "gguf",
+    "bnb4": "transformers",
+    "gptq": "transformers",
+}
+
+
+def _join(sections: Sequence[str]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _head(found: Results) -> str:
+def _body(found: Results) -> list[str]:
+    return [_method(found), _measures(found), _answers(found)]
+
+
+def _header(found: Results, base: str | None, library: str) -> list[str]:
     config = found.config
-    library = "peft" if (found.run_dir / artifacts.ADAPTER).is_dir() else "transformers"
-    lines = ["---", f"base_model: {_yaml(found.base_model)}", f"library_name: {library}", "tags:", "- tunerun"]
-    lines += [f"- {config.objective.kind}", f"- {config.method.kind}", "---", "", f"# {found.record.name}", ""]
-    if found.record.status != "done":
-        lines += [f"**This run is {found.record.status}: what is here may be incomplete.**", ""]
+    lines = ["---", *([f"base_model: {_yaml(base)}"] if base else []), f"library_name: {library}"]
+    lines += ["tags:", "- tunerun", f"- {config.objective.kind}", f"- {config.method.kind}", "---"]
+    return ["\n".join(lines), f"# {found.record.name}"]
+
+
+def _origin(found: Results, base: str) -> str:
+    config, lines = found.config, []
     if found.verification is not None and not found.verification["passed"]:
         lines += ["**Unverified: a gate failed (see verify/report.json). Do not publish or serve these files.**", ""]
     revision = found.record.base_model["revision"] if found.record.base_model is not None else None
     lines.append(
-        f"`{found.base_model}`{f' (revision {revision})' if revision else ''}, "
+        f"`{base}`{f' (revision {revision})' if revision else ''}, "
         f"{config.objective.kind} with {config.method.kind}, made by tunerun {__version__}."
         if "train" in found.record.stages
-        else f"`{found.base_model}`, processed by tunerun {__version__} without training."
+        else f"`{base}`, processed by tunerun {__version__} without training."
     )
     return "\n".join(lines)
 
@@ -116,9 +162,29 @@ def _use(found: Results) -> str:
     return f"## Use\n\n{commands}\n\n{_table(('file', 'kind', 'size'), files)}"
 
 
-def _limits(found: Results) -> str:
+def _use_from_hub(step: PublishStep) -> str:
+    repo, kinds = step.publish.repo, step.artifacts or ("merged",)
+    folder = f", subfolder={step.publish.folder!r}" if step.publish.folder else ""
+    parts = []
+    if kinds[0] in ("merged", "bnb4", "gptq"):
+        parts.append(
+            "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({repo!r}{folder})\n"
+            f"model = AutoModelForCausalLM.from_pretrained({repo!r}{folder})\n```"
+        )
+    if "adapter" in kinds:
+        parts.append(
+            "```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
+            f"model = AutoPeftModelForCausalLM.from_pretrained({repo!r}{folder})\n```"
+        )
+    if "gguf" in kinds and step.publish.hub == "hf":
+        parts.append(f"```\nllama-server -hf {repo}\nollama run hf.co/{repo}\n```")
+    return "## Use\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _limits(found: Results, base: str) -> str:
     lines = [
-        f"- It inherits the knowledge, the faults and the licence of `{found.base_model}`; check that licence.",
+        f"- It inherits the knowledge, the faults and the licence of `{base}`; check that licence.",
         "- What it learned is no better than the rows it was trained on; nothing here measures safety or truth.",
     ]
     if found.evaluation is not None and found.evaluation["split"] == "train":

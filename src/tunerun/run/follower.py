@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from tunerun import artifacts
+from tunerun import artifacts, redact
 from tunerun.child import STOP_GRACE_SECONDS
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, StageError
@@ -17,7 +17,6 @@ from tunerun.launch.process import Ended, StopSignals, Supervision
 from tunerun.launch.terminal import Terminal
 from tunerun.launch.waiting import with_wait_policy
 from tunerun.plan import plan as plans
-from tunerun.run import redact
 
 _POLL_SECONDS = 0.2
 

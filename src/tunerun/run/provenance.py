@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tunerun.run import redact
+from tunerun import redact
 
 _MAX_DIFF_BYTES = 256 << 10
 _TIMEOUT_SECONDS = 5.0

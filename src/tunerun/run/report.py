@@ -9,9 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tunerun import artifacts
+from tunerun import artifacts, redact
 from tunerun.launch.terminal import duration, size
-from tunerun.run import charts, page, redact, results
+from tunerun.run import charts, page, results
 from tunerun.run.charts import Point, Series, number
 from tunerun.run.results import Results
 

@@ -12,13 +12,12 @@ from typing import Any
 
 import yaml
 
-from tunerun import artifacts
+from tunerun import artifacts, redact
 from tunerun.config import typed
 from tunerun.config.schema import RunConfig
 from tunerun.errors import Problem, UserError
 from tunerun.plan.accelerate import accelerate_config
 from tunerun.plan.steps import TrainStep
-from tunerun.run import redact
 
 LOCK = ".lock"
 # The one in C is ten times as fast; a PyYAML without it is rare.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tunerun import __version__, artifacts
+from tunerun import __version__, artifacts, redact
 from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.config import typed
@@ -26,8 +26,8 @@ from tunerun.launch.terminal import Terminal, duration
 from tunerun.launch.waiting import with_wait_policy
 from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
-from tunerun.plan.steps import AnswerStep, ModelStep, Step, TrainStep
-from tunerun.run import card, drift, job, provenance, record, redact, report, rundir, statuses, summary
+from tunerun.plan.steps import AnswerStep, ModelStep, PublishStep, Step, TrainStep
+from tunerun.run import card, drift, job, provenance, record, report, rundir, statuses, summary
 from tunerun.run.fingerprint import Fingerprint, fingerprint, intact
 from tunerun.run.hashes import Hashes
 from tunerun.run.record import Invocation, Record, StageRecord
@@ -192,6 +192,8 @@ class _Runner:
         )
         self._save(step.stage, entry)
         self.terminal.line(title)
+        if isinstance(step, PublishStep):
+            card.write_published(self.run_dir, step, self.secrets)
         ended, found = self._run_process(step)
         code, error, made = found.code, found.error, found.made
         self._save(step.stage, _ended(entry, ended, code, error and redact.text(error, self.secrets), made))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tunerun import artifacts
+from tunerun import artifacts, redact
 from tunerun.config import typed
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, UserError
@@ -15,7 +15,7 @@ from tunerun.launch import cluster, slurm
 from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
 from tunerun.run import job as jobs
-from tunerun.run import record, redact, rundir, runner
+from tunerun.run import record, rundir, runner
 from tunerun.run.job import Job
 from tunerun.run.record import RunStatus
 from tunerun.run.summary import short

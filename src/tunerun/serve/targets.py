@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +13,12 @@ from tunerun.base_model import read_base
 from tunerun.chat.template import ChatTemplate, load_template
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.errors import Problem, StageError, UserError
+from tunerun.formats import verdicts
+from tunerun.formats.handoff import HANDOFF, Handoff, read_handoff
 from tunerun.plan.steps import Placement
 from tunerun.serve.protocol import EngineName, EngineSpec, Ready
 
-SERVE_FACTS = f"{artifacts.EXPORT}/serve.json"
-VERIFY_REPORT = f"{artifacts.VERIFY}/report.json"
-_SCHEMA = 1
+SERVE_FACTS = f"{artifacts.EXPORT}/{HANDOFF}"
 
 _MODEL_CONFIG = "config.json"
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -137,31 +136,30 @@ def _of_run(run: Path, engine: EngineChoice, checkpoint: int | None, base: bool)
         return _folder(f"{name}-base", base_folder, template)
     if checkpoint is not None:
         return _checkpoint(run, checkpoint, f"{name}-step-{checkpoint}", template)
-    unverified = _unverified(run)
+    unverified = verdicts.unverified(run)
     merged, adapter = run / artifacts.MERGED, run / artifacts.ADAPTER
     source = merged if merged.is_dir() else base_folder
-    if engine != "transformers" and (run / SERVE_FACTS).is_file():
-        return _exported(run, name, source, unverified)
+    handoff = read_handoff(run / SERVE_FACTS) if (run / SERVE_FACTS).is_file() else None
+    if engine != "transformers" and handoff is not None:
+        return _exported(run, name, handoff, source, unverified)
     if merged.is_dir():
-        return _folder(name, merged, None, unverified)
+        target = _folder(name, merged, None, unverified)
+        return target if handoff is None else replace(target, stops=handoff.stops)
     if adapter.is_dir():
         return _adapter(name, base_folder, adapter, template, unverified)
     what = "the run has made no model yet: there is neither export/, merged/ nor adapter/."
     raise UserError(Problem(where=str(run), what=what, fix=f"Finish it: tunerun resume {run}"))
 
 
-def _exported(run: Path, name: str, tokenizer: Path, unverified: str) -> Target:
-    facts = artifacts.read_json(run / SERVE_FACTS)
-    if facts["schema"] != _SCHEMA:
-        raise UserError(Problem(where=str(run / SERVE_FACTS), what="was written by another version of tunerun."))
+def _exported(run: Path, name: str, handoff: Handoff, tokenizer: Path, unverified: str) -> Target:
     return Target(
         name=name,
         engine="llamacpp",
-        weights=run / artifacts.EXPORT / facts["default"],
+        weights=run / artifacts.EXPORT / handoff.default,
         tokenizer=tokenizer,
-        template_sha256=facts["template_sha256"],
-        stops=tuple(facts["stops"]),
-        context_tokens=facts["context"],
+        template_sha256=handoff.template_sha256,
+        stops=handoff.stops,
+        context_tokens=handoff.context,
         unverified=unverified,
     )
 
@@ -217,17 +215,3 @@ def _template_choice(plan: Mapping[str, Any]) -> str | None:
     """Returns the template that the run used instead of the model's own."""
     choices = [step["chat_template"] for step in plan["steps"] if "chat_template" in step]
     return next((choice for choice in choices if choice is not None), None)
-
-
-def _unverified(run: Path) -> str:
-    report = run / VERIFY_REPORT
-    if not report.is_file():
-        return ""
-    try:
-        data = artifacts.read_json(report)
-    except json.JSONDecodeError as error:
-        raise UserError(Problem(where=str(report), what=f"is not valid JSON: {error}.")) from error
-    if data["passed"]:
-        return ""
-    failed = [gate["name"] for gate in data["gates"] if gate["verdict"] == "fail"]
-    return f"the run failed {len(failed)} of its verify gates: {', '.join(failed)} ({report})"

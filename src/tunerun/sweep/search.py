@@ -21,10 +21,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from tunerun import redact
 from tunerun.config import typed
 from tunerun.config.schema import OptunaConfig
 from tunerun.errors import Problem, UserError, require
-from tunerun.run import redact
 from tunerun.sweep import measures
 from tunerun.sweep.space import Axis
 from tunerun.sweep.trials import Outcome, Trial

@@ -61,9 +61,15 @@ def _arguments(llama_cpp: Any, path: Path, vocabulary_only: bool, context: int, 
     }
 
 
-def tokenize(model: Any, text: str) -> list[int]:
-    """Returns llama.cpp's token ids of a text in which special tokens are written out."""
-    ids: list[int] = model.tokenize(text.encode(), add_bos=False, special=True)
+def tokenize(model: Any, text: str, *, framed: bool = False) -> list[int]:
+    """Returns llama.cpp's token ids of a text in which special tokens are written out.
+
+    Args:
+        model: From `open_gguf`.
+        text: The text.
+        framed: Whether the file's beginning-of-sequence token is put before it, if it says so.
+    """
+    ids: list[int] = model.tokenize(text.encode(), add_bos=framed, special=True)
     return ids
 
 

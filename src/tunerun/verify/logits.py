@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from tunerun.errors import MissingExtra
+from tunerun.formats.bitsandbytes import TORCH_NAMES
+from tunerun.formats.safetensors import read_table
 from tunerun.models import load
 from tunerun.plan.steps import Quantisation
 from tunerun.verify import gguf_model
@@ -95,12 +97,8 @@ def merge_gate(
     """
     from tunerun.models.adapters import load_adapter
 
-    dtype = load.saved_dtype(merged)
-    if quantisation is None:
-        network = load.load_model(base, dtype=torch.float32, device=device)
-    else:
-        # On the CPU, where bitsandbytes rounds as the merge does.
-        network = load.load_dequantised(base, quantisation=quantisation, dtype=torch.float32, device="cpu").to(device)
+    dtype = _stored_dtype(merged)
+    network = _open_base(base, device, quantisation)
     adapted = load_adapter(network, adapter, trainable=False)
     wanted = logits_of(adapted, texts)
     with adapted.disable_adapter():
@@ -111,7 +109,8 @@ def merge_gate(
     rounding = compare(wanted, logits_of(exact, texts))
     del network, adapted, exact
     gc.collect()
-    measured = compare(wanted, model_logits(merged, texts, device))
+    measured = compare(wanted, logits_of(load.load_model(merged, dtype=torch.float32, device=device), texts))
+    gc.collect()
     return _merge_verdict(measured, rounding, untuned)
 
 
@@ -131,27 +130,41 @@ def _merge_verdict(measured: Difference, rounding: Difference, untuned: Differen
     return Gate(name="merge_logits", measured=found, bound=bound, verdict="pass", reason="")
 
 
-def model_logits(folder: Path, texts: Sequence[list[int]], device: str) -> list[Tensor]:
-    """Returns the logits of a model folder, computed in float32."""
-    network = load.load_model(folder, dtype=torch.float32, device=device)
-    found = logits_of(network, texts)
-    del network
-    gc.collect()
-    return found
+def open_merged(base: Path, adapter: Path, device: str, quantisation: Quantisation | None) -> Any:
+    """Loads a base model with an adapter merged in memory and rounded to the base's type, in float32.
 
-
-def merged_logits(base: Path, adapter: Path, texts: Sequence[list[int]], device: str) -> list[Tensor]:
-    """Returns the logits of a base model with an adapter merged in memory and rounded to the base's type."""
+    Args:
+        base: The base model's folder.
+        adapter: The adapter's folder.
+        device: `cpu` or `cuda`.
+        quantisation: What the base's linear layers went through before.
+    """
     from tunerun.models.adapters import load_adapter
 
-    network = load.load_model(base, dtype=torch.float32, device=device)
+    network, dtype = _open_base(base, device, quantisation), _stored_dtype(base)
     merged = load_adapter(network, adapter, trainable=False).merge_and_unload()
     for parameter in merged.parameters():
-        parameter.data = parameter.data.to(load.saved_dtype(base)).float()
-    found = logits_of(merged, texts)
-    del network, merged
-    gc.collect()
+        parameter.data = parameter.data.to(dtype).float()
+    return merged
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """Returns the number format of a folder's largest tensor, whatever config.json says."""
+    largest = max(read_table(folder).values(), key=lambda info: info.bytes)
+    found: torch.dtype = getattr(torch, TORCH_NAMES[largest.dtype])
     return found
+
+
+def _open_base(base: Path, device: str, quantisation: Quantisation | None) -> Any:
+    if quantisation is None:
+        return load.load_model(base, dtype=torch.float32, device=device)
+    # On the CPU, where bitsandbytes rounds as the merge does.
+    return load.load_dequantised(base, quantisation=quantisation, dtype=torch.float32, device="cpu").to(device)
+
+
+def gguf_tie_nats(kind: str) -> float:
+    """Returns the lead of a first choice that rounding to a GGUF type may undo."""
+    return near_tie_nats(_GGUF_KL_NATS[kind])
 
 
 def gguf_gate(kind: str, path: Path, texts: Sequence[list[int]], reference: Sequence[Tensor], threads: int) -> Gate:

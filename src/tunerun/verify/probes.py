@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tunerun.chat.conversations import random_conversations
 from tunerun.chat.faults import ChatFault
 from tunerun.chat.template import ChatTemplate
 from tunerun.chat.tokenizer import Tokenizer
@@ -13,6 +14,7 @@ from tunerun.models.ask import encode_text
 
 _MAX_TOKENS = 256
 _PROMPTS = 8
+_RANDOM = 48
 _ROWS = 32
 
 _TOOL = {
@@ -24,11 +26,20 @@ _TOOL = {
     },
 }
 _QUESTION = {"role": "user", "content": "Who are you?"}
+_ASKED = {"role": "user", "content": "How is the weather in 北京?"}
+_CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": {"city": "北京"}}}
+    ],
+}
+_RESULT = {"role": "tool", "tool_call_id": "abcdefghi", "name": "weather", "content": '{"degrees": 21}'}
 _PLAIN_TEXTS = ("Who are you?", "  two  spaces,\ttabs\n\nand lines ", "你好，世界！ naïve 123456 🙂")
 
 
 def conversations(prompts: Sequence[str]) -> list[tuple[list[dict[str, Any]], list[Any] | None]]:
-    """Returns messages and tools: the prompts alone, then system, several turns, odd characters, and tools."""
+    """Returns messages and tools: the prompts alone, then fixed conversations, some with tools, then random ones."""
     alone = [([{"role": "user", "content": prompt}], None) for prompt in prompts[:_PROMPTS]]
     answer = {"role": "assistant", "content": "A small model."}
     fixed: list[tuple[list[dict[str, Any]], list[Any] | None]] = [
@@ -36,8 +47,11 @@ def conversations(prompts: Sequence[str]) -> list[tuple[list[dict[str, Any]], li
         ([_QUESTION, answer, {"role": "user", "content": "And what can you do?"}], None),
         *[([{"role": "user", "content": text}], None) for text in _PLAIN_TEXTS[1:]],
         ([_QUESTION], [_TOOL]),
+        ([{"role": "system", "content": ""}, _QUESTION], [_TOOL]),
+        ([_ASKED, _CALL, _RESULT], [_TOOL]),
+        ([_ASKED, _CALL, _RESULT, answer, _QUESTION], [_TOOL]),
     ]
-    return [*alone, *fixed]
+    return [*alone, *fixed, *((messages, None) for messages in random_conversations(_RANDOM))]
 
 
 def renderings(template: ChatTemplate, prompts: Sequence[str]) -> list[str | None]:
@@ -63,6 +77,16 @@ def token_rows(tokenizer: Tokenizer, template: ChatTemplate | None, prompts: Seq
     rows = [encode_text(tokenizer, text, special=template is None)[:_MAX_TOKENS] for text in known]
     # Texts without and with an open turn share their beginning: the longer one of each pair tells as much.
     return [row for row in rows if row][: 2 * _PROMPTS]
+
+
+def prompt_rows(
+    tokenizer: Tokenizer, template: ChatTemplate | None, prompts: Sequence[str], count: int
+) -> list[list[int]]:
+    """Returns token ids of texts to go on from: questions with an open turn, or plain texts, each cut to 256 tokens."""
+    known = texts(template, prompts)
+    known = known if template is None else known[::2]
+    rows = [encode_text(tokenizer, text, special=template is None)[:_MAX_TOKENS] for text in known if text is not None]
+    return [row for row in rows if row][:count]
 
 
 def store_rows(store: TokenStore) -> list[list[int]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,10 +17,11 @@ from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.errors import GateError, StageError
 from tunerun.formats.pairs import PairStore, open_store
 from tunerun.formats.tokens import read_manifest
+from tunerun.models import load
 from tunerun.plan.steps import VerifyStep
 from tunerun.progress import Progress
-from tunerun.verify import logits, probes, tokens
-from tunerun.verify.gates import Gate
+from tunerun.verify import files, folders, greedy, llama_server, logits, probes, renderings, tokens
+from tunerun.verify.gates import Gate, logits_of
 
 REPORT = "report.json"
 
@@ -59,33 +61,84 @@ def run(step: VerifyStep, out: Path) -> list[Artifact]:
 def _gates(step: VerifyStep, out: Path) -> Iterator[Gate]:
     base = read_base(out).folder
     merged = out / artifacts.MERGED
-    source = merged if step.merged else base
     tokenizer = load_tokenizer(base)
     template = load_template(base, tokenizer.named, step.chat_template) if step.chat else None
     rows = _rows(step, out)
     if step.chat:
         yield from _data_gate(template, out)
+    checked = list(_file_gates(step, out, base))
+    yield from checked
+    broken = {gate.name for gate in checked if gate.verdict == "fail"}
+    if broken & {f"{files.NAME}:{Path(name).name}" for name in (artifacts.MERGED, artifacts.BNB4, artifacts.GPTQ)}:
+        # There is nothing to compare with.
+        return
     if step.merged:
         yield tokens.folder_gate(tokenizer, template, merged, step.prompts, artifacts.MERGED)
-    files = [(kind, _gguf(out, kind)) for kind in step.gguf_types]
-    for _, path in files:
+    for name in step.folders:
+        yield tokens.folder_gate(tokenizer, template, out / artifacts.EXPORT / name, step.prompts, name)
+    found = [(kind, _gguf(out, kind)) for kind in step.gguf_types]
+    whole = [(kind, path) for kind, path in found if f"{files.NAME}:{path.name}" not in broken]
+    for _, path in whole:
         yield tokens.gguf_gate(tokenizer, template, path, step.prompts, rows)
-    yield from _logit_gates(step, out, source, base, [*_texts(step, tokenizer, template), *rows], files)
+    if template is not None and whole == found and found:
+        yield from renderings.rendering_gates(out / artifacts.EXPORT, tokenizer, template)
+        yield llama_server.server_gate(found[0][1], template, step.prompts, tokenizer.named.get("bos_token"))
+    texts = [*_texts(step, tokenizer, template), *rows]
+    prompts = probes.prompt_rows(tokenizer, template, step.prompts, greedy.PROMPTS)
+    yield from _logit_gates(step, out, base, _Rows(texts, prompts), whole)
 
 
-def _logit_gates(
-    step: VerifyStep, out: Path, source: Path, base: Path, texts: list[list[int]], files: list[tuple[str, Path]]
-) -> Iterator[Gate]:
-    device = step.placement.device
+def _file_gates(step: VerifyStep, out: Path, base: Path) -> Iterator[Gate]:
+    whole = step.level == "full"
+    merged = out / artifacts.MERGED
+    if step.merged:
+        yield files.folder_gate(merged, base if step.adapter is not None else None, whole=whole)
+    # An adapter that is merged in passing may bring tokens along.
+    source = merged if step.merged else base if step.adapter is None else None
+    for kind in step.gguf_types:
+        yield files.gguf_gate(_gguf(out, kind), source, whole=whole)
+    if "bnb4" in step.folders:
+        yield files.folder_gate(out / artifacts.BNB4, source, whole=whole)
+    if "gptq" in step.folders:
+        # Its layers have other names.
+        yield files.folder_gate(out / artifacts.GPTQ, None, whole=whole)
+    if whole:
+        yield from files.recorded_gate(out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Token ids that models are compared on."""
+
+    texts: list[list[int]]
+    prompts: list[list[int]]
+    """To go on from."""
+
+
+def _logit_gates(step: VerifyStep, out: Path, base: Path, rows: _Rows, found: list[tuple[str, Path]]) -> Iterator[Gate]:
+    device, threads = step.placement.device, step.placement.threads
+    source = out / artifacts.MERGED if step.merged else base
     if step.merged and step.adapter is not None:
-        yield logits.merge_gate(base, out / step.adapter, source, texts, device, step.quantisation)
-    if files:
-        if step.adapter is not None and not step.merged:
-            reference = logits.merged_logits(base, out / step.adapter, texts, device)
-        else:
-            reference = logits.model_logits(source, texts, device)
-        for kind, path in files:
-            yield logits.gguf_gate(kind, path, texts, reference, step.placement.threads)
+        yield logits.merge_gate(base, out / step.adapter, source, rows.texts, device, step.quantisation)
+    if not found and not step.folders:
+        return
+    if step.adapter is not None and not step.merged:
+        network = logits.open_merged(base, out / step.adapter, device, step.quantisation)
+    else:
+        network = load.load_model(source, dtype=torch.float32, device=device)
+    reference = logits_of(network, rows.texts)
+    exact = [(kind, path) for kind, path in found if kind in greedy.UNQUANTISED] if step.level == "full" else []
+    answers = {kind: greedy.continue_prompts(network, rows.prompts, logits.gguf_tie_nats(kind)) for kind, _ in exact}
+    del network
+    gc.collect()
+    if "bnb4" in step.folders:
+        yield folders.bnb4_gate(out / artifacts.BNB4, rows.texts, reference, device)
+    if "gptq" in step.folders:
+        yield folders.gptq_gate(out / artifacts.GPTQ, source, rows.texts, reference, device)
+    for kind, path in found:
+        yield logits.gguf_gate(kind, path, rows.texts, reference, threads)
+    for kind, path in exact:
+        yield greedy.greedy_gate(path, answers[kind], logits.gguf_tie_nats(kind), threads)
 
 
 def _texts(step: VerifyStep, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[list[int]]:

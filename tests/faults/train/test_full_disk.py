@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.faults.disk import PAGE_BYTES, resize, small_disk, taken_bytes
 from tests.train.runs import LORA, before_step, losses, make_run, train_step
 from tunerun import artifacts
 from tunerun.errors import StageError
@@ -16,26 +15,9 @@ from tunerun.plan.steps import TrainStep
 from tunerun.train import checkpoint
 from tunerun.train.stage import run
 
-PAGE_BYTES = 4096
 STEP = train_step(LORA, checkpoint_steps=2)
 
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a file system of its own, of one page."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4096", "tmpfs", folder], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"needs the right to mount a file system: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
-def _resize(folder: Path, size_bytes: int) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={size_bytes}", folder], check=True)
+__all__ = ["small_disk"]
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +27,6 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def _taken_bytes(folder: Path) -> int:
-    return sum(-(-path.stat().st_size // PAGE_BYTES) * PAGE_BYTES for path in folder.rglob("*") if path.is_file())
-
-
 def _fails_and_goes_on(step: TrainStep, out: Path, straight: Path, disk: Path, sizes: range) -> int:
     """Trains with a disk of each size; returns how often it was too small."""
     wanted, failures = artifacts.describe(straight, "adapter", artifacts.ADAPTER), 0
@@ -56,7 +34,7 @@ def _fails_and_goes_on(step: TrainStep, out: Path, straight: Path, disk: Path, s
         for path in (disk, out / artifacts.ADAPTER):
             shutil.rmtree(path, ignore_errors=True)
         (out / artifacts.METRICS).unlink(missing_ok=True)
-        _resize(disk, size)
+        resize(disk, size)
         try:
             run(step, out)
         except (StageError, OSError) as error:
@@ -64,7 +42,7 @@ def _fails_and_goes_on(step: TrainStep, out: Path, straight: Path, disk: Path, s
             assert "No space left on device" in str(error), error
         for left in (out / artifacts.CHECKPOINTS).iterdir():
             assert checkpoint._fault(left) is None, left
-        _resize(disk, 64 << 20)
+        resize(disk, 64 << 20)
         assert run(step, out)[0] == wanted
         assert losses(out) == losses(straight)
     return failures
@@ -79,7 +57,7 @@ def test_a_disk_that_fills_up_at_any_write_of_a_checkpoint(
     out = make_run(tmp_path / "run")
     (out / artifacts.CHECKPOINTS).symlink_to(small_disk)
     # From room for half of the first checkpoint to room for both.
-    one = _taken_bytes(straight / artifacts.CHECKPOINTS / "step-4")
+    one = taken_bytes(straight / artifacts.CHECKPOINTS / "step-4")
     sizes = range(one // 2, 2 * one + 4 * PAGE_BYTES, pages * PAGE_BYTES)
     assert _fails_and_goes_on(STEP, out, straight, small_disk, sizes) >= len(sizes) // 2
 
@@ -89,7 +67,7 @@ def test_a_disk_that_is_full_at_the_end_keeps_what_was_trained(
     tmp_path: Path, small_disk: Path, straight: Path, pages: int
 ) -> None:
     base = make_run(tmp_path / "elsewhere") / "base"
-    _resize(small_disk, 64 << 20)
+    resize(small_disk, 64 << 20)
     (small_disk / "base").symlink_to(base)
     out = make_run(small_disk)
     filler = out / "filler"
@@ -111,10 +89,10 @@ def test_too_little_space_stops_training_before_a_checkpoint_is_begun(
 ) -> None:
     out = make_run(tmp_path / "run")
     (out / artifacts.CHECKPOINTS).symlink_to(small_disk)
-    one = _taken_bytes(straight / artifacts.CHECKPOINTS / "step-4")
-    _resize(small_disk, one + (1 << 20) + 4 * PAGE_BYTES)
+    one = taken_bytes(straight / artifacts.CHECKPOINTS / "step-4")
+    resize(small_disk, one + (1 << 20) + 4 * PAGE_BYTES)
     with pytest.raises(StageError, match=r"checkpoint step-4 takes about [\d,]+ bytes, and .* has [\d,]+ free"):
         run(STEP, out)
     assert [path.name for path in small_disk.iterdir()] == ["step-2"]
-    _resize(small_disk, 64 << 20)
+    resize(small_disk, 64 << 20)
     assert run(STEP, out)[0] == artifacts.describe(straight, "adapter", artifacts.ADAPTER)

@@ -16,18 +16,30 @@ from tunerun.config.schema.kinds import (
     BITSANDBYTES_OPTIMIZERS,
     DATA_PARTS,
     PAGED_OPTIMIZERS,
+    PUBLISHED,
     DataFormat,
     GgufType,
     MethodKind,
     ObjectiveKind,
     Optimizer,
+    Published,
     Stage,
     Strategy,
     used_by,
 )
-from tunerun.config.schema.machine import ClusterConfig, EnvConfig, HardwareConfig
+from tunerun.config.schema.machine import ClusterConfig, EnvConfig, ExportEnvConfig, HardwareConfig
 from tunerun.config.schema.model import ModelConfig, ShapeConfig
-from tunerun.config.schema.results import EvalConfig, ExportConfig, GgufConfig, ServeConfig, TrackConfig, VerifyConfig
+from tunerun.config.schema.results import (
+    Bnb4Config,
+    EvalConfig,
+    ExportConfig,
+    GgufConfig,
+    GptqConfig,
+    PublishConfig,
+    ServeConfig,
+    TrackConfig,
+    VerifyConfig,
+)
 from tunerun.config.schema.runs import LockConfig, OptunaConfig, ParameterConfig, SweepConfig
 from tunerun.config.schema.training import MethodConfig, ObjectiveConfig, TrainConfig
 
@@ -37,15 +49,19 @@ __all__ = [
     "BITSANDBYTES_OPTIMIZERS",
     "DATA_PARTS",
     "PAGED_OPTIMIZERS",
+    "PUBLISHED",
     "AnswerConfig",
+    "Bnb4Config",
     "ClusterConfig",
     "DataConfig",
     "DataFormat",
     "EnvConfig",
     "EvalConfig",
     "ExportConfig",
+    "ExportEnvConfig",
     "GgufConfig",
     "GgufType",
+    "GptqConfig",
     "HardwareConfig",
     "LockConfig",
     "MethodConfig",
@@ -56,6 +72,8 @@ __all__ = [
     "Optimizer",
     "OptunaConfig",
     "ParameterConfig",
+    "PublishConfig",
+    "Published",
     "RunConfig",
     "ServeConfig",
     "ShapeConfig",
@@ -104,6 +122,8 @@ class RunConfig:
     """What is written for deployment."""
     verify: VerifyConfig = VerifyConfig()
     """Proof of the export."""
+    publish: PublishConfig = PublishConfig()
+    """Where the model goes."""
     serve: ServeConfig = ServeConfig()
     """The endpoint."""
     track: TrackConfig = TrackConfig()

@@ -15,6 +15,10 @@ GgufType = Literal[
     "iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s",
 ]  # fmt: skip
 
+# What `publish` uploads, in the order that it takes them.
+Published = Literal["merged", "adapter", "gguf", "bnb4", "gptq"]
+PUBLISHED: tuple[Published, ...] = ("merged", "adapter", "gguf", "bnb4", "gptq")
+
 DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "xtuner", "columns", "text"]
 
 # What `data.columns` can name.

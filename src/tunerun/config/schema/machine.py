@@ -79,8 +79,18 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ExportEnvConfig:
+    """Where quantisers are installed."""
+
+    python: str | None = None
+    """Interpreter of an environment with gptqmodel; null takes tunerun's own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EnvConfig:
     """Where things are kept on this machine."""
 
     cache_dir: str | None = None
     """Folder for downloaded models; null takes the hub's own (HF_HOME)."""
+    export: ExportEnvConfig = ExportEnvConfig()
+    """For the export stage."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tunerun.config.schema.kinds import GgufType
+from tunerun.config.schema.kinds import GgufType, Published
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +52,30 @@ class GgufConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Bnb4Config:
+    """A model folder in bitsandbytes' NF4, for transformers and vLLM."""
+
+    write: bool = False
+    """Write export/bnb4."""
+    double_quant: bool = True
+    """Quantise the scales too, which saves 0.4 bits a weight."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GptqConfig:
+    """A model folder in GPTQ's form, for vLLM, SGLang and transformers, made by gptqmodel (`env.export.python`)."""
+
+    write: bool = False
+    """Write export/gptq."""
+    bits: Literal[2, 4, 8] = 4
+    """Of a weight."""
+    group_size: int = 128
+    """Weights with a scale of their own; they must divide every layer's inputs."""
+    rows: int = 256
+    """Rows of the training data to calibrate on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig:
     """What is written for deployment."""
 
@@ -60,8 +84,15 @@ class ExportConfig:
     merge_base: Literal["full_precision", "dequantised"] | None = None
     """What a qlora adapter is merged into: the original weights, or these rounded as they were in training; null takes
     the latter, which gives the network that was trained."""
+    system: str | None = None
+    """System prompt that Ollama and LMDeploy give conversations without one; null takes `data.system`, an empty one
+    none."""
     gguf: GgufConfig = GgufConfig()
     """GGUF files."""
+    bnb4: Bnb4Config = Bnb4Config()
+    """A folder of 4-bit weights."""
+    gptq: GptqConfig = GptqConfig()
+    """A folder of calibrated weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +101,31 @@ class VerifyConfig:
 
     level: Literal["quick", "full", "off"] = "quick"
     """`quick` compares on a few prompts, `full` on the held-out rows too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishConfig:
+    """Where the finished model goes. Tokens come from the environment: HF_TOKEN, MODELSCOPE_API_TOKEN."""
+
+    hub: Literal["hf", "modelscope"] = "hf"
+    """Whose repository."""
+    repo: str | None = None
+    """`owner/name`; made when it does not exist. Null uploads nothing."""
+    private: bool = True
+    """Whether a repository that is made can be seen by its owner only."""
+    revision: str | None = None
+    """Branch, made when it does not exist; null takes the repository's own (hf: main, modelscope: master)."""
+    folder: str | None = None
+    """Folder in the repository; null takes its root."""
+    artifacts: tuple[Published, ...] = ()
+    """What is uploaded: `merged`, `adapter`, `gguf`, `bnb4`, `gptq`; the first goes to the root, the others into
+    folders of their name. Empty takes merged/ or else the adapter, and what was exported."""
+    ollama: str | None = None
+    """Name of a model to create in this machine's Ollama from the exported files; null creates none."""
+    force: bool = False
+    """Publish although a verify gate failed."""
+    dry_run: bool = False
+    """Only list what would be uploaded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

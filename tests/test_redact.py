@@ -1,6 +1,6 @@
 import pytest
 
-from tunerun.run import redact
+from tunerun import redact
 
 TOKEN = "hf_" + "aB3dE6gH9jK2mN5pQ8" * 2
 

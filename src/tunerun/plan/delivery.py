@@ -1,0 +1,138 @@
+"""The steps of a plan after training: merge, export, verify, publish and serve."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tunerun.config.checks import size_bytes
+from tunerun.config.data_sources import data_sources
+from tunerun.config.schema import ADAPTER_METHODS, PUBLISHED, Published, RunConfig
+from tunerun.plan.steps import (
+    ExportStep,
+    MergeStep,
+    Placement,
+    PublishStep,
+    Quantisation,
+    ServeStep,
+    Step,
+    VerifyStep,
+    quantisation_of,
+)
+
+EXPORT_FOLDERS: tuple[Literal["bnb4", "gptq"], ...] = ("bnb4", "gptq")
+
+
+def trains_adapter(config: RunConfig) -> bool:
+    """Says whether training makes an adapter."""
+    return "train" in config.stages and config.method.kind in ADAPTER_METHODS
+
+
+def trains_weights(config: RunConfig) -> bool:
+    """Says whether training makes a whole model."""
+    return "train" in config.stages and config.method.kind not in ADAPTER_METHODS
+
+
+def steps(config: RunConfig, placement: Placement) -> list[Step]:
+    """Returns the steps after training and evaluation.
+
+    Args:
+        config: Of the run.
+        placement: Of stages of one process.
+    """
+    assert config.name is not None
+    found: list[Step] = []
+    folder = adapter(config)
+    merges = "merge" in config.stages and folder is not None
+    merged = merges or trains_weights(config)
+    if merges:
+        assert folder is not None
+        shard = size_bytes(config.export.max_shard_size)
+        template = config.model.chat_template
+        found.append(
+            MergeStep(
+                adapter=folder,
+                chat_template=template,
+                max_shard_size_bytes=shard,
+                quantisation=base_quantisation(config),
+            )
+        )
+    if "export" in config.stages:
+        found.append(_export_step(config, folder, merged=merged))
+    if "verify" in config.stages and config.verify.level != "off":
+        found.append(
+            VerifyStep(
+                level=config.verify.level,
+                adapter=folder if merges or "export" in config.stages else None,
+                merged=merged,
+                gguf_types=config.export.gguf.types if "export" in config.stages else (),
+                folders=_folders(config) if "export" in config.stages else (),
+                chat=is_chat(config),
+                chat_template=config.model.chat_template,
+                prompts=config.eval.prompts,
+                placement=placement,
+                seed=config.seed,
+                quantisation=base_quantisation(config),
+            )
+        )
+    if "publish" in config.stages:
+        found.append(_publish_step(config, merged=merged, adapted=folder is not None))
+    if "serve" in config.stages:
+        found.append(ServeStep(serve=config.serve, placement=placement))
+    return found
+
+
+def _export_step(config: RunConfig, folder: str | None, *, merged: bool) -> ExportStep:
+    assert config.name is not None
+    return ExportStep(
+        name=config.name,
+        merged=merged,
+        gguf=config.export.gguf,
+        chat_template=None if merged else config.model.chat_template,
+        adapter=folder,
+        quantisation=base_quantisation(config),
+        system=_served_system(config),
+        bnb4=config.export.bnb4 if config.export.bnb4.write else None,
+        gptq=config.export.gptq if config.export.gptq.write else None,
+        python=config.env.export.python,
+        max_shard_size_bytes=size_bytes(config.export.max_shard_size),
+    )
+
+
+def _publish_step(config: RunConfig, *, merged: bool, adapted: bool) -> PublishStep:
+    assert config.name is not None
+    made: set[Published] = {"merged"} if merged else {"adapter"} if adapted else set()
+    if "export" in config.stages:
+        made |= {"gguf"} if config.export.gguf.types else set()
+        made |= set(_folders(config))
+    chosen = config.publish.artifacts or tuple(kind for kind in PUBLISHED if kind in made)
+    return PublishStep(publish=config.publish, name=config.name, artifacts=chosen)
+
+
+def _folders(config: RunConfig) -> tuple[Literal["bnb4", "gptq"], ...]:
+    written = {"bnb4": config.export.bnb4.write, "gptq": config.export.gptq.write}
+    return tuple(name for name in EXPORT_FOLDERS if written[name])
+
+
+def base_quantisation(config: RunConfig) -> Quantisation | None:
+    """Returns what the base goes through before the adapter is added, in evaluation, merge and verification alike."""
+    return None if config.export.merge_base == "full_precision" else quantisation_of(config.method)
+
+
+def _served_system(config: RunConfig) -> str | None:
+    """Returns the system prompt that all sources of the data were given, unless the user names another one."""
+    if config.export.system is not None:
+        return config.export.system or None
+    prompts = {source.system for source in data_sources(config.data)} if "data" in config.stages else set()
+    return (prompts.pop() or None) if len(prompts) == 1 else None
+
+
+def adapter(config: RunConfig) -> str | None:
+    """Returns the adapter's folder in the run directory, or an existing adapter's; None without one."""
+    if trains_adapter(config):
+        return "adapter"
+    return None if "train" in config.stages else config.model.adapter
+
+
+def is_chat(config: RunConfig) -> bool:
+    """Says whether the model is used through a chat template."""
+    return config.objective.kind != "pretrain"

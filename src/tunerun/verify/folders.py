@@ -1,0 +1,80 @@
+"""Gates `bnb4_logits` and `gptq_logits`: folders of quantised weights predict what the model before them does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunerun import artifacts
+from tunerun.errors import MissingExtra
+from tunerun.formats import gptq
+from tunerun.formats.floats import to_float32
+from tunerun.formats.safetensors import TensorInfo, read_table, read_tensor
+from tunerun.models import load
+from tunerun.verify.gates import Gate, compare, logits_of
+
+# As `logits` has for GGUF types of as many bits: q4_0; q2_k, q4_k_m and q8_0.
+_BNB4_KL_NATS = 3e-1
+_GPTQ_KL_NATS = {2: 2.0, 4: 2e-1, 8: 1e-2}
+
+
+def gptq_gate(folder: Path, source: Path, texts: Sequence[list[int]], reference: Sequence[Tensor], device: str) -> Gate:
+    """Compares a GPTQ folder with the model it was made from; its weights are unpacked here, without its library.
+
+    Args:
+        folder: As `export.gptq` writes it.
+        source: Folder of the model it was made from.
+        texts: Token ids.
+        reference: Logits of the model it was made from, in float32.
+        device: `cpu` or `cuda`.
+    """
+    name, bits = f"gptq_logits:{folder.name}", artifacts.read_json(folder / load.CONFIG)["quantization_config"]["bits"]
+    bound = {"mean_kl_nats": _GPTQ_KL_NATS[bits]}
+    network = load.load_model(source, dtype=torch.float32, device=device)
+    replaced = 0
+    parameters, table = dict(network.named_parameters()), read_table(folder)
+    for key, info in table.items():
+        layer, _, part = key.rpartition(".")
+        if part == "qweight":
+            parts = {part: _gptq_part(table[f"{layer}.{part}"]) for part in gptq.PARTS}
+            parameters[f"{layer}.weight"].data.copy_(torch.from_numpy(gptq.unpack(parts, bits)))
+            replaced += 1
+        elif key in parameters:
+            values = to_float32(read_tensor(info), info.dtype)
+            parameters[key].data.copy_(torch.from_numpy(values).reshape(parameters[key].shape))
+    difference = compare(reference, logits_of(network, texts))
+    measured = {**asdict(difference), "layers": replaced}
+    good = replaced > 0 and difference.mean_kl_nats <= bound["mean_kl_nats"]
+    reason = "" if good else f"{bits} bits lose too much here. Calibrate on more rows, take more bits, or export again."
+    return Gate(name=name, measured=measured, bound=bound, verdict="pass" if good else "fail", reason=reason)
+
+
+def _gptq_part(info: TensorInfo) -> Any:
+    if info.dtype == "I32":
+        return read_tensor(info).view("<u4")
+    return to_float32(read_tensor(info), info.dtype).reshape(info.shape)
+
+
+def bnb4_gate(folder: Path, texts: Sequence[list[int]], reference: Sequence[Tensor], device: str) -> Gate:
+    """Compares a folder of 4-bit weights with the model it was made from.
+
+    Args:
+        folder: As `export.bnb4` writes it.
+        texts: Token ids.
+        reference: Logits of the model it was made from, in float32.
+        device: `cpu` or `cuda`.
+    """
+    name, bound = f"bnb4_logits:{folder.name}", {"mean_kl_nats": _BNB4_KL_NATS}
+    try:
+        network = load.load_model(folder, dtype=torch.float32, device=device)
+    except MissingExtra as error:
+        return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=str(error))
+    difference = compare(reference, logits_of(network, texts))
+    good = difference.mean_kl_nats <= bound["mean_kl_nats"]
+    reason = "" if good else "4 bits lose too much here. Take a GGUF of a finer type, or export again."
+    return Gate(name=name, measured=asdict(difference), bound=bound, verdict="pass" if good else "fail", reason=reason)

@@ -1,0 +1,107 @@
+"""Gate `llama_server`: llama.cpp's own server renders conversations as training does."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tunerun.chat.faults import ChatFault
+from tunerun.chat.template import ChatTemplate
+from tunerun.errors import StageError
+from tunerun.formats.gguf_header import read_gguf_header
+from tunerun.verify import probes
+from tunerun.verify.gates import Gate
+
+PROGRAM = "llama-server"
+_START_SECONDS = 300
+_WRITES_START = "tokenizer.ggml.add_bos_token"
+_ADVICE = "Serve the model by tunerun or vLLM, or simplify its chat template."
+
+
+def server_gate(path: Path, template: ChatTemplate, prompts: tuple[str, ...], start: str | None) -> Gate:
+    """Compares the renderings of `llama-server --jinja` with those of training.
+
+    Args:
+        path: The GGUF file.
+        template: Of training.
+        prompts: The user's questions.
+        start: Beginning-of-sequence token. llama.cpp takes it off a rendering when the file says to write one.
+    """
+    name, bound = f"{PROGRAM}:{path.name}", {"different_texts": 0}
+    program = shutil.which(PROGRAM)
+    if program is None:
+        reason = f"{PROGRAM} is not on the PATH"
+        return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=reason)
+    # A server writes today's date where the template asks for it.
+    today = replace(template, date=datetime.now())  # noqa: DTZ005 (the server's own calendar day)
+    taken_off = start if start is not None and read_gguf_header(path).fields.get(_WRITES_START) else ""
+    compared, faults = 0, []
+    with _server(program, path) as client:
+        for messages, tools in probes.conversations(prompts):
+            try:
+                wanted = today.render(messages, tools, generation_prompt=True).removeprefix(taken_off)
+            except ChatFault:
+                continue
+            compared += 1
+            found = _apply(client, messages, tools)
+            if found != wanted:
+                faults.append(f"it renders {found!r} where training renders {wanted!r}.")
+    measured = {"texts": compared, "different_texts": len(faults)}
+    if faults:
+        return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=f"{faults[0]} {_ADVICE}")
+    return Gate(name=name, measured=measured, bound=bound, verdict="pass", reason="")
+
+
+def _apply(client: httpx.Client, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
+    asked = {"messages": messages, **({"tools": tools} if tools is not None else {})}
+    answer = client.post("/apply-template", json=asked)
+    if answer.is_error:
+        return f"an error: {' '.join(answer.text.split())}"
+    prompt: str = answer.json()["prompt"]
+    return prompt
+
+
+@contextlib.contextmanager
+def _server(program: str, path: Path) -> Iterator[httpx.Client]:
+    port = _free_port()
+    command = [program, "--model", str(path), "--jinja", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--ctx-size", "512", "--no-warmup", "--n-gpu-layers", "0", "--no-webui"]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+                if not _wait(client, process):
+                    log.seek(0)
+                    raise StageError(f"{PROGRAM} does not start with {path}: {log.read()[-2000:]}")
+                yield client
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _wait(client: httpx.Client, process: subprocess.Popen[bytes]) -> bool:
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(httpx.TransportError):
+            if client.get("/health").is_success:
+                return True
+        time.sleep(0.1)
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

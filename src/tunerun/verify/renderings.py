@@ -1,0 +1,116 @@
+"""Gate `template_tokens` for the chat template in other engines' forms: the Go template for Ollama, LMDeploy's JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunerun.chat import go_template, lmdeploy
+from tunerun.chat.conversations import random_conversations
+from tunerun.chat.faults import ChatFault
+from tunerun.chat.template import ChatTemplate, Message
+from tunerun.chat.tokenizer import Tokenizer
+from tunerun.errors import MissingExtra
+from tunerun.formats.handoff import HANDOFF, read_handoff
+from tunerun.formats.modelfile import read_modelfile
+from tunerun.models.ask import encode_text
+from tunerun.verify import gguf_model
+from tunerun.verify.gates import Gate
+from tunerun.verify.tokens import NAME
+
+_CONVERSATIONS = 60
+# Others than those that the files were written by.
+_SEED = 2
+_ADVICE = "Export again."
+
+_Render = Callable[[Sequence[Message]], str]
+_Encode = Callable[[str], list[int]]
+
+
+def rendering_gates(export: Path, tokenizer: Tokenizer, template: ChatTemplate) -> Iterator[Gate]:
+    """Compares each form of the chat template beside the GGUF files with the one of training, token by token.
+
+    Args:
+        export: Folder of the GGUF files.
+        tokenizer: Of training.
+        template: Of training.
+    """
+    if not (export / HANDOFF).is_file():
+        return
+    handoff = read_handoff(export / HANDOFF)
+    if handoff.ollama.file is not None:
+        yield _gate(handoff.ollama.file, tokenizer, template, lambda file: _ollama(export / file, export))
+    if handoff.lmdeploy.file is not None:
+        yield _gate(handoff.lmdeploy.file, tokenizer, template, lambda file: _lmdeploy(export / file, tokenizer))
+
+
+def _gate(
+    file: str,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    read: Callable[[str], tuple[_Render, _Encode, str | None]],
+) -> Gate:
+    name, bound = f"{NAME}:{file}", {"different_texts": 0}
+    try:
+        render, encode, system = read(file)
+    except MissingExtra as error:
+        return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=str(error))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = f"it cannot be read: {error}. {_ADVICE}"
+        return Gate(name=name, measured={}, bound=bound, verdict="fail", reason=reason)
+    faults, compared = [], 0
+    for messages in random_conversations(_CONVERSATIONS, _SEED):
+        told: list[dict[str, Any]] = messages
+        if system is not None and messages[0]["role"] != "system":
+            told = [{"role": "system", "content": system}, *messages]
+        wanted = _ids(lambda texts: template.render(texts, generation_prompt=True), told, _tokenizer_ids(tokenizer))
+        found = _ids(render, messages, encode)
+        compared += wanted is not None
+        if wanted != found:
+            faults.append(f"{messages[-1]['content']!r} is asked in other tokens than in training.")
+    measured = {"texts": compared, "different_texts": len(faults)}
+    if faults:
+        return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=f"{faults[0]} {_ADVICE}")
+    return Gate(name=name, measured=measured, bound=bound, verdict="pass", reason="")
+
+
+def _tokenizer_ids(tokenizer: Tokenizer) -> _Encode:
+    """Returns how training turns a rendering into tokens."""
+    return lambda text: encode_text(tokenizer, text, special=False)
+
+
+def _ids(render: _Render, messages: Sequence[Message], encode: _Encode) -> list[int] | None:
+    try:
+        return encode(render(messages))
+    except ChatFault:
+        return None
+
+
+def _ollama(path: Path, export: Path) -> tuple[_Render, _Encode, str | None]:
+    content = read_modelfile(path.read_text(encoding="utf-8"))
+    if content.template is None:
+        raise ValueError("it has no TEMPLATE")
+    source, system = content.template, content.system
+    model = gguf_model.open_gguf(export / content.weights, vocabulary_only=True)
+
+    def render(messages: Sequence[Message]) -> str:
+        # Ollama puts SYSTEM before conversations without one (server/routes.go).
+        if system is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": system}, *messages]
+        return go_template.render(source, messages)
+
+    return render, lambda text: gguf_model.tokenize(model, text, framed=True), system
+
+
+def _lmdeploy(path: Path, tokenizer: Tokenizer) -> tuple[_Render, _Encode, str | None]:
+    fields = lmdeploy.from_json(json.loads(path.read_text(encoding="utf-8")))
+    start = tokenizer.token_id("bos_token")
+
+    def encode(text: str) -> list[int]:
+        ids = encode_text(tokenizer, text, special=True)
+        # LMDeploy (tokenizer.py) writes one where there would be two.
+        return ids[1:] if start is not None and ids[:2] == [start, start] else ids
+
+    return fields.render, encode, read_handoff(path.parent / HANDOFF).system
