@@ -68,11 +68,9 @@ def execute(
     """
     run_dir = Path(plan.run_dir)
     terminal = Terminal(sys.stdout, sys.stderr) if terminal is None else terminal
-    keys = (config.answer.api_key_env, config.serve.api_key_env)
-    secrets = redact.secret_values(os.environ, keys)
+    secrets = redact.secret_values(os.environ, (config.answer.api_key_env, config.serve.api_key_env))
     try:
-        found = redact.problems(typed.flatten(typed.plain(config)), secrets)
-        if found:
+        if found := redact.problems(typed.flatten(typed.plain(config)), secrets):
             raise UserError(found)
         place = nodes.meeting(config, os.environ)
         with (
