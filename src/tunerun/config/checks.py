@@ -10,7 +10,7 @@ import re
 import typing
 from collections.abc import Callable
 
-from tunerun.config import clusters, ranges, teacher
+from tunerun.config import clusters, processes, ranges, teacher
 from tunerun.config.data_sources import data_paths, data_sources, holds_out
 from tunerun.config.schema import ADAPTER_METHODS, DATA_PARTS, RunConfig, Stage
 from tunerun.errors import Problem
