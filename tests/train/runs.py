@@ -120,6 +120,31 @@ def break_gradients(monkeypatch: pytest.MonkeyPatch, *broken: int) -> None:
     after_accumulate(monkeypatch, spoil)
 
 
+@contextmanager
+def nan_in_step(index: int | None) -> Iterator[None]:
+    """Makes the loss of an optimiser step, numbered from 0, NaN within the block; None leaves all as they are."""
+    global_batch, weighted, now = gradients.global_batch, gradients._weighted, -1
+
+    def numbered(job: Any, number: int) -> Any:
+        nonlocal now
+        now = number
+        return global_batch(job, number)
+
+    def spoilt(*arguments: Any) -> Any:
+        function = weighted(*arguments)
+
+        def spoil(network: Any) -> Any:
+            loss, sums = function(network)
+            return (loss * float("nan") if now == index else loss), sums
+
+        return spoil
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradients, "global_batch", numbered)
+        patch.setattr(gradients, "_weighted", spoilt)
+        yield
+
+
 def metrics(out: Path) -> list[dict[str, Any]]:
     """Returns the lines of metrics.jsonl."""
     return [json.loads(line) for line in (out / artifacts.METRICS).read_text().splitlines()]

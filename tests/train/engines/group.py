@@ -28,6 +28,8 @@ class Training:
     out: Path
     stop_before: int | None = None
     """Optimiser step, from 0, before which all processes give up, as if killed."""
+    nan_step: int | None = None
+    """Optimiser step, from 0, in which the loss of the last rank is NaN."""
 
 
 def placed(step: TrainStep, strategy: Any, processes: int, **placement: Any) -> TrainStep:
@@ -45,7 +47,13 @@ def train(trainings: Sequence[Training], folder: Path, *, seconds: float = 240.0
     world = trainings[0].step.placement.world_size
     folder.mkdir(parents=True, exist_ok=True)
     work = [
-        {"step": steps.to_json(item.step), "out": str(item.out), "stop_before": item.stop_before} for item in trainings
+        {
+            "step": steps.to_json(item.step),
+            "out": str(item.out),
+            "stop_before": item.stop_before,
+            "nan_step": item.nan_step,
+        }
+        for item in trainings
     ]
     (folder / "work.json").write_text(json.dumps(work))
     with socket.socket() as free:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.train.engines.group import ENGINE
-from tests.train.runs import Killed, kill_before
+from tests.train.runs import Killed, kill_before, nan_in_step
 from tunerun.plan import steps
 from tunerun.plan.steps import TrainStep
 from tunerun.train import loop, stage
@@ -19,16 +19,17 @@ from tunerun.train.signals import StopRequest
 def main(folder: Path) -> None:
     """Does the work that the folder names."""
     work = json.loads((folder / "work.json").read_text())
-    parsed = [(steps.from_json(item["step"]), Path(item["out"]), item["stop_before"]) for item in work]
-    first = parsed[0][0]
+    first = steps.from_json(work[0]["step"])
     assert isinstance(first, TrainStep)
     with connected(first.placement.device, first.placement.world_size) as ranks:
-        for step, out, stop_before in parsed:
+        for item in work:
+            step, out = steps.from_json(item["step"]), Path(item["out"])
             assert isinstance(step, TrainStep)
             if ranks.is_first:
                 _note_engine(out)
-            stopping = contextlib.nullcontext() if stop_before is None else kill_before(stop_before)
-            with stopping, contextlib.suppress(Killed):
+            stopping = contextlib.nullcontext() if item["stop_before"] is None else kill_before(item["stop_before"])
+            broken = item["nan_step"] if ranks.rank == ranks.world - 1 else None
+            with stopping, nan_in_step(broken), contextlib.suppress(Killed):
                 stage.train(step, out, StopRequest(), ranks)
             ranks.wait()
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.tiny import random_samples, write_store
 from tests.train.engines.group import ENGINE, Training, placed, train
 from tests.train.objective_runs import make_objective_run, objective_step
-from tests.train.runs import FULL, Killed, kill_before, losses, make_run, metrics, train_step
+from tests.train.runs import FULL, Killed, kill_before, losses, make_run, metrics, nan_in_step, train_step
 from tunerun import artifacts
 from tunerun.config.schema import EvalConfig, MethodConfig, ObjectiveConfig
 from tunerun.models import adapters
@@ -25,6 +25,7 @@ ROWS = 21
 """The last global batch of an epoch has 5 rows: 2 + 1 for the first rank and 2 for the second."""
 LORA = MethodConfig(rank=4, alpha=8.0)
 DROPOUT = replace(LORA, dropout=0.1)
+QLORA = replace(LORA, kind="qlora")
 WRAPPERS = {
     "ddp": "torch.nn.parallel.distributed.DistributedDataParallel",
     "zero1": "deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer",
@@ -78,6 +79,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, objective in OBJECTIVES.items():
         out = make_objective_run(folder / name, objective, rows=ROWS)
         stage.run(objective_step(objective, LORA, max_steps=6, micro_batch_size=2), out)
+    stage.run(_step(QLORA, max_steps=6), _made(folder / "qlora"))
+    with nan_in_step(3):
+        stage.run(_step(LORA, max_steps=6, on_nonfinite="skip"), _made(folder / "nan"))
     return folder
 
 
@@ -100,6 +104,10 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             step = objective_step(objective, LORA, max_steps=6, micro_batch_size=2)
             out = make_objective_run(folder / name, objective, rows=ROWS)
             trainings.append(Training(step=placed(step, strategy, 2), out=out))
+    if strategy == "ddp":
+        trainings.append(Training(step=placed(_step(QLORA, max_steps=6), strategy, 2), out=_made(folder / "qlora")))
+    skipping = placed(_step(LORA, max_steps=6, on_nonfinite="skip"), strategy, 2)
+    trainings.append(Training(step=skipping, out=_made(folder / "nan"), nan_step=3))
     moved = _moved(folder)
     trainings.append(Training(step=placed(moved, strategy, 2), out=folder / "moved", stop_before=4))
     train(trainings, folder / "group")
@@ -161,6 +169,23 @@ def test_preferences_are_learned_as_in_one_process(alone: Path, together: tuple[
         pytest.skip("preferences are tried under ddp and zero2")
     assert _differ(folder / name, alone / name) < 1e-5
     assert _furthest(folder / name, alone / name) < 1e-4
+
+
+def test_a_loss_that_is_nan_on_one_rank_is_passed_over_by_all(alone: Path, together: tuple[str, Path]) -> None:
+    _, folder = together
+    assert [step for step, _ in losses(folder / "nan")] == [1, 2, 3, 5, 6]
+    assert _differ(folder / "nan", alone / "nan") < 1e-5
+    assert _furthest(folder / "nan", alone / "nan") < 1e-4
+    told = (folder / "group/rank-0.log").read_text()
+    assert "warning: step 4: the loss is nan. It was computed from samples" in told
+
+
+def test_a_quantised_base_is_trained_on_as_in_one_process(alone: Path, together: tuple[str, Path]) -> None:
+    strategy, folder = together
+    if strategy != "ddp":
+        pytest.skip("qlora is tried under ddp")
+    assert _differ(folder / "qlora", alone / "qlora") < 1e-5
+    assert _furthest(folder / "qlora", alone / "qlora") < 1e-4
 
 
 def test_a_training_may_go_from_one_process_to_two_and_back(together: tuple[str, Path]) -> None:
