@@ -38,6 +38,24 @@ def placed(step: TrainStep, strategy: Any, processes: int, **placement: Any) -> 
     return replace(step, placement=where, deepspeed=deepspeed_config(where, max_grad_norm=step.train.max_grad_norm))
 
 
+def environments(world: int) -> list[dict[str, str]]:
+    """Returns the environment of each rank of a new group, as torchrun would set it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        **os.environ,
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+        "PYTHONWARNINGS": "ignore",
+        "DS_ACCELERATOR": "cpu",
+    }
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+
+
 def train(trainings: Sequence[Training], folder: Path, *, seconds: float = 240.0) -> None:
     """Runs trainings one after the other in one group of processes.
 
@@ -56,20 +74,8 @@ def train(trainings: Sequence[Training], folder: Path, *, seconds: float = 240.0
         for item in trainings
     ]
     (folder / "work.json").write_text(json.dumps(work))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     processes = []
-    for rank in range(world):
-        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
-        env = {
-            **os.environ,
-            **{name: str(value) for name, value in variables.items()},
-            "MASTER_ADDR": "127.0.0.1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
-            "PYTHONWARNINGS": "ignore",
-        }
+    for rank, env in enumerate(environments(world)):
         with (folder / f"rank-{rank}.log").open("w") as log:
             command = [sys.executable, "-m", "tests.train.engines.rank", str(folder)]
             processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT))
