@@ -4,6 +4,7 @@
     |-- UserError           the config or the data is wrong                     exit 2
     |-- StageError          a stage could not do its work                       exit 1
     |   |-- MissingExtra    an optional dependency is not installed             exit 1
+    |   |-- FailedElsewhere another rank of the stage failed                    exit 1
     |   `-- TryAgain        it will do better when it is started again          exit 1
     |-- GateError           a verify gate failed                                exit 3
     |-- Pruned              a sweep ended the trial early                       exit 4
@@ -40,6 +41,10 @@ class TunerunError(Exception):
 
 class StageError(TunerunError):
     """A stage could not do its work for a reason outside the config."""
+
+
+class FailedElsewhere(StageError):  # noqa: N818 (what another rank raised)
+    """Another rank of the stage failed, and has said how."""
 
 
 class TryAgain(StageError):  # noqa: N818 (a request to the runner)

@@ -22,7 +22,7 @@ from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.cli import render_error
 from tunerun.config import typed
-from tunerun.errors import ExitCode, Pruned, TryAgain, TunerunError
+from tunerun.errors import ExitCode, FailedElsewhere, Pruned, TryAgain, TunerunError
 from tunerun.plan import steps
 from tunerun.plan.steps import Step, TrainStep, quantisation_of
 
@@ -112,6 +112,8 @@ def _work(run_dir: Path, stage: str) -> int:
         return _finish(run_dir, stage, ExitCode.PREEMPTED, f"stopped by {signal_name}", [])
     except TryAgain as error:
         return _finish(run_dir, stage, error.exit_code, str(error), [], again=True)
+    except FailedElsewhere as error:
+        return _finish(run_dir, stage, error.exit_code, str(error), [], echo=True)
     except Pruned as end:
         print(f"{stage}: {end}")
         return _finish(run_dir, stage, end.exit_code, str(end), [])
@@ -128,11 +130,19 @@ def _work(run_dir: Path, stage: str) -> int:
     return _finish(run_dir, stage, ExitCode.DONE, None, made)
 
 
-def _finish(
-    run_dir: Path, stage: str, code: ExitCode, error: str | None, made: list[Artifact], *, again: bool = False
-) -> int:
+def _finish(run_dir: Path, stage: str, code: ExitCode, error: str | None, made: list[Artifact], **notes: bool) -> int:
+    """Writes the status.
+
+    Args:
+        run_dir: The run directory.
+        stage: Its name.
+        code: How it ended.
+        error: Message of a failure.
+        made: What it made.
+        notes: `again` when it asks to be started again, `echo` when it failed because another rank did.
+    """
     told = None if error is None else redact.text(error, redact.secret_values(os.environ))
-    ended = {"exit_code": int(code), "error": told, "time": time.time(), "again": again}
+    ended = {"exit_code": int(code), "error": told, "time": time.time(), "again": False, "echo": False, **notes}
     name = f"{stage}-{child.rank()}" if child.rank() else stage
     try:
         artifacts.write_json(

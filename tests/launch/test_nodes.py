@@ -62,7 +62,7 @@ def test_slurm_says_where_its_nodes_meet():
     env = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NUM_NODES": "2",
            "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": hosts, "SLURM_JOB_NODELIST": hosts}  # fmt: skip
     found = nodes.meeting(config(**{**MULTI, "cluster__kind": "slurm"}), env)
-    assert found == Meeting(host="gpu1", port=20007, nodes=2, is_leader=False)
+    assert found == Meeting(host="gpu1", port=20014, nodes=2, is_leader=False)
 
 
 def test_a_follower_learns_its_number_and_where_the_run_is(pair, place):
@@ -130,6 +130,16 @@ def test_silence_is_noticed(place, monkeypatch):
     assert line.lost().startswith("it said nothing for")
     line.close()
     theirs.close()
+
+
+def test_a_run_that_ends_at_once_tells_a_node_that_comes_late(place):
+    leader = Leader(place, "/runs/one")
+    ending = threading.Thread(target=leader.end, args=(2,))
+    ending.start()
+    line, node, _ = nodes.join(place, NEVER)
+    assert (node.number, line.receive(5)) == (1, {"end": 2})
+    ending.join()
+    line.close()
 
 
 def test_a_signal_ends_the_wait_for_the_others(place):

@@ -282,6 +282,15 @@ def test_a_config_that_lost_a_secret_asks_for_it(small, run_dir):
         rundir.load_config(run_dir)
 
 
+def test_what_later_ranks_wrote_past_the_runner_is_cleaned(small, run_dir, monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "abcd-1234-efgh")
+    small()
+    log = run_dir / "logs/train-rank1.log"
+    log.write_text("asked with abcd-1234-efgh\nand more\n")
+    small(learning_rate=0.5, allow=frozenset({"train"}))
+    assert log.read_text() == "asked with [redacted]\nand more\n"
+
+
 def test_the_record_is_json_with_a_schema(small, run_dir):
     small()
     assert json.loads((run_dir / "run.json").read_text())["schema"] == 1

@@ -3,11 +3,12 @@ import pytest
 from tunerun import artifacts
 from tunerun.errors import ExitCode
 from tunerun.launch.process import Ended
+from tunerun.launch.ranks import STUCK
 from tunerun.run import statuses
 
 
-def write(run_dir, name, code, *, error=None, time=1.0, again=False):
-    ended = {"exit_code": int(code), "error": error, "time": time, "again": again}
+def write(run_dir, name, code, *, error=None, time=1.0, again=False, echo=False):
+    ended = {"exit_code": int(code), "error": error, "time": time, "again": again, "echo": echo}
     status = {"schema": 1, **ended, "artifacts": []}
     artifacts.write_json(run_dir / artifacts.STATUS / f"{name}.json", status)
 
@@ -57,8 +58,20 @@ def test_what_an_earlier_execution_left_is_removed_for_all_ranks_of_a_stage_only
     assert [file.name for file in (tmp_path / artifacts.STATUS).iterdir()] == ["eval.json"]
 
 
-def test_a_rank_may_ask_for_another_try(tmp_path):
+def test_what_only_repeats_another_ranks_failure_is_not_the_cause_however_early(tmp_path):
+    write(tmp_path, "train", ExitCode.USER_ERROR, error="no such module", time=2.0)
+    write(tmp_path, "train-1", ExitCode.STAGE_FAILED, error="rank 0: no such module", time=1.0, echo=True)
+    assert outcome(tmp_path).code == ExitCode.USER_ERROR
+
+
+def test_a_failure_that_was_told_counts_more_than_that_the_others_had_to_be_killed(tmp_path):
+    write(tmp_path, "train-1", ExitCode.USER_ERROR, error="no such module")
+    assert outcome(tmp_path, fault=STUCK).error == "no such module"
+
+
+@pytest.mark.parametrize("fault", [None, STUCK])
+def test_a_rank_may_ask_for_another_try(tmp_path, fault):
     write(tmp_path, "train", ExitCode.STAGE_FAILED, error="connection closed by peer", time=2.0)
     write(tmp_path, "train-1", ExitCode.STAGE_FAILED, error="out of memory in step 3", again=True)
-    found = outcome(tmp_path)
+    found = outcome(tmp_path, fault=fault)
     assert (found.again, found.died, found.error) == (True, False, "out of memory in step 3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ from tests.train.runs import (
     LORA,
     Killed,
     after_accumulate,
+    before_step,
     break_gradients,
     kill_before,
     losses,
@@ -28,7 +30,7 @@ from tests.train.runs import (
 )
 from tunerun import artifacts
 from tunerun.config.schema import EvalConfig
-from tunerun.errors import StageError
+from tunerun.errors import Preempted, StageError
 from tunerun.models import adapters
 from tunerun.plan.steps import TrainStep
 from tunerun.train import checkpoint, fitting, gradients, health, held_out, loop, recovery
@@ -186,6 +188,18 @@ def test_training_ends_when_the_held_out_loss_no_longer_falls_also_after_a_stop(
     assert losses(out)[-1][0] == 4
 
 
+def test_a_signal_in_the_step_that_ends_training_early_is_followed_by_no_further_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = _run_with_eval(tmp_path, "early")
+    step = train_step(eval_steps=1, early_stopping_evals=2, epochs=4.0)
+    _with_eval_losses(monkeypatch, {1: 2.0, 2: 2.1, 3: 2.2})
+    with before_step(2, lambda: signal.raise_signal(signal.SIGTERM)), pytest.raises(Preempted):
+        run(step, out)
+    run(step, out)
+    assert losses(out)[-1][0] == 3
+
+
 def test_a_loss_that_is_nan_is_never_the_best() -> None:
     first = recovery.judge(Progressed(step=1), float("nan"))
     assert (first.best_step, first.evals_since_best) == (None, 1)
@@ -210,14 +224,8 @@ def test_prompts_are_answered_at_each_checkpoint_and_change_no_bit(tmp_path: Pat
 
 
 def test_a_checkpoint_made_for_a_signal_takes_no_time_for_answers(tmp_path: Path) -> None:
-    import os
-    import signal
-
-    from tests.train.runs import before_step
-    from tunerun.errors import Preempted
-
     out = make_run(tmp_path)
-    with before_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(Preempted):
+    with before_step(1, lambda: signal.raise_signal(signal.SIGTERM)), pytest.raises(Preempted):
         run(_with_prompts(), out)
     assert not (out / artifacts.CHECKPOINTS / "step-2" / checkpoint.ANSWERS).exists()
 

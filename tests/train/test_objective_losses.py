@@ -177,6 +177,14 @@ def test_log_probabilities_and_their_gradients_are_the_same_in_pieces(
     assert float((gradient - again).norm() / again.norm()) < 1e-6
 
 
+def test_a_reference_belongs_to_data_and_model_and_not_to_how_training_goes_on() -> None:
+    identity = {"data (content)": "a", "model (content)": "b", "train.learning_rate": 0.1, "placement.processes": 1}
+    key = reference.key_of(identity)
+    assert reference.key_of({**identity, "train.learning_rate": 0.2, "placement.processes": 4}) == key
+    assert reference.key_of({**identity, "data (content)": "c"}) != key
+    assert reference.key_of({**identity, "model (content)": "c"}) != key
+
+
 def test_reference_numbers_of_something_else_or_damaged_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "train.safetensors"
     assert reference.read(path, "a") is None

@@ -116,6 +116,8 @@ class _Driver:
     """Of the trials that ended in this execution."""
     ended: dict[int, Outcome] = field(default_factory=dict)
     """What came of these."""
+    stopped: bool = False
+    """Whether a signal ended it, in a trial or between two."""
     servers: ForkServers = field(default_factory=ForkServers)
     """Keep the imports of stages from trial to trial."""
 
@@ -160,7 +162,8 @@ class _Driver:
         with self.servers, StopSignals() as stop:
             self._run_trials(stop)
             rows = self._write_rows()
-            if ExitCode.PREEMPTED not in self.codes.values() and self._finish_best(rows, stop):
+            if not self.stopped and self._finish_best(rows, stop):
+                self.stopped = ExitCode.PREEMPTED in self.codes.values()
                 rows = self._write_rows()
         return self._say_end(rows)
 
@@ -170,8 +173,8 @@ class _Driver:
         with ThreadPoolExecutor(self.sweep.jobs) as pool:
             while True:
                 # A stage may have been sent the signal itself.
-                stopped = stop.received or ExitCode.PREEMPTED in self.codes.values()
-                while free and not stopped and (entry := self._next()) is not None:
+                self.stopped = bool(stop.received) or ExitCode.PREEMPTED in self.codes.values()
+                while free and not self.stopped and (entry := self._next()) is not None:
                     print(self._title(entry), flush=True)
                     slot = free.pop(0)
                     running[pool.submit(self._run, entry, entry.prepared, slot, stop)] = (entry, slot)
@@ -299,15 +302,14 @@ class _Driver:
     def _say_end(self, rows: Sequence[Outcome]) -> ExitCode:
         metrics, sweep_dir = self.sweep.metric, self.request.sweep_dir
         print(f"\n{table.render(rows, metrics)}\n")
-        stopped = ExitCode.PREEMPTED in self.codes.values()
-        if stopped:
+        if self.stopped:
             print(f"go on: tunerun resume {sweep_dir}")
         elif table.best(rows, metrics) is None:
             print(f"no trial ended well with a {' and a '.join(metrics)}: there is no best one")
         else:
             print(f"the best as a recipe: tunerun sweep best {sweep_dir}")
         print(f"sweep: {sweep_dir}")
-        if stopped:
+        if self.stopped:
             return ExitCode.PREEMPTED
         good = {ExitCode.DONE, ExitCode.PRUNED}
         return ExitCode.DONE if set(self.codes.values()) <= good else ExitCode.STAGE_FAILED

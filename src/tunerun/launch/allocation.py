@@ -35,7 +35,8 @@ class Allocation:
     @property
     def port(self) -> int:
         """Where the nodes meet on the leader: another one for each job of Slurm, since jobs may share a node."""
-        return _FIRST_PORT + (0 if self.job is None else int(self.job) % _PORTS)
+        # Ranks meet on the port after it.
+        return _FIRST_PORT + (0 if self.job is None else 2 * (int(self.job) % (_PORTS // 2)))
 
 
 def allocation(env: Mapping[str, str]) -> Allocation | None:

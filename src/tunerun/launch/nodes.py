@@ -35,6 +35,8 @@ JOIN_SECONDS = 900.0
 _BEAT_SECONDS = 2.0
 _POLL_SECONDS = 0.1
 _CONNECT_SECONDS = 5.0
+# A run that has nothing to do ends before the other nodes have started Python.
+_FAREWELL_SECONDS = 20.0
 # linux/sockios.h: the address of a network interface.
 _SIOCGIFADDR = 0x8915
 
@@ -165,6 +167,7 @@ class Leader:
         self._lines: list[Line] = []
         self._errors: dict[int, str] = {}
         self._attempt = 0
+        self._farewell_seconds = _FAREWELL_SECONDS
         try:
             # On all addresses: the leader's own name may be the loopback's here.
             self._server = socket.create_server(("", place.port), backlog=place.nodes)
@@ -187,6 +190,8 @@ class Leader:
             Preempted: A signal came first.
         """
         deadline = time.monotonic() + JOIN_SECONDS
+        # Those that do not come now are not waited for again.
+        self._farewell_seconds = 0.0
         while len(self._lines) < self._place.nodes - 1:
             if stopped():
                 raise Preempted("stopped while it waited for the other nodes.")
@@ -216,7 +221,10 @@ class Leader:
         return next(iter(self._errors.values()), None)
 
     def end(self, code: int) -> None:
-        """Tells the other nodes how the run ended, and lets them go."""
+        """Tells the other nodes how the run ended, and lets them go; those that are about to come are waited for."""
+        deadline = time.monotonic() + self._farewell_seconds
+        while len(self._lines) < self._place.nodes - 1 and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
         # Closing it alone would leave it open as long as somebody waits in it.
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)

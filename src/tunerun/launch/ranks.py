@@ -25,7 +25,10 @@ STOPPED_SECONDS = 15.0
 
 # After a rank failed, another one that is gone without a word may still have been the cause.
 _ECHO_SECONDS = 1.0
-_GOOD_CODES = (ExitCode.DONE, ExitCode.PREEMPTED)
+_GOOD_CODES = (ExitCode.DONE, ExitCode.PRUNED, ExitCode.PREEMPTED)
+
+STUCK = "a rank failed and the others did not end"
+"""What is wrong when a rank has said how it failed, and the others had to be killed."""
 
 # The kernel's states of a process (proc_pid_stat(5)).
 _STOPPED, _GONE = "Tt", "ZXx"
@@ -58,6 +61,9 @@ class RankTable:
         number, now = int(event["rank"]), self.clock()
         if "pid" in event:
             state = _state(event["pid"])
+            known = self._ranks.get(number)
+            if known is not None and state is not None and (known.pid, known.started) == (event["pid"], state[1]):
+                return
             self._ranks[number] = _Rank(event["pid"], "" if state is None else state[1], heard=now)
             if self._asked is not None:
                 self._send(self._ranks[number], self._asked)
@@ -100,7 +106,7 @@ class RankTable:
         left = [rank for rank in self._ranks.values() if rank.gone is None]
         broken = [rank.gone for rank in self._ranks.values() if rank.gone is not None and rank.code not in _GOOD_CODES]
         if left and broken and now - min(broken) > LOST_SECONDS:
-            return self.lost() or "a rank failed and the others did not end"
+            return self.lost() or STUCK
         for number, rank in sorted(self._ranks.items()):
             if rank.stopped is not None and now - rank.stopped > STOPPED_SECONDS:
                 return f"rank {number} (process {rank.pid}) is stopped (SIGSTOP or Ctrl+Z), and the others wait for it"

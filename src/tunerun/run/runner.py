@@ -74,9 +74,10 @@ def execute(
             raise UserError(found)
         place = nodes.meeting(config, os.environ)
         with (
+            # First: the other nodes learn of everything that goes wrong here.
+            nodes.leading(place, str(run_dir)) as leader,
             rundir.locked(run_dir) as lock,
             _supervised(supervision) as supervised,
-            nodes.leading(place, str(run_dir)) as leader,
         ):
             runner = _Runner(
                 plan=plan,
@@ -225,6 +226,7 @@ class _Runner:
                 stall_seconds=hardware.stall_seconds,
                 others=self.leader.fault if self.leader is not None and node is not None else None,
             )
+            self._clean_logs_of_ranks(step.stage)
             found = statuses.outcome(self.run_dir, step.stage, ended, stopped=bool(received))
             if received or not (found.again or (found.died and restarts < hardware.max_restarts)):
                 break
@@ -232,6 +234,13 @@ class _Runner:
             why = f"restart {restarts} of {hardware.max_restarts}" if found.died else "starting again"
             self.terminal.line(f"{step.stage}: {found.error}; {why}", error=True)
         return dataclasses.replace(ended, seconds=time.monotonic() - started), found
+
+    def _clean_logs_of_ranks(self, stage: str) -> None:
+        """Takes secrets out of what ranks after the first wrote into logs of their own, past the runner."""
+        for log in (self.run_dir / artifacts.LOGS).glob(f"{stage}-rank*.log"):
+            clean = redact.Lines(self.secrets)
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            artifacts.write_text(log, "".join(f"{clean(line)}\n" for line in lines))
 
     def _launch(self, step: Step, node: Node | None) -> Launch:
         """Returns how a step is started; the key of a teacher is for the step that asks it and no other."""

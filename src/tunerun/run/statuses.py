@@ -13,6 +13,7 @@ from tunerun.artifacts import Artifact
 from tunerun.errors import ExitCode
 from tunerun.launch import process
 from tunerun.launch.process import Ended
+from tunerun.launch.ranks import STUCK
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,9 +47,12 @@ def outcome(run_dir: Path, stage: str, ended: Ended, *, stopped: bool) -> Outcom
         ended: How the process ended; launchers such as torchrun turn every code of a rank into 1.
         stopped: Whether a signal had asked it to stop.
     """
-    if ended.fault is not None:
-        return Outcome(code=ExitCode.STAGE_FAILED, error=ended.fault, died=True, shown=False)
     told = [artifacts.read_json(file) for file in _files(run_dir, stage)]
+    again = next((item for item in told if item["again"]), None)
+    if again is not None:
+        return Outcome(code=ExitCode.STAGE_FAILED, error=again["error"], again=True, shown=False)
+    if ended.fault is not None and not (ended.fault == STUCK and _failures(told)):
+        return Outcome(code=ExitCode.STAGE_FAILED, error=ended.fault, died=True, shown=False)
     if told:
         return _told(told)
     if stopped:
@@ -64,8 +68,8 @@ def outcome(run_dir: Path, stage: str, ended: Ended, *, stopped: bool) -> Outcom
 
 def _told(told: list[Mapping[str, Any]]) -> Outcome:
     """Takes the word of the rank that failed first: others fail because it did."""
-    failed = [item for item in told if item["exit_code"] not in (ExitCode.DONE, ExitCode.PRUNED, ExitCode.PREEMPTED)]
-    first = min(failed, key=lambda item: item["time"]) if failed else told[0]
+    failed = _failures(told)
+    first = min(failed, key=lambda item: (item["echo"], item["time"])) if failed else told[0]
     made = tuple(Artifact(**item) for item in first["artifacts"])
     return Outcome(
         code=ExitCode(first["exit_code"]),
@@ -74,6 +78,10 @@ def _told(told: list[Mapping[str, Any]]) -> Outcome:
         again=first["again"],
         shown=first is told[0] and not first["again"],
     )
+
+
+def _failures(told: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [item for item in told if item["exit_code"] not in (ExitCode.DONE, ExitCode.PRUNED, ExitCode.PREEMPTED)]
 
 
 def _files(run_dir: Path, stage: str) -> list[Path]:

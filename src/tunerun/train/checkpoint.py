@@ -18,7 +18,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,6 +81,12 @@ class Checkpoint:
     progress: Progressed
     identity: Mapping[str, Any]
     """What it belongs to: step choices, data and base model by dotted key."""
+    files: tuple[str, ...]
+    """Names of its files."""
+
+    def state_files(self, ending: str) -> list[str]:
+        """Returns the names of the optimiser's files with an ending, one for each rank that wrote them."""
+        return sorted(name for name in self.files if name.startswith(OPTIMISER) and name.endswith(ending))
 
 
 def write(
@@ -119,7 +125,9 @@ def write(
         staging = Path(ranks.objects(str(own))[0])
         ranks.attempt(lambda: staging.mkdir() if ranks.is_first else None)
         ranks.attempt(lambda: _fill(staging, fill))
-        hashed = ranks.attempt(lambda: _hash_share(staging, ranks))
+        # A shared disk may show a rank its own files before those of others.
+        names = sorted(set().union(*ranks.objects(_names(staging))))
+        hashed = ranks.attempt(lambda: _hash_share(staging, names, ranks))
         files = dict(sorted(item for found in ranks.objects(hashed) for item in found.items()))
         if ranks.is_first:
             manifest = {"schema": SCHEMA, "progress": asdict(progress), "identity": dict(identity), "files": files}
@@ -152,12 +160,12 @@ def restore_state(checkpoint: Checkpoint, engine: Engine, average: Average | Non
     An average that was turned on since then (`--allow train.ema_decay`) begins with the checkpoint's weights.
     """
     tensors: dict[str, Tensor] = {}
-    for file in sorted(checkpoint.folder.glob(f"{OPTIMISER}*.safetensors")):
-        tensors.update(load_file(file))
+    for name in checkpoint.state_files(".safetensors"):
+        tensors.update(load_file(checkpoint.folder / name))
     numbers: dict[str, int | float] = {}
     # Schema 1 knew only AdamW, which keeps no numbers, and had no file for them.
-    for file in sorted(checkpoint.folder.glob(f"{OPTIMISER}*.json")):
-        numbers.update(artifacts.read_json(file)["numbers"])
+    for name in checkpoint.state_files(".json"):
+        numbers.update(artifacts.read_json(checkpoint.folder / name)["numbers"])
     engine.restore(State(tensors=tensors, numbers=numbers))
     if average is not None and (checkpoint.folder / AVERAGE).is_file():
         ema.restore(average, load_file(checkpoint.folder / AVERAGE))
@@ -184,6 +192,11 @@ def read(folder: Path, number: int, ranks: Ranks = ALONE) -> Checkpoint | None:
     return _open(folder, number) if whole else None
 
 
+def is_there(folder: Path, number: int) -> bool:
+    """Says whether a checkpoint of a step was published."""
+    return (folder / f"{_PREFIX}{number}").is_dir()
+
+
 def _is_whole(folder: Path, number: int) -> bool:
     name = f"{_PREFIX}{number}"
     fault = _fault(folder / name)
@@ -197,7 +210,8 @@ def _open(folder: Path, number: int) -> Checkpoint:
     manifest = artifacts.read_json(path / MANIFEST)
     skipped = tuple(manifest["progress"].pop("skipped_steps", ()))
     progress = Progressed(**manifest["progress"], skipped_steps=skipped)
-    return Checkpoint(folder=path, progress=progress, identity=manifest["identity"])
+    files = tuple(sorted(manifest["files"]))
+    return Checkpoint(folder=path, progress=progress, identity=manifest["identity"], files=files)
 
 
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any], allow: Collection[str] = ()) -> tuple[str, ...]:
@@ -247,10 +261,13 @@ def _fill(staging: Path, fill: Callable[[Path], None]) -> None:
         raise StageError(f"checkpoint {name} could not be written: {error}") from error
 
 
-def _hash_share(staging: Path, ranks: Ranks) -> dict[str, str]:
+def _hash_share(staging: Path, names: Sequence[str], ranks: Ranks) -> dict[str, str]:
     """Hashes this rank's share of the files of all ranks, by name."""
-    files = sorted(path for path in staging.rglob("*") if path.is_file())
-    return {path.relative_to(staging).as_posix(): artifacts.sha256(path) for path in files[ranks.rank :: ranks.world]}
+    return {name: artifacts.sha256(staging / name) for name in names[ranks.rank :: ranks.world]}
+
+
+def _names(staging: Path) -> set[str]:
+    return {path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()}
 
 
 def _check_space(folder: Path, step: int, needed_bytes: int) -> None:

@@ -192,6 +192,8 @@ def open_fitting(step: TrainStep, out: Path, identity: Mapping[str, Any], networ
         eval_batch_size=step.eval.batch_size,
     )
     found = fits.read(out, key)
+    # No rank may write it while another one still reads.
+    ranks.wait()
     if found and ranks.is_first:
         last = found[-1]
         print(f"memory ran out before: micro-batch {last.micro_batch_size} from step {last.step} on (fitting.json)")

@@ -77,6 +77,9 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
     progress, window = start, list[StepResult]()
     losses = deque[float](maxlen=health.SPIKE_WINDOW)
     config, report = job.step.train, RankReport()
+    if config.early_stopping_evals is not None and start.evals_since_best >= config.early_stopping_evals:
+        # The signal that stopped training came in its last step.
+        return start
     job.network.train()
     with Progress("train", total=job.total_steps, unit="steps") as bar:
         bar.advance(start.step)
@@ -88,7 +91,7 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
                 else:
                     window.append(result)
                     progress = _advance(progress, result)
-                    _warn_of_spike(progress.step, result, losses)
+                    _warn_of_spike(job, progress.step, result, losses)
                     bar.advance(note=f"loss {result.loss:.4f}")
                 done = progress.step == job.total_steps
                 if window and (done or progress.step % config.log_steps == 0):
@@ -110,7 +113,7 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
                     break
         except fitting.OutOfMemory:
             # Writing takes all ranks, and the others are in the middle of the step.
-            if progress.step and job.ranks.world == 1:
+            if progress.step and job.ranks.world == 1 and not checkpoint.is_there(job.checkpoints, progress.step):
                 _save(job, progress, answers=False)
             raise
     return progress
@@ -296,13 +299,14 @@ def _is_due(progress: Progressed, config: TrainConfig) -> bool:
     return is_best or (config.checkpoint_steps is not None and progress.step % config.checkpoint_steps == 0)
 
 
-def _warn_of_spike(step: int, result: StepResult, losses: deque[float]) -> None:
+def _warn_of_spike(job: Job, step: int, result: StepResult, losses: deque[float]) -> None:
     if health.is_spike(result.loss, losses):
         mean = sum(losses) / len(losses)
         told = (
             f"the loss is {result.loss:.4g}, {result.loss / mean:.1f} times the mean of the {len(losses)} steps before"
         )
-        print(f"warning: step {step}: {told}; it was computed from {health.names(result.samples)}.", file=sys.stderr)
+        samples = [sample for found in job.ranks.objects(result.samples) for sample in found]
+        print(f"warning: step {step}: {told}; it was computed from {health.names(samples)}.", file=sys.stderr)
     losses.append(result.loss)
 
 

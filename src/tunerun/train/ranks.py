@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from tunerun.errors import StageError, TunerunError
+from tunerun.errors import FailedElsewhere, StageError, TunerunError
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class Ranks:
         """Does something on every rank; when it fails on one, all of them raise.
 
         Raises:
-            TunerunError: As raised here, or a StageError with what another rank said.
+            TunerunError: As raised here, or FailedElsewhere with what another rank said.
             OSError: As raised here.
         """
         value, error = None, None
@@ -92,7 +92,7 @@ class Ranks:
             raise error
         for rank, message in enumerate(told):
             if message is not None:
-                raise StageError(f"rank {rank}: {message}")
+                raise FailedElsewhere(f"rank {rank}: {message}")
         return value  # type: ignore[return-value]
 
     def wait(self) -> None:

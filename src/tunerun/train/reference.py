@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tunerun import artifacts
+from tunerun.plan import step_keys
 from tunerun.progress import Progress
 from tunerun.train import batches
 from tunerun.train.objectives.objective import Examples, Objective
@@ -28,8 +29,18 @@ _KEY = "key"
 
 
 def key_of(identity: Mapping[str, Any]) -> str:
-    """Returns a hash of what the numbers depend on: choices, data and base model by dotted key."""
-    return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
+    """Returns a hash of what the numbers depend on.
+
+    Args:
+        identity: Of the training, by dotted key. How it is computed, and how the weights are moved after the first
+            step, is left out: a training that goes on in another way keeps the reference that it began with.
+    """
+    kept = {
+        key: value
+        for key, value in identity.items()
+        if not step_keys.changes_only_bits(key) and not key.startswith("train.")
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def read(path: Path, key: str) -> dict[str, Tensor] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from tunerun.train import (
 from tunerun.train import network as networks
 from tunerun.train.checkpoint import Checkpoint, Progressed
 from tunerun.train.engines import Engine, Parts, make_engine
+from tunerun.train.engines.engine import Body
 from tunerun.train.job import Job
 from tunerun.train.material import ReferenceSource
 from tunerun.train.network import Network
@@ -114,13 +116,11 @@ def _prepare(
     if found is not None:
         checkpoint.restore_state(found, engine, average)
 
-    def at_start(function: Callable[[Any], Any]) -> Any:
-        if found is None:
-            return engine.run(function)
-        return function(networks.build(step, base, None).module)
-
-    source = material.ReferenceSource(fitting=fit, run=at_start, ranks=ranks)
+    run = engine.run if found is None else _as_at_start(step, base)
+    source = material.ReferenceSource(fitting=fit, run=run, ranks=ranks)
     examples, eval_examples = _with_reference(source, out, identity, (examples, eval_examples))
+    # It may hold a second network.
+    del run, source
     if step.train.neftune_alpha is not None:
         noise.add_noise(network.module, step.train.neftune_alpha)
     job = Job(
@@ -151,6 +151,25 @@ def _prepare(
         reads_late=engine.moves_on_device and average is None and step.train.on_nonfinite != "rollback",
     )
     return job, network
+
+
+def _as_at_start(step: TrainStep, base: BaseModel) -> Callable[[Callable[[Any], Any]], Any]:
+    """Returns what applies a function to the network as it was before the first step, loaded when that is needed."""
+
+    @functools.cache
+    def body() -> Body:
+        if step.placement.strategy in SHARDED_STRATEGIES:
+            raise StageError(
+                f"the run's {reference.FOLDER}/ is missing or of another training, and {step.placement.strategy} cannot"
+                " compute it again beside the trained weights. Put it back, or train anew in another run_dir."
+            )
+        return Body(networks.build(step, base, None).module, step.placement)
+
+    @torch.no_grad()
+    def run(function: Callable[[Any], Any]) -> Any:
+        return body()(function)
+
+    return run
 
 
 def _where_loaded(step: TrainStep) -> TrainStep:
