@@ -4,9 +4,11 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -132,7 +134,8 @@ class Terminal:
         """Reads until the pattern appears in what was not read yet."""
         deadline = time.monotonic() + seconds
         while not re.search(pattern, self.seen):
-            assert time.monotonic() < deadline, self.seen
+            readable, _, _ = select.select([self.descriptor], [], [], max(0.0, deadline - time.monotonic()))
+            assert readable, self.seen
             try:
                 self.seen += os.read(self.descriptor, 4096).decode("utf-8", "replace")
             except OSError:
@@ -140,6 +143,13 @@ class Terminal:
         assert re.search(pattern, self.seen), self.seen
         text, self.seen = self.seen, ""
         return text
+
+    def until_readline(self, *, waits: bool, seconds: float = 30) -> None:
+        """Waits until readline waits for a key, or has gone back to the program: it takes keys one by one meanwhile."""
+        deadline = time.monotonic() + seconds
+        while bool(termios.tcgetattr(self.descriptor)[3] & termios.ICANON) == waits:
+            assert time.monotonic() < deadline, self.seen
+            time.sleep(0.01)
 
     def leave(self) -> int:
         deadline = time.monotonic() + 10
@@ -182,13 +192,15 @@ def test_ctrl_c_stops_an_answer_and_leaves_at_the_prompt(run_dir: Path):
         os.kill(engine, signal.SIGSTOP)
         terminal.type(f"{question}\n")
         terminal.until(f"{question}\r\n")
-        time.sleep(0.5)
+        terminal.until_readline(waits=False)
+        time.sleep(0.2)
         terminal.type(CTRL_C)
         terminal.until(r"\[stopped\]\r\n.*> $")
         os.kill(engine, signal.SIGCONT)
     terminal.type("/system\n")
     terminal.until("removed\r\n.*> $")
     # Between its prompt and its wait for a key, readline does not hear a signal before the next key.
-    time.sleep(0.5)
+    terminal.until_readline(waits=True)
+    time.sleep(0.2)
     terminal.type(CTRL_C)
     assert terminal.leave() == 0
