@@ -23,7 +23,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "show": ("show", "RUN", "what a run did and made"),
     "diff": ("diff", "RUN RUN", "what differs between two runs"),
     "replay": ("replay", "RUN", "run it again from its record, and compare"),
-    "sweep": ("sweeps", "best|show DIR | wandb ...", "a sweep's winner as a recipe; its table; one for wandb's agents"),
+    "sweep": ("sweeps", "best|show DIR | wandb ...", "its winner as a recipe; its table; for wandb"),
     "lock": ("lock", "RUN [NAME]", "pin it as a recipe to commit"),
     "resume": ("resume", "RUN [key=value] [--allow KEY]", "go on with a stopped run"),
     "chat": ("chat", "TARGET [--base] [--system TEXT] ...", "talk to a run, a model folder or a GGUF file"),

@@ -120,6 +120,7 @@ def model(shape: Shape, dtype: Any, device: str, attention: str) -> Any:
 def with_tunerun(shape: Shape, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Trains as the train stage does, from its first step on."""
     from tunerun.base_model import BaseModel, write_base
+    from tunerun.child import RankReport
     from tunerun.config.schema import EvalConfig, MethodConfig, ModelConfig, ObjectiveConfig, TrackConfig, TrainConfig
     from tunerun.data.pack import pack
     from tunerun.formats.tokens import TokenWriter
@@ -162,7 +163,7 @@ def with_tunerun(shape: Shape, options: argparse.Namespace, folder: Path) -> dic
     stage.set_determinism(options.device, options.threads)
     job, _ = stage._prepare(step, base, folder, {}, None, Ranks())
     job.network.train()
-    results = [result for result, _ in loop._steps(job, 0, StopRequest())]
+    results = [result for result, _ in loop._steps(job, range(job.total_steps), StopRequest(), RankReport())]
     measured = results[options.warmup :]
     seconds = sum(result.seconds for result in measured)
     return {

@@ -51,6 +51,7 @@ def batch(vocabulary: int) -> MicroBatch:
         input_ids=ids[:, :-1],
         position_ids=torch.arange(_ROW_TOKENS)[None],
         segment_lengths=(_ROW_TOKENS,),
+        segment_bounds=torch.tensor([0, _ROW_TOKENS], dtype=torch.int32),
         predicting=torch.arange(_ROW_TOKENS),
         targets=ids[0, 1:],
         target_segments=torch.zeros(_ROW_TOKENS, dtype=torch.long),
