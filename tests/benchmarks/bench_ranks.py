@@ -112,7 +112,7 @@ def rank_main(out: Path) -> None:
     Ranks.numbers = timed("agreement", numbers)  # type: ignore[method-assign]
     wanted = steps.from_json(json.loads((out / "step.json").read_text()))
     assert isinstance(wanted, TrainStep)
-    with connected(wanted.placement.device, wanted.placement.world_size) as ranks:
+    with connected(wanted.placement) as ranks:
         stage.train(wanted, out, StopRequest(), ranks)
         if ranks.is_first:
             (out / "taken.json").write_text(json.dumps(taken[WARM_STEPS:]))

@@ -85,7 +85,7 @@ def main(config: dict[str, Any], strategy: Any, method: str, precision: Any) -> 
     torch.set_num_threads(1)
     world = int(os.environ["WORLD_SIZE"])
     placement = Placement(strategy=strategy, processes=world, precision=precision)
-    with connected("cpu", world) as ranks:
+    with connected(placement) as ranks:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
             parts = Parts(
                 network=network(config, method, precision),

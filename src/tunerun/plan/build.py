@@ -104,6 +104,8 @@ def _decide(config: RunConfig, facts: Facts) -> _Decisions:
         )
     if found is not None and found.activation_checkpointing and config.train.activation_checkpointing is None:
         notes.append("activations are computed twice: without that the memory estimate does not fit the device")
+    if train.strategy != config.hardware.strategy:
+        notes.append(f"one process has nothing to share: {config.hardware.strategy} is trained as single")
     half = facts.machine.cpu_bf16 and config.hardware.precision == "auto" and train.device == "cpu"
     if half and "train" in config.stages:
         notes.append("this CPU has bf16: hardware.precision=bf16 trains faster, with less exact sums than float32")
@@ -155,10 +157,11 @@ def _train_placement(config: RunConfig, machine: Machine, single: Placement) -> 
     processes = hardware.processes
     if processes is None:
         processes = 1 if hardware.strategy == "single" else max(len(machine.gpus), 1)
+    alone = processes * config.cluster.nodes == 1 and not hardware.offload
     return replace(
         single,
         threads=hardware.threads or max(machine.cores // processes, 1),
-        strategy=hardware.strategy,
+        strategy="single" if alone else hardware.strategy,
         processes=processes,
         nodes=config.cluster.nodes,
         offload=hardware.offload,

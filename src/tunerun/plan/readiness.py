@@ -38,7 +38,7 @@ def problems(config: RunConfig, plan: Plan, machine: Machine | None) -> list[Pro
     return [
         *_not_built(config),
         *_files(config),
-        *(_nodes(config) if machine is None else _gpus(plan, machine)),
+        *(_nodes(config) if machine is None else _gpus(config, plan, machine)),
         *_extras(config),
         *_key(config),
         *(tasks.problems(config.eval) if "eval" in config.stages else ()),
@@ -159,7 +159,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _gpus(plan: Plan, machine: Machine) -> list[Problem]:
+def _gpus(config: RunConfig, plan: Plan, machine: Machine) -> list[Problem]:
+    chosen = config.hardware.devices
+    if len(chosen) > len(machine.gpus):
+        what = f"{len(machine.gpus)} of the GPUs {', '.join(chosen)} are here."
+        return [Problem(where="hardware.devices", what=what, fix="nvidia-smi lists them; [] takes all.")]
     if plan.train is None or plan.train.placement.device != "cuda":
         return []
     needed, here = plan.train.placement.processes, len(machine.gpus)

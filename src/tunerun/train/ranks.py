@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from tunerun.errors import FailedElsewhere, StageError, TunerunError
+from tunerun.plan.steps import Placement
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -101,36 +103,51 @@ class Ranks:
             dist.barrier(group=self.group)
 
 
+_BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+
 ALONE = Ranks()
 """One process."""
 
 
 @contextmanager
-def connected(device: str, world: int, rank: int | None = None) -> Iterator[Ranks]:
+def connected(placement: Placement) -> Iterator[Ranks]:
     """Joins the processes of a training within the block.
 
     They find each other by the variables that torchrun sets (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
     Args:
-        device: `cpu` or `cuda`: gradients travel through gloo or NCCL.
-        world: Number of processes that the plan asks for.
-        rank: Number of this one; None takes RANK.
+        placement: How many there are, and on what they compute: gradients travel through gloo or NCCL.
 
     Raises:
         StageError: There are more or fewer processes than planned.
     """
+    world, device = placement.world_size, placement.device
     if world == 1:
-        yield ALONE
+        with _alone(placement):
+            yield ALONE
         return
-    number = int(os.environ["RANK"]) if rank is None else rank
-    there = int(os.environ["WORLD_SIZE"])
+    number, there = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if there != world:
         raise StageError(f"{there} processes were started, and the plan has {world}.")
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=number, world_size=world, timeout=_SILENCE)
+    dist.init_process_group(_BACKENDS[device], rank=number, world_size=world, timeout=_SILENCE)
     try:
         yield Ranks(number, world, dist.new_group(backend="gloo", timeout=_SILENCE))
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _alone(placement: Placement) -> Iterator[None]:
+    """Lets one process share out with itself: what it offloads goes through the same libraries as for several."""
+    if placement.strategy in ("single", "ddp"):
+        yield
+        return
+    # DeepSpeed asks for it.
+    os.environ.setdefault("LOCAL_RANK", "0")
+    dist.init_process_group(_BACKENDS[placement.device], store=HashStore(), rank=0, world_size=1)
+    try:
+        yield
     finally:
         dist.destroy_process_group()

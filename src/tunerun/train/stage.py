@@ -63,8 +63,7 @@ def run(step: TrainStep, out: Path) -> list[Artifact]:
         StageError: The loss or a gradient is not finite, or the data or the model cannot be read.
         Preempted: A signal stopped training; a checkpoint was written if a step was done.
     """
-    placement = step.placement
-    with stop_requests() as stop, connected(placement.device, placement.world_size) as ranks:
+    with stop_requests() as stop, connected(step.placement) as ranks:
         return train(step, out, stop, ranks)
 
 

@@ -21,7 +21,7 @@ def main(folder: Path) -> None:
     work = json.loads((folder / "work.json").read_text())
     first = steps.from_json(work[0]["step"])
     assert isinstance(first, TrainStep)
-    with connected(first.placement.device, first.placement.world_size) as ranks:
+    with connected(first.placement) as ranks:
         for item in work:
             step, out = steps.from_json(item["step"]), Path(item["out"])
             assert isinstance(step, TrainStep)

@@ -35,7 +35,10 @@ class Sharded:
             "mesh": mesh,
             # Gradients are added up in float32: what is trained is.
             "mp_policy": MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32),
-            "offload_policy": CPUOffloadPolicy() if placement.offload else OffloadPolicy(),
+            # Without a GPU all memory is the host's.
+            "offload_policy": CPUOffloadPolicy()
+            if placement.offload and placement.device == "cuda"
+            else OffloadPolicy(),
         }
         self._network, self._ranks, self._limit = parts.network, parts.ranks, parts.max_grad_norm
         self._body: Any = Body(parts.network, placement)
