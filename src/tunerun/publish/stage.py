@@ -51,7 +51,7 @@ def run(step: PublishStep, out: Path) -> list[Artifact]:
 def _upload(step: PublishStep, out: Path) -> dict[str, Any]:
     publish = step.publish
     files = collect(out, step.artifacts, publish.folder)
-    refuse_secrets(files, redact.secret_values(os.environ))
+    refuse_secrets(files, redact.secret_values(os.environ, step.secret_variables))
     _show(files)
     found: dict[str, Any] = {
         "hub": publish.hub,

@@ -16,6 +16,7 @@ from tunerun import __version__, artifacts, redact
 from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.config import typed
+from tunerun.config.credentials import secret_variables, secrets_of
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, StageError, TunerunError, UserError
 from tunerun.launch import allocation, command, nodes, process
@@ -26,7 +27,7 @@ from tunerun.launch.terminal import Terminal, duration
 from tunerun.launch.waiting import with_wait_policy
 from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
-from tunerun.plan.steps import AnswerStep, ModelStep, PublishStep, Step, TrainStep
+from tunerun.plan.steps import ModelStep, PublishStep, Step, TrainStep
 from tunerun.run import card, drift, job, provenance, record, report, rundir, statuses, summary
 from tunerun.run.fingerprint import Fingerprint, fingerprint, intact
 from tunerun.run.hashes import Hashes
@@ -68,7 +69,7 @@ def execute(
     """
     run_dir = Path(plan.run_dir)
     terminal = Terminal(sys.stdout, sys.stderr) if terminal is None else terminal
-    secrets = redact.secret_values(os.environ, (config.answer.api_key_env, config.serve.api_key_env))
+    secrets = secrets_of(config, os.environ)
     try:
         if found := redact.problems(typed.flatten(typed.plain(config)), secrets):
             raise UserError(found)
@@ -177,7 +178,7 @@ class _Runner:
 
     def _execute(self, step: Step, title: str, now: Fingerprint) -> ExitCode:
         if not self.executed:
-            collected = provenance.collect(Path.cwd(), os.environ)
+            collected = provenance.collect(Path.cwd(), os.environ, secret_variables(self.config))
             self.record = dataclasses.replace(self.record, provenance=collected)
         self.executed += 1
         old = self.record.stages.get(step.stage)
@@ -243,11 +244,9 @@ class _Runner:
             artifacts.write_text(log, "".join(f"{clean(line)}\n" for line in lines))
 
     def _launch(self, step: Step, node: Node | None) -> Launch:
-        """Returns how a step is started; the key of a teacher is for the step that asks it and no other."""
+        """Returns how a step is started, without the keys that are for other steps."""
         launch = with_wait_policy(command.command(step, self.run_dir, node=node))
-        key = self.config.answer.api_key_env
-        hidden = () if key is None or isinstance(step, AnswerStep) else (key,)
-        return dataclasses.replace(launch, without=(*launch.without, *hidden))
+        return command.hiding(launch, step, secret_variables(self.config))
 
     def _gather(self, step: Step) -> Node | None:
         """Has the other nodes start their ranks of a step that has some."""
