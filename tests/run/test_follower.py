@@ -51,6 +51,6 @@ def test_ranks_do_not_get_the_key_of_a_teacher_and_no_secret_reaches_the_log(sma
 
     text = (run_dir / "logs/train-node1.log").read_text()
     assert f"using he said {redact.MARK} as NOTE" in text
-    assert "as DEPLOY" in text
+    assert "DEPLOY=[redacted]" in text
     assert "as TEACHER" not in text
     assert not any(secret in text for secret in (*BODY, "plain-looking-value"))

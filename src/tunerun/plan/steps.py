@@ -331,9 +331,12 @@ def secret_variables(step: Step) -> tuple[str, ...]:
     """Returns the environment variables that hold secrets, whatever they are called, and that a step reads."""
     if isinstance(step, PublishStep):
         return step.secret_variables
-    keys = (step.answer.api_key_env,) if isinstance(step, AnswerStep) else ()
-    keys += (step.serve.api_key_env,) if isinstance(step, ServeStep) else ()
-    return tuple(key for key in keys if key is not None)
+    named = None
+    if isinstance(step, AnswerStep):
+        named = step.answer.api_key_env
+    elif isinstance(step, ServeStep):
+        named = step.serve.api_key_env
+    return () if named is None else (named,)
 
 
 def to_json(step: Step) -> dict[str, Any]:
