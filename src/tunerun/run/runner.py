@@ -19,6 +19,7 @@ from tunerun.config import typed
 from tunerun.config.credentials import secret_variables, secrets_of
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, StageError, TunerunError, UserError
+from tunerun.formats.verdicts import VERIFY_REPORT
 from tunerun.launch import allocation, command, nodes, process
 from tunerun.launch.command import Launch, Node
 from tunerun.launch.nodes import Leader
@@ -191,6 +192,9 @@ class _Runner:
             files=now.files,
         )
         self._save(step.stage, entry)
+        if step.stage in ("train", "merge", "export"):
+            # Nobody has verified what it is about to make.
+            (self.run_dir / VERIFY_REPORT).unlink(missing_ok=True)
         self.terminal.line(title)
         if isinstance(step, PublishStep):
             card.write_published(self.run_dir, step, self.secrets)
@@ -227,7 +231,7 @@ class _Runner:
                 stall_seconds=hardware.stall_seconds,
                 others=self.leader.fault if self.leader is not None and node is not None else None,
             )
-            self._clean_logs_of_ranks(step.stage)
+            rundir.clean_logs_of_ranks(self.run_dir, step.stage, self.secrets)
             found = statuses.outcome(self.run_dir, step.stage, ended, stopped=bool(received))
             if received or not (found.again or (found.died and restarts < hardware.max_restarts)):
                 break
@@ -235,13 +239,6 @@ class _Runner:
             why = f"restart {restarts} of {hardware.max_restarts}" if found.died else "starting again"
             self.terminal.line(f"{step.stage}: {found.error}; {why}", error=True)
         return dataclasses.replace(ended, seconds=time.monotonic() - started), found
-
-    def _clean_logs_of_ranks(self, stage: str) -> None:
-        """Takes secrets out of what ranks after the first wrote into logs of their own, past the runner."""
-        for log in (self.run_dir / artifacts.LOGS).glob(f"{stage}-rank*.log"):
-            clean = redact.Lines(self.secrets)
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            artifacts.write_text(log, "".join(f"{clean(line)}\n" for line in lines))
 
     def _launch(self, step: Step, node: Node | None) -> Launch:
         """Returns how a step is started, without the keys that are for other steps."""
@@ -260,7 +257,7 @@ class _Runner:
             self.hashes.remember(self.run_dir / artifact.path, artifact.sha256)
         kept = [item.path for entry in self.record.stages.values() for item in entry.artifacts]
         for artifact in old.artifacts if old is not None else ():
-            if not any(_overlap(artifact.path, path) for path in kept):
+            if not any(rundir.overlap(artifact.path, path) for path in kept):
                 rundir.remove(self.run_dir / artifact.path)
                 self.terminal.line(f"  removed {artifact.path}: not part of this run any more")
 
@@ -399,7 +396,3 @@ def _base_model(run_dir: Path) -> dict[str, str | None] | None:
         return None
     base = read_base(run_dir)
     return {"path": base.path, "revision": base.revision, "sha256": base.sha256}
-
-
-def _overlap(first: str, second: str) -> bool:
-    return first == second or first.startswith(second + "/") or second.startswith(first + "/")
