@@ -197,6 +197,8 @@ def test_200_ordinary_keys_lose_nothing():
     assert len({**schema, **ordinary}) >= 200
     assert redact.data(everything, ()) == everything
     assert redact.problems(everything, ()) == []
+    numbers = {key: index for index, key in enumerate(ordinary)}
+    assert redact.data(numbers, ()) == numbers
     for key, value in everything.items():
         line = f"{key}={value}"
         assert redact.text(line, ()) == line
