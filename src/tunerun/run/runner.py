@@ -74,10 +74,9 @@ def execute(
     try:
         if found := redact.problems(typed.flatten(typed.plain(config)), secrets):
             raise UserError(found)
-        place = nodes.meeting(config, os.environ)
         with (
             # First: the other nodes learn of everything that goes wrong here.
-            nodes.leading(place, str(run_dir)) as leader,
+            nodes.leading(nodes.meeting(config, os.environ), str(run_dir)) as leader,
             rundir.locked(run_dir) as lock,
             _supervised(supervision) as supervised,
         ):
