@@ -25,6 +25,13 @@ TOKEN = "hf_" + "aB3dE6gH9jK2mN5pQ8" * 2
         "GOOGLE_CREDENTIALS",
         "private_key",
         "ssh_passphrase",
+        "OPENAI_API_KEY_2",
+        "HF_TOKEN_WRITE",
+        "HF_TOKEN_READ_2",
+        "DB_PASS",
+        "PGPASSWORD",
+        "GH_PAT",
+        "MYSQL_PWD",
     ],
 )
 def test_names_of_secrets(name):
@@ -58,6 +65,13 @@ def test_names_of_secrets(name):
         "SSH_AUTH_SOCK",
         "author",
         "passes",
+        "forward_pass",
+        "hf_token_2",
+        "PAD_TOKEN_2",
+        "HF_TOKEN_PATH_2",
+        "PASS",
+        "KEY_2",
+        "2",
         "",
     ],
 )
@@ -122,6 +136,13 @@ def test_data_loses_values_of_secret_keys_at_any_depth():
         "password": None,
         "url": f"http://{redact.MARK}@h/",
     }
+
+
+def test_numbers_and_lists_under_a_secret_key_go_too():
+    data = {"password": 12345678, "api_key": ["one", "two"], "token": 1.5, "secrets": [], "passwords": True}
+    hidden = {**dict.fromkeys(("password", "api_key", "token"), redact.MARK), "secrets": [], "passwords": True}
+    assert redact.data(data, ()) == hidden
+    assert [problem.where for problem in redact.problems(data, ())] == ["password", "api_key", "token"]
 
 
 def test_text_of_a_config_is_not_read_as_assignments():

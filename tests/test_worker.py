@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.run import scenario
 from tunerun import artifacts
 from tunerun.base_model import BaseModel, write_base
-from tunerun.config.schema import MethodConfig
+from tunerun.config.schema import AnswerConfig, MethodConfig
 from tunerun.plan import plan as plans
 from tunerun.plan import steps
 
@@ -110,6 +110,18 @@ def test_a_signal_ends_a_stage_as_resumable(run_dir, number):
     assert process.returncode == status(run_dir, "data")["exit_code"] == 75
     assert status(run_dir, "data")["error"] == f"stopped by {number.name}"
     assert list(run_dir.glob(".*partial*")) == []
+
+
+def test_the_key_that_a_stage_asks_with_is_not_in_its_status(run_dir, monkeypatch):
+    monkeypatch.setenv("TEACHER", "plain-looking-value")
+    monkeypatch.setenv("TUNERUN_TEST_NAMES", "TEACHER")
+    monkeypatch.setenv("DATABASE_URL", "")
+    plan = json.loads((run_dir / artifacts.PLAN).read_text())
+    asks = steps.AnswerStep(answer=AnswerConfig(api_key_env="TEACHER"), vars={}, on_bad_rows="fail", hub="hf", seed=1)
+    plan["steps"].append(steps.to_json(asks))
+    artifacts.write_json(run_dir / artifacts.PLAN, plan)
+    _, _, told = run(run_dir, "answer", "leak-all")
+    assert told["error"] == "RuntimeError: [redacted]"
 
 
 ASK_FOR_TRAINING = """

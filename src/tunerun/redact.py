@@ -22,6 +22,12 @@ _ALWAYS = frozenset({"secret", "secrets", "password", "passwords", "passwd", "pa
 _KEY_KINDS = frozenset({"api", "access", "private", "secret", "auth", "account", "signing", "encryption", "ssh"})
 # Where a secret lies, or how it is called, is no secret: `api_key_env`, `HF_TOKEN_PATH`.
 _PLACES = frozenset({"env", "file", "path", "dir", "folder", "name", "id", "ids", "count", "length", "type"})
+# How variables, which are written in capitals, call a secret besides; and what tells several of them apart.
+_IN_CAPITALS = frozenset({"pass", "pat", "pwd"})
+_JOINED = ("password", "passwd", "passphrase", "apikey")
+_WHICH = frozenset(
+    {"write", "read", "rw", "ro", "prod", "production", "staging", "dev", "test", "main", "backup", "old"}
+)
 # Tokens that a tokenizer knows.
 _TOKENIZER_TOKEN = re.compile(
     "pad|eos|bos|unk|sep|cls|mask|start|end|stop|image|audio|video|special|added|im|next|last|first|new|per|each|tool"
@@ -67,6 +73,9 @@ def is_secret_name(name: str) -> bool:
         name: In any spelling: `hub_token`, `HF_TOKEN`, `apiKey`, `serve.api-key`.
     """
     words = [word.lower() for word in _WORD.findall(name)]
+    is_variable = name.isupper()
+    while is_variable and len(words) > 1 and (words[-1] in _WHICH or words[-1].isdigit()):
+        words.pop()
     if not words or words[-1] in _PLACES:
         return False
     last, before = words[-1], words[-2] if len(words) > 1 else ""
@@ -76,7 +85,9 @@ def is_secret_name(name: str) -> bool:
         return _TOKENIZER_TOKEN.fullmatch(before) is None
     if last == "key":
         # `OPENAI_KEY` in an environment is a key; `sort_key` in a config is not.
-        return before in _KEY_KINDS or (name.isupper() and len(words) > 1)
+        return before in _KEY_KINDS or (is_variable and len(words) > 1)
+    if is_variable and (last.endswith(_JOINED) or (last in _IN_CAPITALS and len(words) > 1)):
+        return True
     return last == "pwd" and len(words) > 1
 
 
@@ -164,7 +175,8 @@ def _plain(value: Any) -> Any:
 
 
 def _hides(key: str, value: Any) -> bool:
-    return isinstance(value, str) and value != "" and is_secret_name(key)
+    is_empty = value is None or isinstance(value, bool | Mapping) or value in ("", [], ())
+    return not is_empty and is_secret_name(key)
 
 
 def _without_parameter(match: re.Match[str]) -> str:

@@ -112,47 +112,48 @@ def _work(run_dir: Path, stage: str) -> int:
             function = load_stage(stage)
         made = function(step, run_dir)
     except child.Stopped as signal_name:
-        return _finish(run_dir, stage, ExitCode.PREEMPTED, f"stopped by {signal_name}", [])
+        return _finish(run_dir, step, ExitCode.PREEMPTED, f"stopped by {signal_name}", [])
     except TryAgain as error:
-        return _finish(run_dir, stage, error.exit_code, str(error), [], again=True)
+        return _finish(run_dir, step, error.exit_code, str(error), [], again=True)
     except FailedElsewhere as error:
-        return _finish(run_dir, stage, error.exit_code, str(error), [], echo=True)
+        return _finish(run_dir, step, error.exit_code, str(error), [], echo=True)
     except Pruned as end:
         print(f"{stage}: {end}")
-        return _finish(run_dir, stage, end.exit_code, str(end), [])
+        return _finish(run_dir, step, end.exit_code, str(end), [])
     except TunerunError as error:
         print(render_error(error), file=sys.stderr)
-        return _finish(run_dir, stage, error.exit_code, str(error), [])
+        return _finish(run_dir, step, error.exit_code, str(error), [])
     except OSError as error:
         # A full disk or a missing right: the message is all a user can use.
         print(f"{stage}: {error}", file=sys.stderr)
-        return _finish(run_dir, stage, ExitCode.STAGE_FAILED, str(error), [])
+        return _finish(run_dir, step, ExitCode.STAGE_FAILED, str(error), [])
     except Exception as error:  # noqa: BLE001 (the last line of a process: whatever it was, the runner must learn it)
         traceback.print_exc()
-        return _finish(run_dir, stage, ExitCode.STAGE_FAILED, f"{type(error).__name__}: {error}", [])
-    return _finish(run_dir, stage, ExitCode.DONE, None, made)
+        return _finish(run_dir, step, ExitCode.STAGE_FAILED, f"{type(error).__name__}: {error}", [])
+    return _finish(run_dir, step, ExitCode.DONE, None, made)
 
 
-def _finish(run_dir: Path, stage: str, code: ExitCode, error: str | None, made: list[Artifact], **notes: bool) -> int:
+def _finish(run_dir: Path, step: Step, code: ExitCode, error: str | None, made: list[Artifact], **notes: bool) -> int:
     """Writes the status.
 
     Args:
         run_dir: The run directory.
-        stage: Its name.
+        step: What it was to do.
         code: How it ended.
         error: Message of a failure.
         made: What it made.
         notes: `again` when it asks to be started again, `echo` when it failed because another rank did.
     """
-    told = None if error is None else redact.text(error, redact.secret_values(os.environ))
+    secrets = redact.secret_values(os.environ, steps.secret_variables(step))
+    told = None if error is None else redact.text(error, secrets)
     ended = {"exit_code": int(code), "error": told, "time": time.time(), "again": False, "echo": False, **notes}
-    name = f"{stage}-{child.rank()}" if child.rank() else stage
+    name = f"{step.stage}-{child.rank()}" if child.rank() else step.stage
     try:
         artifacts.write_json(
             run_dir / artifacts.STATUS / f"{name}.json", {"schema": 1, **ended, "artifacts": typed.plain(made)}
         )
     except OSError as failure:
-        print(f"{stage}: the status could not be written: {failure}", file=sys.stderr)
+        print(f"{step.stage}: the status could not be written: {failure}", file=sys.stderr)
     return int(code)
 
 

@@ -157,6 +157,20 @@ def test_a_secret_never_reaches_the_script(slurm, tmp_path, override):
     assert not (tmp_path / "outputs/mine/job.sbatch").exists()
 
 
+def test_the_value_of_a_variable_that_the_config_names_reaches_neither_script_nor_plan(
+    slurm, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv("TEACHER", "plain-looking-value")
+    typed = (*QUEUED, "answer.api_key_env=TEACHER", 'cluster.setup=["echo plain-looking-value"]')
+    with pytest.raises(UserError, match=r"cluster\.setup\[0\]: holds a secret"):
+        cli.dispatch(typed)
+    assert not (tmp_path / "outputs/mine/job.sbatch").exists()
+    assert cli.dispatch(["plan", *typed]) == ExitCode.DONE
+    out = capfd.readouterr().out
+    assert "echo [redacted]" in out
+    assert "plain-looking-value" not in out
+
+
 def test_a_secret_of_the_shell_is_in_no_file_of_the_run(slurm, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "not-to-be-seen-12345")
     assert cli.dispatch((*QUEUED, 'cluster.setup=["test -n $HF_TOKEN"]')) == ExitCode.DONE

@@ -123,6 +123,21 @@ def test_a_start_token_is_left_to_engines_that_write_it(tiny: Path, tmp_path: Pa
     assert "begins every prompt with" in read_handoff(tmp_path / "serve.json").ollama.reason
 
 
+def test_without_a_chat_template_any_release_of_ollama_will_do(tiny: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny)
+    model = Exported(
+        name="demo",
+        files={"f16": "demo-f16.gguf"},
+        template=None,
+        tokenizer=tokenizer,
+        special=read_special(tiny, tokenizer, None),
+        context_tokens=512,
+        system=None,
+    )
+    assert write_companions(tmp_path, model) == [("modelfile", "Modelfile"), ("serve", "serve.json")]
+    assert read_modelfile((tmp_path / "Modelfile").read_text()).requires is None
+
+
 def test_an_unmerged_base_is_exported_with_another_template(tiny: Path, tmp_path: Path) -> None:
     write_base(tmp_path, BaseModel(folder=tiny, path=str(tiny), revision=None, sha256="0" * 64))
     run(step(merged=False, chat_template="chatml", gguf=GgufConfig(types=("f16",), context=64)), tmp_path)

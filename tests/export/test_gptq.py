@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.tiny import random_samples, tiny_qwen2, write_store
 from tests.train.runs import make_run
@@ -92,6 +92,26 @@ def test_it_is_verified_without_its_library_and_other_weights_fail(out: Path, py
     change(out / artifacts.MERGED / "model.safetensors", "layers.1.mlp.down_proj", 3.0)
     with pytest.raises(GateError, match="gptq_logits:gptq failed"):
         verify_stage.run(step, out)
+
+
+@pytest.mark.parametrize(
+    ("lost", "added", "reason"),
+    [
+        ("model.layers.1.mlp.up_proj.qweight", None, "model.layers.1.mlp.up_proj.qweight is missing"),
+        ("model.layers.1.mlp.up_proj.", None, "model.layers.1.mlp.up_proj.weight is missing"),
+        ("model.norm.weight", None, "model.norm.weight is missing"),
+        (None, "model.layers.7.mlp.up_proj.qweight", "model.layers.7.mlp.up_proj.qweight belongs to no layer"),
+    ],
+)
+def test_a_folder_without_a_tensor_or_with_a_strange_one_fails_by_its_name(
+    out: Path, python: str, lost: str | None, added: str | None, reason: str
+) -> None:
+    weights = export(out, python) / "model.safetensors"
+    found = {name: value for name, value in load_file(weights).items() if lost is None or not name.startswith(lost)}
+    save_file({**found, **({added: torch.zeros(2)} if added else {})}, weights, metadata={"format": "pt"})
+    with pytest.raises(GateError, match="gptq_logits:gptq failed"):
+        verify_stage.run(verify_step(adapter=None, folders=("gptq",)), out)
+    assert reason in read_gates(out)["gptq_logits:gptq"]["reason"]
 
 
 def test_what_is_not_installed_is_named_with_the_remedy(out: Path) -> None:

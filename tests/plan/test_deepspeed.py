@@ -61,11 +61,45 @@ def test_a_users_file_goes_before_and_what_it_leaves_to_a_trainer_is_left_out():
         ({"bf16": {"enabled": True}}, "bf16.enabled is True, and the run's own keys make it False"),
         ({"optimizer": {"type": "AdamW"}}, "`optimizer` is not DeepSpeed's to do here. Remove it; see train.optimizer"),
         ({"fp16": {"enabled": True}}, "`fp16` is not DeepSpeed's to do here"),
+        ({"fp16": {"enabled": True, "loss_scale": 0}}, "`fp16` is not DeepSpeed's to do here"),
+        ({"zero_optimization": True}, "zero_optimization is True, and has to be a mapping"),
+        ({"bf16": True}, "bf16 is True, and has to be a mapping"),
+        ({"fp16": False}, "fp16 is False, and has to be a mapping"),
+        (
+            {"zero_optimization": {"offload_optimizer": "cpu"}},
+            "zero_optimization.offload_optimizer is 'cpu', and has to be a mapping",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            "zero_optimization.offload_optimizer.device is cpu, and the run's own keys make it none",
+        ),
+        (
+            {"zero_optimization": {"offload_param": {"device": "nvme"}}},
+            "zero_optimization.offload_param.device is nvme, and the run's own keys make it none",
+        ),
     ],
 )
 def test_a_file_that_says_otherwise_than_the_run_is_refused(own, told):
     (found,) = problems(own)
     assert told in found
+
+
+@pytest.mark.parametrize("enabled", ["auto", False])
+def test_fp16_that_is_off_or_left_open_is_left_out(enabled):
+    own = {"fp16": {"enabled": enabled, "loss_scale": 0, "loss_scale_window": 1000}}
+    assert problems(own) == []
+    assert deepspeed_config(ZERO2, max_grad_norm=1.0, own=own) == deepspeed_config(ZERO2, max_grad_norm=1.0)
+
+
+def test_an_offload_that_the_runs_keys_ask_for_too_is_let_through():
+    placement = Placement(strategy="zero3", processes=2, offload=True)
+    own = {
+        "zero_optimization": {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "auto"}},
+        "fp16": None,
+    }
+    assert problems(own, placement) == []
+    (told,) = problems({"zero_optimization": {"offload_param": {"device": "none"}}}, placement)
+    assert "offload_param.device is none, and the run's own keys make it cpu" in told
 
 
 def test_a_file_without_deepspeed_to_read_it_is_refused():

@@ -68,6 +68,15 @@ def test_an_older_release_takes_the_go_template(out: Path, tmp_path: Path, monke
     assert log.read_text().splitlines()[-1] == "create mine:latest -f Modelfile.go-template"
 
 
+def test_a_model_without_a_template_needs_no_release(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = install(tmp_path, monkeypatch, version="0.5.7")
+    (out / "export" / "Modelfile").write_text("FROM ./small-f16.gguf\n")
+    run(STEP, out)
+    assert log.read_text().splitlines()[-1] == "create mine:latest -f Modelfile"
+
+
 def test_a_failure_names_the_command_to_try(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, monkeypatch, code=1, said="could not connect")
     with pytest.raises(StageError, match=r"could not connect .*ollama create mine:latest -f Modelfile"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import subprocess
 import sys
 import types
@@ -154,6 +155,23 @@ def test_a_failed_gate_is_refused_unless_it_is_forced(out: Path, hub: UploadHub)
     assert len(hub.commits) == 1
 
 
+def test_what_was_not_verified_is_said_and_recorded(
+    out: Path, hub: UploadHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dry = step(replace(CONFIG, dry_run=True))
+    run(dry, out)
+    assert "warning: the run was not verified" in capsys.readouterr().out
+    assert report(out)["unproved"] == "the run was not verified"
+    gates = [{"name": "llama-server:x.gguf", "verdict": "not_proved"}, {"name": "files", "verdict": "pass"}]
+    artifacts.write_json(out / "verify" / "report.json", {"schema": 1, "passed": True, "gates": gates})
+    run(dry, out)
+    assert "warning: 1 gate not proved: llama-server:x.gguf" in capsys.readouterr().out
+    artifacts.write_json(out / "verify" / "report.json", {"schema": 1, "passed": True, "gates": gates[1:]})
+    run(dry, out)
+    assert "warning" not in capsys.readouterr().out
+    assert report(out)["unproved"] == ""
+
+
 @pytest.mark.parametrize("secret", ["hf_" + "a1B2" * 8, "correct-horse-9"])
 def test_a_secret_in_a_file_is_refused_by_name(
     out: Path, hub: UploadHub, monkeypatch: pytest.MonkeyPatch, secret: str
@@ -183,6 +201,16 @@ def test_what_is_not_there_is_named(out: Path, tmp_path: Path) -> None:
 def test_a_hub_that_refuses_the_token_says_so(out: Path, hub: UploadHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
     with pytest.raises(StageError, match=r"someone/small: .*401"):
+        run(step(), out)
+
+
+def test_a_hub_that_cannot_be_reached_is_a_message(out: Path, hub: UploadHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    with pytest.raises(StageError, match=rf"127.0.0.1:{port}/someone/small: .*refused"):
         run(step(), out)
 
 

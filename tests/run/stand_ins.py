@@ -30,6 +30,11 @@ def model(step, out):
     return [artifacts.describe(out, "model-record", artifacts.MODEL)]
 
 
+def answer(step, out):
+    _behave("answer", out)
+    return []
+
+
 def data(step, out):
     text = Path(step.data.path[0]).read_text(encoding="utf-8")
     with artifacts.publish(out / "data") as staging:
@@ -79,6 +84,12 @@ def export(step, out):
         made.append(artifacts.describe(out, "gguf", path))
     _behave("export", out)
     return made
+
+
+def publish(step, out):
+    from tunerun.publish import stage
+
+    return stage.run(step, out)
 
 
 def _behave(stage, out):

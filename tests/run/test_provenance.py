@@ -2,7 +2,6 @@ import subprocess
 
 import pytest
 
-from tunerun import redact
 from tunerun.run import provenance
 
 GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@example.org")
@@ -62,10 +61,19 @@ def test_secret_variables_are_kept_by_name_and_others_by_value():
         "OMP_NUM_THREADS": "2",
         "HOME": "/home/someone",
     }
-    assert provenance.variables(environment, redact.secret_values(environment)) == {
+    assert provenance.variables(environment) == {
         "HF_ENDPOINT": "https://[redacted]@mirror",
         "HF_TOKEN": "[redacted]",
         "OMP_NUM_THREADS": "2",
+    }
+
+
+def test_a_variable_that_the_config_names_is_kept_by_name_too():
+    environment = {"TUNERUN_TEACHER": "short", "TUNERUN_NOTE": "correct-horse", "TORCH_X": "correct-horse 2"}
+    assert provenance.variables(environment, ("TUNERUN_TEACHER", "TUNERUN_NOTE")) == {
+        "TORCH_X": "[redacted] 2",
+        "TUNERUN_NOTE": "[redacted]",
+        "TUNERUN_TEACHER": "[redacted]",
     }
 
 

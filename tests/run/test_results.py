@@ -193,6 +193,14 @@ def test_the_card_of_a_run_that_failed_a_gate_says_so(finished):
     assert "**Unverified: a gate failed" in (finished / "README.md").read_text()
 
 
+def test_the_card_names_what_no_gate_proved(finished):
+    reports.put(finished, verify=reports.verification(verdict="not_proved"))
+    card.write(finished, ())
+    text = (finished / "README.md").read_text()
+    assert "Not everything could be verified: 1 gate not proved: merge_logits." in text
+    assert "**Unverified" not in text
+
+
 def test_the_card_for_a_hub_says_how_the_files_are_used_there_and_nothing_of_this_machine(finished):
     publish = PublishConfig(repo="someone/small", folder="deep")
     card.write_published(finished, PublishStep(publish=publish, name="small", artifacts=("adapter", "gguf")), ())

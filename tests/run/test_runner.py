@@ -4,13 +4,17 @@ import json
 import time
 
 import pytest
+import reports
 import scenario
 import yaml
 from scenario import FULL
 
 from tunerun import artifacts
-from tunerun.config.schema import AnswerConfig
+from tunerun.config.schema import AnswerConfig, PublishConfig, ServeConfig
 from tunerun.errors import ExitCode, UserError
+from tunerun.formats.verdicts import VERIFY_REPORT
+from tunerun.plan import delivery
+from tunerun.plan.steps import Placement
 from tunerun.run import record, rundir, runner
 
 
@@ -266,6 +270,46 @@ def test_the_key_of_a_teacher_reaches_no_other_stage(run_dir, tmp_path, monkeypa
     assert runner.execute(scenario.plan(other, made), config=made) == ExitCode.STAGE_FAILED
 
     assert "KeyError: 'MY_TOKEN'" in (other / "logs/train.log").read_text()
+
+
+@pytest.mark.parametrize(("changed", "gone"), [("merged/model.txt", True), ("data/tokens.txt", False)])
+def test_what_was_verified_is_forgotten_when_a_model_is_made_again(small, run_dir, changed, gone):
+    small(stages=FULL)
+    report = run_dir / VERIFY_REPORT
+    artifacts.write_json(report, reports.verification())
+    small(stages=FULL)
+    assert report.exists()
+    (run_dir / changed).unlink()
+    small(stages=FULL)
+    assert report.exists() != gone
+
+
+def test_publish_looks_for_the_keys_that_the_config_names(small, run_dir, tmp_path, monkeypatch):
+    small(stages=FULL)
+    monkeypatch.setenv("TEACHER", "plain-looking-value")
+    monkeypatch.setenv("SERVED", "another-plain-value")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    made = dataclasses.replace(
+        scenario.config(tmp_path / "rows.txt", tmp_path / "model"),
+        stages=("publish",),
+        answer=AnswerConfig(api_key_env="TEACHER"),
+        serve=ServeConfig(api_key_env="SERVED"),
+        publish=PublishConfig(repo="someone/small", dry_run=True, artifacts=("merged",)),
+    )
+    model = scenario.plan(run_dir, made).steps[0]
+    plan = dataclasses.replace(scenario.plan(run_dir, made), steps=(model, *delivery.steps(made, Placement())))
+    for name, value in (("a", "plain-looking-value"), ("b", "another-plain-value")):
+        (run_dir / f"merged/{name}.json").write_text(json.dumps({"note": value}))
+
+    assert runner.execute(plan, config=made) == ExitCode.USER_ERROR
+
+    log = (run_dir / "logs/publish.log").read_text()
+    assert "2 problems" in log
+    assert "merged/a.json" in log
+    assert "merged/b.json" in log
+    for name in "ab":
+        (run_dir / f"merged/{name}.json").unlink()
+    assert runner.execute(plan, config=made) == ExitCode.DONE
 
 
 def test_the_config_comes_back_as_it_was(small, run_dir, tmp_path):

@@ -110,6 +110,15 @@ def test_a_sweep_writes_no_secret_either(folder, monkeypatch, capfd):
     assert found_in({**files, "stdout": out, "stderr": err}) == []
 
 
+@pytest.mark.parametrize("sweep", [False, True])
+def test_the_value_of_a_variable_that_the_config_names_is_refused_too(sweep, folder, monkeypatch):
+    monkeypatch.setenv("TEACHER", "plain-looking-value")
+    typed = [*BASE, "answer.api_key_env=TEACHER", "data.vars.note=plain-looking-value"]
+    with pytest.raises(UserError, match=r"data\.vars\.note: holds a secret"):
+        cli.dispatch([*(["-m", "seed=1,2"] if sweep else []), *typed])
+    assert not list(folder.rglob("sweep.json"))
+
+
 PLANTED = {
     "the value": lambda line: line,
     "an address": lambda line: f"https://me:{urllib.parse.quote(line, safe='')}@example.org/rows",
@@ -188,6 +197,8 @@ def test_200_ordinary_keys_lose_nothing():
     assert len({**schema, **ordinary}) >= 200
     assert redact.data(everything, ()) == everything
     assert redact.problems(everything, ()) == []
+    numbers = {key: index for index, key in enumerate(ordinary)}
+    assert redact.data(numbers, ()) == numbers
     for key, value in everything.items():
         line = f"{key}={value}"
         assert redact.text(line, ()) == line

@@ -17,7 +17,6 @@ from tests.verify.runs import export
 from tunerun import artifacts
 from tunerun.chat.template import ChatTemplate, load_template
 from tunerun.chat.tokenizer import load_tokenizer
-from tunerun.errors import StageError
 from tunerun.verify.llama_server import server_gate
 
 # CHATML with a place for tools.
@@ -132,7 +131,17 @@ def _built() -> str:
     return done.stdout.strip()
 
 
-def test_a_server_that_dies_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_start_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, monkeypatch, CHATML, before='sys.exit("error: no backend")')
-    with pytest.raises(StageError, match="no backend"):
-        server_gate(write_gguf(tmp_path / "m.gguf"), TEMPLATE, (), "<s>")
+    gate = server_gate(write_gguf(tmp_path / "m.gguf"), TEMPLATE, (), "<s>")
+    assert gate.verdict == "not_proved"
+    assert "llama-server does not start" in gate.reason
+    assert "no backend" in gate.reason
+
+
+def test_a_template_that_refuses_everything_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, CHATML)
+    refuses = replace(TEMPLATE, text="{{ raise_exception('no') }}")
+    gate = server_gate(write_gguf(tmp_path / "m.gguf"), refuses, ("Who are you?",), "<s>")
+    assert (gate.verdict, gate.measured["texts"]) == ("not_proved", 0)
+    assert "refuses every conversation" in gate.reason

@@ -18,6 +18,7 @@ from tests.verify.runs import change, export, read_gates, state_template, verify
 from tunerun import artifacts
 from tunerun.errors import GateError
 from tunerun.formats.gguf_header import read_gguf_header
+from tunerun.formats.handoff import read_handoff
 from tunerun.merge.merge import merge_adapter
 from tunerun.models import adapters
 from tunerun.models.folder import set_chat_template
@@ -100,6 +101,34 @@ def test_a_damaged_or_missing_template_for_another_engine(exported: Path, name: 
     fails(exported, f"template_tokens:{name}", "cannot be read", gguf_types=("f16",))
     path.unlink()
     fails(exported, f"template_tokens:{name}", "cannot be read", gguf_types=("f16",))
+
+
+@pytest.mark.parametrize("name", ["Modelfile", "Modelfile.go-template"])
+@pytest.mark.parametrize("line", ["SYSTEM", "PARAMETER stop"])
+def test_a_lost_line_of_a_modelfile(exported: Path, name: str, line: str) -> None:
+    path = exported / artifacts.EXPORT / name
+    kept = [text for text in path.read_text().splitlines(keepends=True) if not text.startswith(line)]
+    path.write_text("".join(kept))
+    fails(exported, f"modelfile:{name}", f"{line} is", gguf_types=("f16",))
+
+
+def test_a_lost_system_prompt_is_another_rendering(exported: Path) -> None:
+    path = exported / artifacts.EXPORT / "Modelfile.go-template"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if "SYSTEM" not in line[:6]))
+    gate = "template_tokens:Modelfile.go-template"
+    fails(exported, gate, "in other tokens than in training", gguf_types=("f16",))
+
+
+def test_a_system_prompt_that_ollama_cannot_read_is_not_proved(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("llama_cpp")
+    export(out, ("f16",), system="Be\u200bkind.")
+    assert "Modelfile leaves out SYSTEM" in capsys.readouterr().out
+    reason = read_handoff(out / artifacts.EXPORT / "serve.json").ollama.reason
+    assert reason.startswith("Ollama's reader would change SYSTEM; Modelfile leaves out SYSTEM")
+    run(verify_step(gguf_types=("f16",)), out)
+    gates = read_gates(out)
+    assert gates["modelfile:Modelfile"]["verdict"] == "not_proved"
+    assert "template_tokens:Modelfile.go-template" not in gates
 
 
 def test_a_dropped_lora_module(out: Path, tmp_path: Path) -> None:
@@ -202,3 +231,8 @@ def test_a_file_that_is_not_what_the_run_recorded(out: Path) -> None:
     assert read_gates(out)["files:recorded"]["verdict"] == "pass"
     (out / artifacts.MERGED / "config.json").open("a").write("\n")
     fails(out, "files:recorded", "merged is not what was written", level="full")
+    artifacts.write_json(out / artifacts.RECORD, {"stages": {"export": {"artifacts": [{**item, "path": "export/x"}]}}})
+    fails(out, "files:recorded", "export/x was written and is gone", level="full")
+    artifacts.write_json(out / artifacts.RECORD, {"stages": {}})
+    run(verify_step(level="full"), out)
+    assert read_gates(out)["files:recorded"]["verdict"] == "not_proved"

@@ -53,8 +53,10 @@ def test_data_rendered_with_another_template_fail(out: Path) -> None:
 
 
 def test_a_missing_gguf_is_an_error_not_a_pass(out: Path) -> None:
+    run(verify_step(), out)
     with pytest.raises(StageError, match="no f16 GGUF file to verify"):
         run(verify_step(gguf_types=("f16",)), out)
+    assert not (out / "verify" / "report.json").exists(), "what was verified before is not what is there now"
 
 
 def test_every_gguf_type_is_compared_within_its_bound(out: Path) -> None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from tunerun import artifacts, machine, redact
 from tunerun.commands.prepare import Prepared, prepare, require_here
 from tunerun.config import typed
+from tunerun.config.credentials import secrets_of
 from tunerun.config.overrides import key_of
 from tunerun.config.resolve import resolve
 from tunerun.config.schema import RunConfig, SweepConfig
@@ -71,7 +72,7 @@ def drive(request: Request, config: DictConfig, make: MakeSource) -> ExitCode:
         UserError: A point that is checked beforehand is wrong; nothing was started then.
     """
     base = _base(request, config)
-    driver = _Driver(request=request, sweep=base.sweep, source=make(base), secrets=redact.secret_values(os.environ))
+    driver = _Driver(request=request, sweep=base.sweep, source=make(base), secrets=secrets_of(config, os.environ))
     driver.check()
     return driver.run()
 
@@ -134,7 +135,8 @@ class _Driver:
                 problems += error.problems
             else:
                 # What is typed is written down before the first trial starts, whose runner would refuse them too.
-                problems += redact.problems(typed.flatten(typed.plain(entry.whole.config)), self.secrets)
+                whole = entry.whole.config
+                problems += redact.problems(typed.flatten(typed.plain(whole)), secrets_of(whole, os.environ))
                 if self.source.is_complete:
                     self.entries[trial.number] = entry
         if problems:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tunerun import redact
 from tunerun.commands import arguments
 from tunerun.commands.prepare import Prepared, prepare
+from tunerun.config.credentials import secrets_of
 from tunerun.config.resolve import resolve
 from tunerun.errors import ExitCode
 from tunerun.launch import cluster, command
@@ -42,6 +43,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _files(prepared: Prepared, overrides: Sequence[str]) -> dict[str, str]:
     """Renders what is handed to a cluster, by file name."""
-    secrets = redact.secret_values(os.environ)
+    secrets = secrets_of(prepared.config, os.environ)
     files = cluster.files(prepared.plan, prepared.config, Path.cwd(), overrides)
     return {name: redact.text(text, secrets) for name, text in files.items()}

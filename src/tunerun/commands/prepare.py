@@ -150,8 +150,16 @@ def _absolute(config: RunConfig) -> RunConfig:
         lm_eval=tuple(str(_local(name)) if name.endswith(TASK_SUFFIXES) else name for name in config.eval.lm_eval),
         lm_eval_tasks_dir=_local(config.eval.lm_eval_tasks_dir),
     )
-    config = replace(config, model=model, answer=answer, data=data, objective=objective, hardware=hardware)
+    # Of a virtual environment's interpreter the link itself matters: what it leads to knows nothing of the packages.
+    python = config.env.export.python
+    env = replace(config.env, export=replace(config.env.export, python=_program(python)))
+    config = replace(config, env=env, model=model, answer=answer, data=data, objective=objective, hardware=hardware)
     return replace(config, eval=evaluation, lock=lock)
+
+
+def _program(name: str | None) -> str | None:
+    """Makes the path of a program absolute; a bare name is looked up on the PATH, as a shell does."""
+    return _local(name) if name is not None and os.sep in name else name
 
 
 def _of_accelerate(config: RunConfig) -> RunConfig:
@@ -159,7 +167,13 @@ def _of_accelerate(config: RunConfig) -> RunConfig:
     path = config.hardware.accelerate
     if path is None:
         return config
-    changed, found = accelerate.with_accelerate(config, _read("hardware.accelerate", path))
+    content = _read("hardware.accelerate", path)
+    named, own = accelerate.deepspeed_file(content), None
+    if named is not None:
+        beside = Path(path).parent.absolute() / Path(named).expanduser()
+        own = _read("hardware.accelerate", str(beside))
+        content = {**content, "deepspeed_config": {**content["deepspeed_config"], "deepspeed_config_file": str(beside)}}
+    changed, found = accelerate.with_accelerate(config, content, own)
     # The rules between keys have not seen what the file says.
     problems = found or checks.check(changed)
     if problems:

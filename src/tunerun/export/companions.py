@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunerun import artifacts
@@ -57,7 +57,8 @@ def write_companions(folder: Path, model: Exported) -> list[tuple[str, str]]:
         Kind and name of each file.
     """
     made = [("modelfile", MODELFILE)]
-    modelfile = _modelfile(model, template=None, requires=OLLAMA_VERSION)
+    # Without a template in the GGUF any release will do.
+    modelfile = _modelfile(model, template=None, requires=OLLAMA_VERSION if model.template is not None else None)
     (folder / MODELFILE).write_text(write_modelfile(modelfile), encoding="utf-8")
     ollama = lmdeploy_ = Rendering(reason="the model has no chat template")
     if model.template is not None:
@@ -67,6 +68,10 @@ def write_companions(folder: Path, model: Exported) -> list[tuple[str, str]]:
         lmdeploy_ = _rendering(folder, model, LMDEPLOY, _write_lmdeploy)
         kinds = (("modelfile", ollama), ("lmdeploy", lmdeploy_))
         made += [(kind, found.file) for kind, found in kinds if found.file is not None]
+    if lost := modelfile.lost():
+        limit = f"{MODELFILE} leaves out {', '.join(lost)}: Ollama's reader would change it"
+        print(limit)
+        ollama = replace(ollama, reason="; ".join(filter(None, (ollama.reason.rstrip("."), limit))))
     write_handoff(folder / HANDOFF, _handoff(model, ollama, lmdeploy_))
     return [*made, ("serve", HANDOFF)]
 
@@ -134,6 +139,8 @@ def _write_older_modelfile(path: Path, model: Exported, chat: _Chat) -> None:
     source = go_template.from_frame(chat.frame)
     _prove(chat, lambda messages: go_template.render(source, messages), default_system=None)
     content = _modelfile(model, template=source, requires=None)
+    if lost := content.lost():
+        raise ChatFault("not-expressible", f"Ollama's reader would change {', '.join(lost)}.")
     comments = [
         f"For Ollama before {OLLAMA_VERSION}, and without tools. Later releases: {MODELFILE}.",
         *(f"Not as the chat template does: {limit}." for limit in _limits(chat.frame)),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tunerun import artifacts
 from tunerun.errors import Problem, UserError
@@ -20,14 +22,7 @@ def failed_gates(run: Path) -> list[str]:
     Raises:
         UserError: The report is damaged.
     """
-    report = run / VERIFY_REPORT
-    if not report.is_file():
-        return []
-    try:
-        data = artifacts.read_json(report)
-    except json.JSONDecodeError as error:
-        raise UserError(Problem(where=str(report), what=f"is not valid JSON: {error}.")) from error
-    return [] if data["passed"] else [gate["name"] for gate in data["gates"] if gate["verdict"] == "fail"]
+    return _gates(_read(run), "fail")
 
 
 def unverified(run: Path) -> str:
@@ -36,3 +31,32 @@ def unverified(run: Path) -> str:
     if not failed:
         return ""
     return f"the run failed {len(failed)} of its verify gates: {', '.join(failed)} ({run / VERIFY_REPORT})"
+
+
+def unproved(run: Path) -> str:
+    """Says what no gate has shown of a run's model, although none failed; empty when all of them passed.
+
+    Raises:
+        UserError: The report is damaged.
+    """
+    report = _read(run)
+    if report is None:
+        return "the run was not verified"
+    open_gates = _gates(report, "not_proved")
+    count = "1 gate" if len(open_gates) == 1 else f"{len(open_gates)} gates"
+    return f"{count} not proved: {', '.join(open_gates)}" if open_gates else ""
+
+
+def _gates(report: Mapping[str, Any] | None, verdict: str) -> list[str]:
+    return [] if report is None else [gate["name"] for gate in report["gates"] if gate["verdict"] == verdict]
+
+
+def _read(run: Path) -> Mapping[str, Any] | None:
+    path = run / VERIFY_REPORT
+    if not path.is_file():
+        return None
+    try:
+        found: Mapping[str, Any] = artifacts.read_json(path)
+    except json.JSONDecodeError as error:
+        raise UserError(Problem(where=str(path), what=f"is not valid JSON: {error}.")) from error
+    return found

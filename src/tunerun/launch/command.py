@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunerun.child import STOP_GRACE_SECONDS
@@ -21,6 +21,7 @@ from tunerun.plan.steps import (
     Placement,
     PublishStep,
     Step,
+    secret_variables,
 )
 
 # How the path of a model begins that no hub is asked for; one that exists is absolute by now.
@@ -73,6 +74,18 @@ def command(step: Step, run_dir: Path, python: str = sys.executable, *, node: No
         without=() if _is_online(step) else _HUB_TOKENS,
         ranks=0 if placement is None or placement.world_size == 1 else placement.processes,
     )
+
+
+def hiding(launch: Launch, step: Step, names: Collection[str]) -> Launch:
+    """Keeps variables that hold secrets from a step that has no use for them.
+
+    Args:
+        launch: How the step is started.
+        step: The step.
+        names: Of the variables. A hub's token among them is also for the steps that ask the hub.
+    """
+    kept = {*secret_variables(step), *_HUB_TOKENS}
+    return replace(launch, without=(*launch.without, *(name for name in names if name not in kept)))
 
 
 def render(step: Step, run_dir: str) -> str:

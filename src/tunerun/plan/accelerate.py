@@ -38,48 +38,84 @@ def accelerate_config(placement: Placement) -> dict[str, Any]:
     return config
 
 
-def with_accelerate(config: RunConfig, content: Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]:
+def deepspeed_file(content: Mapping[str, Any]) -> str | None:
+    """Returns the DeepSpeed config that an accelerate config names, which then says what DeepSpeed does."""
+    found = _section(content, "deepspeed_config").get("deepspeed_config_file")
+    return None if found is None else str(found)
+
+
+def with_accelerate(
+    config: RunConfig, content: Mapping[str, Any], own: Mapping[str, Any] | None = None
+) -> tuple[RunConfig, list[Problem]]:
     """Takes over what an accelerate config says of processes, strategy and precision.
 
     Args:
         config: Its hardware section leaves them open.
         content: Of the file; keys that are about anything else are accelerate's own business.
+        own: Content of the DeepSpeed config that it names; None when it names none.
 
     Returns:
         The config, and what of the file cannot be done.
     """
-    problems = [
-        Problem(where=_WHERE, what=f"hardware.{key} is set too.", fix="Say it in one of the two.")
-        for key, value in (("strategy", config.hardware.strategy != "single"), ("processes", config.hardware.processes))
-        if value
-    ]
-    machines = int(content.get("num_machines", 1))
-    processes = int(content.get("num_processes", 1))
-    strategy, found = _strategy(content)
+    problems = [*_said_twice(config), *_not_counted(content)]
+    strategy, found = _strategy(content, own)
     problems += found
-    precision = str(content.get("mixed_precision", "no"))
+    half = own is not None and _section(own, "bf16").get("enabled") is True
+    precision = _word(content.get("mixed_precision", "bf16" if half else "no"))
     if precision not in _PRECISIONS:
         fix = "Set mixed_precision to bf16 or no."
         problems.append(Problem(where=_WHERE, what=f"mixed_precision {precision} is not trained in.", fix=fix))
-    if processes % machines:
-        what = f"num_processes {processes} cannot be divided among {machines} machines."
-        problems.append(Problem(where=_WHERE, what=what))
     if problems or strategy is None:
         return config, problems
+    machines, processes = content.get("num_machines", 1), content.get("num_processes", 1)
+    if processes % machines:
+        what = f"num_processes {processes} cannot be divided among {machines} machines."
+        return config, [Problem(where=_WHERE, what=what)]
     hardware = replace(
         config.hardware,
         strategy=strategy,
         processes=processes // machines,
         precision="bf16" if precision == "bf16" else "fp32",
         device="cpu" if content.get("use_cpu") else config.hardware.device,
-        offload=_offloads(content),
-        deepspeed=_section(content, "deepspeed_config").get("deepspeed_config_file", config.hardware.deepspeed),
+        offload=_offloads(content, own),
+        deepspeed=deepspeed_file(content) or config.hardware.deepspeed,
     )
     return replace(config, hardware=hardware, cluster=replace(config.cluster, nodes=machines)), []
 
 
-def _strategy(content: Mapping[str, Any]) -> tuple[Strategy | None, list[Problem]]:
-    kind = str(content.get("distributed_type", "NO"))
+def _said_twice(config: RunConfig) -> list[Problem]:
+    hardware = config.hardware
+    keys = {
+        "hardware.strategy": hardware.strategy != "single",
+        "hardware.processes": hardware.processes is not None,
+        "hardware.precision": hardware.precision != "auto",
+        "hardware.offload": hardware.offload,
+        "cluster.nodes": config.cluster.nodes != 1,
+    }
+    return [
+        Problem(where=_WHERE, what=f"{key} is set too.", fix="Say it in one of the two.")
+        for key, is_set in keys.items()
+        if is_set
+    ]
+
+
+def _not_counted(content: Mapping[str, Any]) -> list[Problem]:
+    counts = {key: content.get(key, 1) for key in ("num_machines", "num_processes")}
+    return [
+        Problem(where=_WHERE, what=f"{key} is {value!r}.", fix="Set it to a number from 1.")
+        for key, value in counts.items()
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1
+    ]
+
+
+def _word(value: Any) -> str:
+    """Returns a word of the file; without quotes YAML reads `no` as false."""
+    return "no" if value is False else str(value)
+
+
+def _strategy(content: Mapping[str, Any], own: Mapping[str, Any] | None) -> tuple[Strategy | None, list[Problem]]:
+    kind = _word(content.get("distributed_type", "NO"))
+    kind = "NO" if kind == "no" else kind
     if kind not in _KINDS:
         fix = f"Known: {', '.join(_KINDS)}."
         return None, [Problem(where=_WHERE, what=f"distributed_type {kind} is not known.", fix=fix)]
@@ -90,15 +126,19 @@ def _strategy(content: Mapping[str, Any]) -> tuple[Strategy | None, list[Problem
         return found[_KINDS[kind]], []
     stages = {stage: name for name, stage in ZERO_STAGES.items()}
     stage = _section(content, "deepspeed_config").get("zero_stage")
-    if stage not in stages:
+    told = _section(own or {}, "zero_optimization").get("stage", "auto")
+    stage = stage if told == "auto" else told
+    if not isinstance(stage, int) or stage not in stages:
         fix = "Set deepspeed_config.zero_stage to 1, 2 or 3."
         return None, [Problem(where=_WHERE, what=f"zero_stage {stage} is not one of DeepSpeed's.", fix=fix)]
     return stages[stage], []
 
 
-def _offloads(content: Mapping[str, Any]) -> bool:
-    deepspeed = _section(content, "deepspeed_config").get("offload_optimizer_device", "none")
-    return deepspeed == "cpu" or bool(_section(content, "fsdp_config").get("fsdp_offload_params", False))
+def _offloads(content: Mapping[str, Any], own: Mapping[str, Any] | None) -> bool:
+    device = _section(content, "deepspeed_config").get("offload_optimizer_device", "none")
+    told = _section(_section(own or {}, "zero_optimization"), "offload_optimizer").get("device", "auto")
+    device = device if told == "auto" else told
+    return device == "cpu" or bool(_section(content, "fsdp_config").get("fsdp_offload_params", False))
 
 
 def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:

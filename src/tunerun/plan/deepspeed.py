@@ -20,6 +20,7 @@ _OURS = {
     "fp16": "hardware.precision=bf16",
     "activation_checkpointing": "train.activation_checkpointing",
 }
+_OFFLOADS = ("offload_optimizer", "offload_param")
 # Sizes that have to be as tunerun sets them; files made for other tools have them.
 _IGNORED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
@@ -62,7 +63,8 @@ def deepspeed_config(
     if placement.precision == "bf16":
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-    return _merged(config, {key: value for key, value in _set(own or {}).items() if key not in _IGNORED})
+    left_out = (*_IGNORED, *_OURS)
+    return _merged(config, {key: value for key, value in _set(own or {}).items() if key not in left_out})
 
 
 def problems(own: Mapping[str, Any], placement: Placement, *, max_grad_norm: float | None) -> list[Problem]:
@@ -75,19 +77,25 @@ def problems(own: Mapping[str, Any], placement: Placement, *, max_grad_norm: flo
     """
     wanted = deepspeed_config(placement, max_grad_norm=max_grad_norm)
     own = _set(own)
+    if found := _no_sections(own):
+        return found
     found = [
         Problem(where=_WHERE, what=f"`{key}` is not DeepSpeed's to do here.", fix=f"Remove it; see {ours}.")
         for key, ours in _OURS.items()
-        if key in own and own[key] != {"enabled": False}
+        if key in own and not _is_off(key, own[key])
     ]
     if not wanted:
         fix = "Choose hardware=zero1, zero2 or zero3."
         return [Problem(where=_WHERE, what=f"{placement.strategy} does not run under DeepSpeed.", fix=fix), *found]
-    half = own.get("bf16", {}).get("enabled", placement.precision == "bf16")
+    zero, wanted_zero = own.get("zero_optimization", {}), wanted["zero_optimization"]
     checked = [
-        ("zero_optimization.stage", own.get("zero_optimization", {}).get("stage"), ZERO_STAGES[placement.strategy]),
+        ("zero_optimization.stage", zero.get("stage"), ZERO_STAGES[placement.strategy]),
         ("gradient_clipping", own.get("gradient_clipping"), wanted["gradient_clipping"]),
-        ("bf16.enabled", half, placement.precision == "bf16"),
+        ("bf16.enabled", own.get("bf16", {}).get("enabled"), placement.precision == "bf16"),
+        *(
+            (f"zero_optimization.{key}.device", zero.get(key, {}).get("device"), _device(wanted_zero.get(key, {})))
+            for key in _OFFLOADS
+        ),
     ]
     return found + [
         Problem(where=_WHERE, what=f"{key} is {value}, and the run's own keys make it {ours}.", fix="Let both agree.")
@@ -96,9 +104,32 @@ def problems(own: Mapping[str, Any], placement: Placement, *, max_grad_norm: flo
     ]
 
 
+def _no_sections(own: Mapping[str, Any]) -> list[Problem]:
+    """Finds sections of a file that are something else."""
+    zero = own.get("zero_optimization", {})
+    sections = {key: own[key] for key in ("zero_optimization", "bf16", "fp16") if key in own}
+    if isinstance(zero, Mapping):
+        sections |= {f"zero_optimization.{key}": zero[key] for key in _OFFLOADS if key in zero}
+    return [
+        Problem(where=_WHERE, what=f"{key} is {value!r}, and has to be a mapping.", fix="Write it in braces.")
+        for key, value in sections.items()
+        if not isinstance(value, Mapping)
+    ]
+
+
+def _is_off(key: str, section: Any) -> bool:
+    # DeepSpeed leaves fp16 off unless it is told to; a file for the HF Trainer says `auto` beside its settings.
+    return section == {"enabled": False} or (key == "fp16" and section.get("enabled") in (None, False))
+
+
+def _device(offload: Mapping[str, Any]) -> str:
+    return str(offload.get("device", "none"))
+
+
 def _set(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves out what is left open: files made for the HF Trainer say `auto`."""
-    return {key: _set(value) if isinstance(value, Mapping) else value for key, value in own.items() if value != "auto"}
+    """Leaves out what is left open: files made for the HF Trainer say `auto`, and null is DeepSpeed's own default."""
+    kept = {key: value for key, value in own.items() if value is not None and value != "auto"}
+    return {key: _set(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
 def _merged(ours: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

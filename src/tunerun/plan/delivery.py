@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from tunerun.config.checks import size_bytes
+from tunerun.config.credentials import secret_variables
 from tunerun.config.data_sources import data_sources
 from tunerun.config.schema import ADAPTER_METHODS, PUBLISHED, Published, RunConfig
 from tunerun.plan.steps import (
@@ -105,7 +106,9 @@ def _publish_step(config: RunConfig, *, merged: bool, adapted: bool) -> PublishS
         made |= {"gguf"} if config.export.gguf.types else set()
         made |= set(_folders(config))
     chosen = config.publish.artifacts or tuple(kind for kind in PUBLISHED if kind in made)
-    return PublishStep(publish=config.publish, name=config.name, artifacts=chosen)
+    return PublishStep(
+        publish=config.publish, name=config.name, artifacts=chosen, secret_variables=secret_variables(config)
+    )
 
 
 def _folders(config: RunConfig) -> tuple[Literal["bnb4", "gptq"], ...]:

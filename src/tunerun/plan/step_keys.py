@@ -39,7 +39,7 @@ UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
     "merge": (),
     "export": (),
     "verify": ("placement.devices",),
-    "publish": (),
+    "publish": ("secret_variables",),
     "serve": (),
 }
 

@@ -284,6 +284,8 @@ class PublishStep:
     """Of the run."""
     artifacts: tuple[Published, ...]
     """What is uploaded; empty takes what the run directory has."""
+    secret_variables: tuple[str, ...] = ()
+    """Environment variables whose values no uploaded file may hold, whatever they are called."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -323,6 +325,18 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "publish": ("model", "train", "eval", "merge", "export", "verify"),
     "serve": ("model", "merge", "export"),
 }
+
+
+def secret_variables(step: Step) -> tuple[str, ...]:
+    """Returns the environment variables that hold secrets, whatever they are called, and that a step reads."""
+    if isinstance(step, PublishStep):
+        return step.secret_variables
+    named = None
+    if isinstance(step, AnswerStep):
+        named = step.answer.api_key_env
+    elif isinstance(step, ServeStep):
+        named = step.serve.api_key_env
+    return () if named is None else (named,)
 
 
 def to_json(step: Step) -> dict[str, Any]:

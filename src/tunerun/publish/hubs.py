@@ -38,7 +38,7 @@ class Uploader(Protocol):
 def upload_huggingface(publish: PublishConfig, files: Sequence[File], message: str) -> Upload:
     """Uploads to Hugging Face, or to the hub at HF_ENDPOINT: all files become visible in one commit."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # Of httpx or httpx2, as its version has it.
 
     assert publish.repo is not None, "asked for by the plan"
     hub = huggingface_hub.HfApi(library_name="tunerun")
@@ -51,7 +51,8 @@ def upload_huggingface(publish: PublishConfig, files: Sequence[File], message: s
         commit = None
         if new:
             commit = _commit(hub, publish, new, message)
-    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
+    # Faults of its HTTP client, such as of a network that is down, come through as they are.
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise StageError(f"{hub.endpoint}/{publish.repo}: {_reason(error)}") from error
     return Upload(url=f"{hub.endpoint}/{publish.repo}", commit=commit, uploaded=tuple(file.name for file in new))
 

@@ -47,8 +47,7 @@ def create_model(run: Path, name: str) -> str:
 
 def _choose(export: Path, version: tuple[int, ...]) -> str:
     needed = read_modelfile((export / MODELFILE).read_text(encoding="utf-8")).requires
-    assert needed is not None, "the export stage wrote it"
-    if version >= _parts(needed):
+    if needed is None or version >= _parts(needed):
         return MODELFILE
     if (export / OLDER_MODELFILE).is_file():
         return OLDER_MODELFILE

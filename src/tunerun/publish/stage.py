@@ -39,7 +39,10 @@ def run(step: PublishStep, out: Path) -> list[Artifact]:
     if doubt and not publish.force:
         fix = "Mend it, or publish it all the same: publish.force=true"
         raise UserError(Problem(where="publish", what=f"{doubt}.", fix=fix))
-    report: dict[str, Any] = {"schema": 1, "dry_run": publish.dry_run, "unverified": doubt}
+    unproved = verdicts.unproved(out)
+    if unproved:
+        print(f"warning: {unproved}")
+    report: dict[str, Any] = {"schema": 1, "dry_run": publish.dry_run, "unverified": doubt, "unproved": unproved}
     if publish.repo is not None:
         report["upload"] = _upload(step, out)
     if publish.ollama is not None:
@@ -51,7 +54,7 @@ def run(step: PublishStep, out: Path) -> list[Artifact]:
 def _upload(step: PublishStep, out: Path) -> dict[str, Any]:
     publish = step.publish
     files = collect(out, step.artifacts, publish.folder)
-    refuse_secrets(files, redact.secret_values(os.environ))
+    refuse_secrets(files, redact.secret_values(os.environ, step.secret_variables))
     _show(files)
     found: dict[str, Any] = {
         "hub": publish.hub,

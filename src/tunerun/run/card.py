@@ -8,6 +8,7 @@ from pathlib import Path
 from tunerun import __version__, artifacts, redact
 from tunerun.config.data_sources import data_paths
 from tunerun.config.schema import Published
+from tunerun.formats import verdicts
 from tunerun.launch.terminal import size
 from tunerun.paths import looks_local
 from tunerun.plan.steps import PublishStep
@@ -191,6 +192,8 @@ def _limits(found: Results, base: str) -> str:
         lines.append("- No rows were held out: the loss above says nothing about new questions.")
     if found.verification is None:
         lines.append("- The exported files were not verified against the trained weights.")
+    elif unproved := verdicts.unproved(found.run_dir):
+        lines.append(f"- Not everything could be verified: {unproved}.")
     return "## Limits\n\n" + "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tunerun import artifacts, redact
 from tunerun.child import STOP_GRACE_SECONDS
+from tunerun.config.credentials import secret_variables, secrets_of
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, StageError
 from tunerun.launch import command, nodes, process
@@ -70,7 +71,7 @@ def _launch(stage: str, run_dir: Path, node: Node, line: Line, stop: StopSignals
     if not path.is_file():
         raise StageError(f"{path} is not here: the run directory has to be on a disk that all nodes share.")
     step = next(item for item in plans.from_json(artifacts.read_json(path)).steps if item.stage == stage)
-    secrets = redact.secret_values(os.environ)
+    launch = with_wait_policy(command.command(step, run_dir, node=node))
 
     def others() -> str | None:
         gone = line.lost()
@@ -79,11 +80,11 @@ def _launch(stage: str, run_dir: Path, node: Node, line: Line, stop: StopSignals
     descriptor = os.open(os.devnull, os.O_RDONLY)
     try:
         return process.run(
-            with_wait_policy(command.command(step, run_dir, node=node)),
+            command.hiding(launch, step, secret_variables(config)),
             log=run_dir / artifacts.LOGS / f"{stage}-node{node.number}.log",
             terminal=Terminal(sys.stdout, sys.stderr),
             supervision=Supervision(stop=stop),
-            clean=lambda text: redact.text(text, secrets),
+            clean=redact.Lines(secrets_of(config, os.environ)),
             # The run's lock is the leader's.
             lock=descriptor,
             stall_seconds=config.hardware.stall_seconds,

@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +68,22 @@ _VARIABLE_PREFIXES = (
 )
 
 
-def collect(folder: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+def collect(folder: Path, environment: Mapping[str, str], named: Collection[str] = ()) -> dict[str, Any]:
     """Collects what a result depends on besides the config.
 
     Args:
         folder: The user's project, or a folder in it.
         environment: Variables of this process; of secret ones only the names are kept.
+        named: Names of further secret ones.
     """
-    secrets = redact.secret_values(environment)
+    secrets = redact.secret_values(environment, named)
     return {
         "git": _git(folder, secrets),
         "python": platform.python_version(),
         "packages": packages(),
         "platform": platform.platform(),
         "hardware": hardware(),
-        "environment": variables(environment, secrets),
+        "environment": variables(environment, named),
     }
 
 
@@ -97,11 +98,12 @@ def packages() -> dict[str, str]:
     return found
 
 
-def variables(environment: Mapping[str, str], secrets: tuple[str, ...]) -> dict[str, str]:
-    """Returns the variables that can change a result; secret ones by name only."""
+def variables(environment: Mapping[str, str], named: Collection[str] = ()) -> dict[str, str]:
+    """Returns the variables that can change a result; secret ones, and those named so, by name only."""
+    secrets = redact.secret_values(environment, named)
     found = {}
     for name in sorted(environment):
-        if redact.is_secret_name(name):
+        if redact.is_secret_name(name) or name in named:
             found[name] = redact.MARK
         elif name.startswith(_VARIABLE_PREFIXES):
             found[name] = redact.text(environment[name], secrets)

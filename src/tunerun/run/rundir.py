@@ -122,3 +122,22 @@ def load_config(run_dir: Path) -> RunConfig:
 def _busy(run_dir: Path, process: str) -> Problem:
     what = f"{run_dir} is being worked in by process {process or '?'}, or by a stage that it started."
     return Problem(where="run_dir", what=what, fix="Wait for it to end, or choose another run_dir.")
+
+
+def clean_logs_of_ranks(run_dir: Path, stage: str, secrets: tuple[str, ...]) -> None:
+    """Takes secrets out of what ranks after the first wrote into logs of their own, past the runner.
+
+    Args:
+        run_dir: The run directory.
+        stage: Of the ranks.
+        secrets: Values that must not appear, from `redact.secret_values`.
+    """
+    for log in (run_dir / artifacts.LOGS).glob(f"{stage}-rank*.log"):
+        clean = redact.Lines(secrets)
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        artifacts.write_text(log, "".join(f"{clean(line)}\n" for line in lines))
+
+
+def overlap(first: str, second: str) -> bool:
+    """Says whether two paths of a run directory are the same, or one is within the other."""
+    return first == second or first.startswith(second + "/") or second.startswith(first + "/")

@@ -16,8 +16,10 @@ from tunerun import __version__, artifacts, redact
 from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.config import typed
+from tunerun.config.credentials import secret_variables, secrets_of
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, StageError, TunerunError, UserError
+from tunerun.formats.verdicts import VERIFY_REPORT
 from tunerun.launch import allocation, command, nodes, process
 from tunerun.launch.command import Launch, Node
 from tunerun.launch.nodes import Leader
@@ -26,7 +28,7 @@ from tunerun.launch.terminal import Terminal, duration
 from tunerun.launch.waiting import with_wait_policy
 from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
-from tunerun.plan.steps import AnswerStep, ModelStep, PublishStep, Step, TrainStep
+from tunerun.plan.steps import ModelStep, PublishStep, Step, TrainStep
 from tunerun.run import card, drift, job, provenance, record, report, rundir, statuses, summary
 from tunerun.run.fingerprint import Fingerprint, fingerprint, intact
 from tunerun.run.hashes import Hashes
@@ -68,14 +70,13 @@ def execute(
     """
     run_dir = Path(plan.run_dir)
     terminal = Terminal(sys.stdout, sys.stderr) if terminal is None else terminal
-    secrets = redact.secret_values(os.environ, (config.answer.api_key_env, config.serve.api_key_env))
+    secrets = secrets_of(config, os.environ)
     try:
         if found := redact.problems(typed.flatten(typed.plain(config)), secrets):
             raise UserError(found)
-        place = nodes.meeting(config, os.environ)
         with (
             # First: the other nodes learn of everything that goes wrong here.
-            nodes.leading(place, str(run_dir)) as leader,
+            nodes.leading(nodes.meeting(config, os.environ), str(run_dir)) as leader,
             rundir.locked(run_dir) as lock,
             _supervised(supervision) as supervised,
         ):
@@ -177,7 +178,7 @@ class _Runner:
 
     def _execute(self, step: Step, title: str, now: Fingerprint) -> ExitCode:
         if not self.executed:
-            collected = provenance.collect(Path.cwd(), os.environ)
+            collected = provenance.collect(Path.cwd(), os.environ, secret_variables(self.config))
             self.record = dataclasses.replace(self.record, provenance=collected)
         self.executed += 1
         old = self.record.stages.get(step.stage)
@@ -190,6 +191,9 @@ class _Runner:
             files=now.files,
         )
         self._save(step.stage, entry)
+        if step.stage in ("train", "merge", "export"):
+            # Nobody has verified what it is about to make.
+            (self.run_dir / VERIFY_REPORT).unlink(missing_ok=True)
         self.terminal.line(title)
         if isinstance(step, PublishStep):
             card.write_published(self.run_dir, step, self.secrets)
@@ -226,7 +230,7 @@ class _Runner:
                 stall_seconds=hardware.stall_seconds,
                 others=self.leader.fault if self.leader is not None and node is not None else None,
             )
-            self._clean_logs_of_ranks(step.stage)
+            rundir.clean_logs_of_ranks(self.run_dir, step.stage, self.secrets)
             found = statuses.outcome(self.run_dir, step.stage, ended, stopped=bool(received))
             if received or not (found.again or (found.died and restarts < hardware.max_restarts)):
                 break
@@ -235,19 +239,10 @@ class _Runner:
             self.terminal.line(f"{step.stage}: {found.error}; {why}", error=True)
         return dataclasses.replace(ended, seconds=time.monotonic() - started), found
 
-    def _clean_logs_of_ranks(self, stage: str) -> None:
-        """Takes secrets out of what ranks after the first wrote into logs of their own, past the runner."""
-        for log in (self.run_dir / artifacts.LOGS).glob(f"{stage}-rank*.log"):
-            clean = redact.Lines(self.secrets)
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            artifacts.write_text(log, "".join(f"{clean(line)}\n" for line in lines))
-
     def _launch(self, step: Step, node: Node | None) -> Launch:
-        """Returns how a step is started; the key of a teacher is for the step that asks it and no other."""
+        """Returns how a step is started, without the keys that are for other steps."""
         launch = with_wait_policy(command.command(step, self.run_dir, node=node))
-        key = self.config.answer.api_key_env
-        hidden = () if key is None or isinstance(step, AnswerStep) else (key,)
-        return dataclasses.replace(launch, without=(*launch.without, *hidden))
+        return command.hiding(launch, step, secret_variables(self.config))
 
     def _gather(self, step: Step) -> Node | None:
         """Has the other nodes start their ranks of a step that has some."""
@@ -261,7 +256,7 @@ class _Runner:
             self.hashes.remember(self.run_dir / artifact.path, artifact.sha256)
         kept = [item.path for entry in self.record.stages.values() for item in entry.artifacts]
         for artifact in old.artifacts if old is not None else ():
-            if not any(_overlap(artifact.path, path) for path in kept):
+            if not any(rundir.overlap(artifact.path, path) for path in kept):
                 rundir.remove(self.run_dir / artifact.path)
                 self.terminal.line(f"  removed {artifact.path}: not part of this run any more")
 
@@ -400,7 +395,3 @@ def _base_model(run_dir: Path) -> dict[str, str | None] | None:
         return None
     base = read_base(run_dir)
     return {"path": base.path, "revision": base.revision, "sha256": base.sha256}
-
-
-def _overlap(first: str, second: str) -> bool:
-    return first == second or first.startswith(second + "/") or second.startswith(first + "/")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tunerun import artifacts, redact
 from tunerun.config import typed
+from tunerun.config.credentials import secrets_of
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, UserError
 from tunerun.launch import cluster, slurm
@@ -80,7 +81,7 @@ def _refuse_queued(run_dir: Path) -> None:
 
 def _prepare(plan: Plan, config: RunConfig, run_dir: Path, name: str, text: str) -> None:
     """Writes what the job will find in the run directory."""
-    secrets = redact.secret_values(os.environ)
+    secrets = secrets_of(config, os.environ)
     with rundir.locked(run_dir):
         kept = runner.open_record(plan, config, run_dir)
         path = run_dir / artifacts.CONFIG
@@ -95,7 +96,7 @@ def _prepare(plan: Plan, config: RunConfig, run_dir: Path, name: str, text: str)
 
 
 def _refuse_secrets(config: RunConfig) -> None:
-    secrets = redact.secret_values(os.environ)
+    secrets = secrets_of(config, os.environ)
     found = redact.problems(typed.flatten(typed.plain(config)), secrets) + _secret_lines(config, secrets)
     if found:
         raise UserError(found)

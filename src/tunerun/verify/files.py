@@ -88,12 +88,19 @@ def recorded_gate(out: Path) -> Iterator[Gate]:
     changed = [
         item["path"]
         for item in made
-        if (out / item["path"]).exists()
-        and artifacts.describe(out, item["kind"], item["path"]).sha256 != item["sha256"]
+        if not (out / item["path"]).exists()
+        or artifacts.describe(out, item["kind"], item["path"]).sha256 != item["sha256"]
     ]
     measured = {"artifacts": len(made), "changed": len(changed)}
     name = f"{NAME}:recorded"
-    yield _failed(name, measured, f"{changed[0]} is not what was written.") if changed else _passed(name, measured)
+    if changed:
+        how = "is not what was written" if (out / changed[0]).exists() else "was written and is gone"
+        yield _failed(name, measured, f"{changed[0]} {how}.")
+    elif not made:
+        reason = "the run recorded nothing to compare with"
+        yield Gate(name=name, measured=measured, bound={}, verdict="not_proved", reason=reason)
+    else:
+        yield _passed(name, measured)
 
 
 def _passed(name: str, measured: dict[str, Any]) -> Gate:

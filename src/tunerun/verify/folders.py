@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,22 +36,50 @@ def gptq_gate(folder: Path, source: Path, texts: Sequence[list[int]], reference:
     name, bits = f"gptq_logits:{folder.name}", artifacts.read_json(folder / load.CONFIG)["quantization_config"]["bits"]
     bound = {"mean_kl_nats": _GPTQ_KL_NATS[bits]}
     network = load.load_model(source, dtype=torch.float32, device=device)
-    replaced = 0
-    parameters, table = dict(network.named_parameters()), read_table(folder)
-    for key, info in table.items():
-        layer, _, part = key.rpartition(".")
-        if part == "qweight":
-            parts = {part: _gptq_part(table[f"{layer}.{part}"]) for part in gptq.PARTS}
-            parameters[f"{layer}.weight"].data.copy_(torch.from_numpy(gptq.unpack(parts, bits)))
-            replaced += 1
-        elif key in parameters:
-            values = to_float32(read_tensor(info), info.dtype)
-            parameters[key].data.copy_(torch.from_numpy(values).reshape(parameters[key].shape))
+    # A tied head has the name of its own as well.
+    parameters, table = dict(network.named_parameters(remove_duplicate=False)), read_table(folder)
+    layers = _packed_layers(parameters, table)
+    fault = _unlike(network, parameters, table, layers)
+    if fault is not None:
+        measured = {"layers": len(layers)}
+        return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=f"{fault} Export again.")
+    for layer in layers:
+        parts = {part: _gptq_part(table[f"{layer}.{part}"]) for part in gptq.PARTS}
+        parameters[f"{layer}.weight"].data.copy_(torch.from_numpy(gptq.unpack(parts, bits)))
+    for key in table.keys() & parameters.keys():
+        values = to_float32(read_tensor(table[key]), table[key].dtype)
+        parameters[key].data.copy_(torch.from_numpy(values).reshape(parameters[key].shape))
     difference = compare(reference, logits_of(network, texts))
-    measured = {**asdict(difference), "layers": replaced}
-    good = replaced > 0 and difference.mean_kl_nats <= bound["mean_kl_nats"]
+    measured = {**asdict(difference), "layers": len(layers)}
+    good = bool(layers) and difference.mean_kl_nats <= bound["mean_kl_nats"]
     reason = "" if good else f"{bits} bits lose too much here. Calibrate on more rows, take more bits, or export again."
     return Gate(name=name, measured=measured, bound=bound, verdict="pass" if good else "fail", reason=reason)
+
+
+def _packed_layers(parameters: Mapping[str, Tensor], table: Mapping[str, TensorInfo]) -> list[str]:
+    """Returns the layers of a model of which a folder has packed parts, if only some."""
+    split = [key.rpartition(".") for key in table if key not in parameters]
+    found = dict.fromkeys(layer for layer, _, part in split if part in gptq.PARTS)
+    return [layer for layer in found if f"{layer}.weight" in parameters]
+
+
+def _unlike(
+    network: torch.nn.Module,
+    parameters: Mapping[str, Tensor],
+    table: Mapping[str, TensorInfo],
+    layers: Sequence[str],
+) -> str | None:
+    """Names the first tensor that a folder lacks, or has and the model has not; None when there is none."""
+    packed = [f"{layer}.{part}" for layer in layers for part in gptq.PARTS]
+    lost = [key for key in packed if key not in table]
+    written = {id(parameters[key]) for key in table.keys() & parameters.keys()}
+    written |= {id(parameters[f"{layer}.weight"]) for layer in layers}
+    lost += [key for key, value in parameters.items() if id(value) not in written]
+    if lost:
+        return f"{lost[0]} is missing."
+    known = {*parameters, *packed, *dict(network.named_buffers())}
+    unknown = sorted(table.keys() - known)
+    return f"{unknown[0]} belongs to no layer of the model." if unknown else None
 
 
 def _gptq_part(info: TensorInfo) -> Any:

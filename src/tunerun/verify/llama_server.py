@@ -46,21 +46,36 @@ def server_gate(path: Path, template: ChatTemplate, prompts: tuple[str, ...], st
     # A server writes today's date where the template asks for it.
     today = replace(template, date=datetime.now())  # noqa: DTZ005 (the server's own calendar day)
     taken_off = start if start is not None and read_gguf_header(path).fields.get(_WRITES_START) else ""
-    compared, faults = 0, []
-    with _server(program, path) as client:
-        for messages, tools in probes.conversations(prompts):
-            try:
-                wanted = today.render(messages, tools, generation_prompt=True).removeprefix(taken_off)
-            except ChatFault:
-                continue
-            compared += 1
-            found = _apply(client, messages, tools)
-            if found != wanted:
-                faults.append(f"it renders {found!r} where training renders {wanted!r}.")
+    try:
+        with _server(program, path) as client:
+            compared, faults = _compare(client, today, prompts, taken_off)
+    except (StageError, OSError, httpx.TransportError) as error:
+        # The other gates say what they found all the same.
+        return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=str(error))
     measured = {"texts": compared, "different_texts": len(faults)}
     if faults:
         return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=f"{faults[0]} {_ADVICE}")
+    if not compared:
+        reason = "the template refuses every conversation it was tried on"
+        return Gate(name=name, measured=measured, bound=bound, verdict="not_proved", reason=reason)
     return Gate(name=name, measured=measured, bound=bound, verdict="pass", reason="")
+
+
+def _compare(
+    client: httpx.Client, template: ChatTemplate, prompts: tuple[str, ...], taken_off: str
+) -> tuple[int, list[str]]:
+    """Returns how many conversations were compared, and what is rendered otherwise."""
+    compared, faults = 0, []
+    for messages, tools in probes.conversations(prompts):
+        try:
+            wanted = template.render(messages, tools, generation_prompt=True).removeprefix(taken_off)
+        except ChatFault:
+            continue
+        compared += 1
+        found = _apply(client, messages, tools)
+        if found != wanted:
+            faults.append(f"it renders {found!r} where training renders {wanted!r}.")
+    return compared, faults
 
 
 def _apply(client: httpx.Client, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:

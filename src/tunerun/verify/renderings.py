@@ -1,9 +1,10 @@
-"""Gate `template_tokens` for the chat template in other engines' forms: the Go template for Ollama, LMDeploy's JSON."""
+"""Gates `template_tokens`, for the chat template in other engines' forms, and `modelfile`, for the rest of Ollama's."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from tunerun.chat.faults import ChatFault
 from tunerun.chat.template import ChatTemplate, Message
 from tunerun.chat.tokenizer import Tokenizer
 from tunerun.errors import MissingExtra
-from tunerun.formats.handoff import HANDOFF, read_handoff
-from tunerun.formats.modelfile import read_modelfile
+from tunerun.formats.handoff import HANDOFF, Handoff, read_handoff
+from tunerun.formats.modelfile import MODELFILE, Modelfile, read_modelfile
 from tunerun.models.ask import encode_text
 from tunerun.verify import gguf_model
 from tunerun.verify.gates import Gate
@@ -40,21 +41,61 @@ def rendering_gates(export: Path, tokenizer: Tokenizer, template: ChatTemplate) 
     if not (export / HANDOFF).is_file():
         return
     handoff = read_handoff(export / HANDOFF)
+    told = _Told(tokenizer, template, handoff.system)
+    yield modelfile_gate(export / MODELFILE, handoff)
     if handoff.ollama.file is not None:
-        yield _gate(handoff.ollama.file, tokenizer, template, lambda file: _ollama(export / file, export))
+        yield modelfile_gate(export / handoff.ollama.file, handoff)
+        yield _gate(handoff.ollama.file, told, lambda file: _ollama(export / file, export))
     if handoff.lmdeploy.file is not None:
-        yield _gate(handoff.lmdeploy.file, tokenizer, template, lambda file: _lmdeploy(export / file, tokenizer))
+        yield _gate(handoff.lmdeploy.file, told, lambda file: _lmdeploy(export / file, tokenizer))
 
 
-def _gate(
-    file: str,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    read: Callable[[str], tuple[_Render, _Encode, str | None]],
-) -> Gate:
+def modelfile_gate(path: Path, handoff: Handoff) -> Gate:
+    """Compares what a Modelfile says besides its template with what the export was told.
+
+    Args:
+        path: The Modelfile.
+        handoff: Of the export.
+    """
+    name = f"modelfile:{path.name}"
+    try:
+        content = read_modelfile(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = f"it cannot be read: {error}. {_ADVICE}"
+        return Gate(name=name, measured={}, bound={}, verdict="fail", reason=reason)
+    stops = tuple(("stop", stop) for stop in handoff.stops)
+    wanted = Modelfile(weights=handoff.default, parameters=stops, system=handoff.system)
+    lost = wanted.lost()
+    kept = tuple(stop for stop in handoff.stops if not Modelfile(weights="", parameters=(("stop", stop),)).lost())
+    pairs = [
+        ("FROM", content.weights, wanted.weights),
+        ("SYSTEM", content.system, None if "SYSTEM" in lost else wanted.system),
+        ("PARAMETER stop", content.stops, kept),
+    ]
+    measured = {"stops": len(content.stops), "system": content.system is not None}
+    for key, found, meant in pairs:
+        if found != meant:
+            reason = f"{key} is {found!r} where serve.json has {meant!r}. {_ADVICE}"
+            return Gate(name=name, measured=measured, bound={}, verdict="fail", reason=reason)
+    if lost:
+        reason = f"Ollama's reader would change {', '.join(lost)}, so that the file has none"
+        return Gate(name=name, measured=measured, bound={}, verdict="not_proved", reason=reason)
+    return Gate(name=name, measured=measured, bound={}, verdict="pass", reason="")
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What training rendered by, and the system prompt that servers are told to give."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    system: str | None
+
+
+def _gate(file: str, told: _Told, read: Callable[[str], tuple[_Render, _Encode]]) -> Gate:
     name, bound = f"{NAME}:{file}", {"different_texts": 0}
     try:
-        render, encode, system = read(file)
+        render, encode = read(file)
     except MissingExtra as error:
         return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=str(error))
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -62,10 +103,12 @@ def _gate(
         return Gate(name=name, measured={}, bound=bound, verdict="fail", reason=reason)
     faults, compared = [], 0
     for messages in random_conversations(_CONVERSATIONS, _SEED):
-        told: list[dict[str, Any]] = messages
-        if system is not None and messages[0]["role"] != "system":
-            told = [{"role": "system", "content": system}, *messages]
-        wanted = _ids(lambda texts: template.render(texts, generation_prompt=True), told, _tokenizer_ids(tokenizer))
+        asked: list[dict[str, Any]] = messages
+        if told.system is not None and messages[0]["role"] != "system":
+            asked = [{"role": "system", "content": told.system}, *messages]
+        wanted = _ids(
+            lambda texts: told.template.render(texts, generation_prompt=True), asked, _tokenizer_ids(told.tokenizer)
+        )
         found = _ids(render, messages, encode)
         compared += wanted is not None
         if wanted != found:
@@ -73,6 +116,9 @@ def _gate(
     measured = {"texts": compared, "different_texts": len(faults)}
     if faults:
         return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=f"{faults[0]} {_ADVICE}")
+    if not compared:
+        reason = "the template refuses every conversation it was tried on"
+        return Gate(name=name, measured=measured, bound=bound, verdict="not_proved", reason=reason)
     return Gate(name=name, measured=measured, bound=bound, verdict="pass", reason="")
 
 
@@ -88,7 +134,7 @@ def _ids(render: _Render, messages: Sequence[Message], encode: _Encode) -> list[
         return None
 
 
-def _ollama(path: Path, export: Path) -> tuple[_Render, _Encode, str | None]:
+def _ollama(path: Path, export: Path) -> tuple[_Render, _Encode]:
     content = read_modelfile(path.read_text(encoding="utf-8"))
     if content.template is None:
         raise ValueError("it has no TEMPLATE")
@@ -101,10 +147,10 @@ def _ollama(path: Path, export: Path) -> tuple[_Render, _Encode, str | None]:
             messages = [{"role": "system", "content": system}, *messages]
         return go_template.render(source, messages)
 
-    return render, lambda text: gguf_model.tokenize(model, text, framed=True), system
+    return render, lambda text: gguf_model.tokenize(model, text, framed=True)
 
 
-def _lmdeploy(path: Path, tokenizer: Tokenizer) -> tuple[_Render, _Encode, str | None]:
+def _lmdeploy(path: Path, tokenizer: Tokenizer) -> tuple[_Render, _Encode]:
     fields = lmdeploy.from_json(json.loads(path.read_text(encoding="utf-8")))
     start = tokenizer.token_id("bos_token")
 
@@ -113,4 +159,4 @@ def _lmdeploy(path: Path, tokenizer: Tokenizer) -> tuple[_Render, _Encode, str |
         # LMDeploy (tokenizer.py) writes one where there would be two.
         return ids[1:] if start is not None and ids[:2] == [start, start] else ids
 
-    return fields.render, encode, read_handoff(path.parent / HANDOFF).system
+    return fields.render, encode

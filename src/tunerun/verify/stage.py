@@ -40,6 +40,9 @@ def run(step: VerifyStep, out: Path) -> list[Artifact]:
         GateError: A gate failed; names them all. The report is written all the same.
         StageError: A file to compare is missing or cannot be read.
     """
+    target = f"{artifacts.VERIFY}/{REPORT}"
+    # What an earlier run of the stage found says nothing of what is there now.
+    (out / target).unlink(missing_ok=True)
     torch.set_num_threads(step.placement.threads)
     gates: list[Gate] = []
     with Progress("verify", total=None, unit="gates") as progress:
@@ -48,7 +51,6 @@ def run(step: VerifyStep, out: Path) -> list[Artifact]:
             progress.advance(note=gate.name)
             print(f"{gate.verdict.replace('_', ' '):11}{gate.name}{f': {gate.reason}' if gate.reason else ''}")
     failed = [gate for gate in gates if gate.verdict == "fail"]
-    target = f"{artifacts.VERIFY}/{REPORT}"
     artifacts.write_json(
         out / target,
         {"schema": 1, "level": step.level, "passed": not failed, "gates": [asdict(gate) for gate in gates]},

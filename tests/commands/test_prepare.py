@@ -1,0 +1,59 @@
+"""What is typed becomes a config that another folder can resume."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.run import scenario
+from tunerun.commands.prepare import prepare
+from tunerun.config.resolve import resolve
+from tunerun.errors import UserError
+
+TYPED = ("model.path=model", "data.path=rows.txt", "method=lora", "stages=[data,train]", "run_dir=run")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scenario.fill(tmp_path)
+    return tmp_path
+
+
+def prepared(*overrides):
+    return prepare(resolve([*TYPED, *overrides], None)).config
+
+
+def test_the_interpreter_of_an_environment_is_found_from_anywhere_by_its_own_name(folder):
+    program = folder / "venv/bin/python"
+    program.parent.mkdir(parents=True)
+    program.symlink_to(sys.executable)
+    assert prepared("env.export.python=venv/bin/python").env.export.python == str(program)
+    assert prepared("env.export.python=./venv/bin/python").env.export.python == str(program)
+    (folder / "python3").touch()
+    assert prepared("env.export.python=python3").env.export.python == "python3"
+
+
+def test_an_accelerate_config_takes_the_stage_from_the_deepspeed_config_beside_it(folder):
+    (folder / "settings").mkdir()
+    (folder / "settings/zero.json").write_text('{"zero_optimization": {"stage": 3}, "bf16": {"enabled": "auto"}}')
+    (folder / "settings/accelerate.yaml").write_text(
+        "distributed_type: DEEPSPEED\nnum_processes: 2\nuse_cpu: true\n"
+        "deepspeed_config: {deepspeed_config_file: zero.json}\n"
+    )
+    hardware = prepared("hardware.accelerate=settings/accelerate.yaml").hardware
+    assert (hardware.strategy, hardware.deepspeed) == ("zero3", str(folder / "settings/zero.json"))
+    (folder / "settings/zero.json").unlink()
+    with pytest.raises(UserError, match=r"hardware\.accelerate: .*settings/zero\.json cannot be read"):
+        prepared("hardware.accelerate=settings/accelerate.yaml")
+
+
+def test_a_deepspeed_config_whose_sections_are_none_is_told_as_such(folder):
+    (folder / "zero.json").write_text('{"zero_optimization": 2, "bf16": true}')
+    with pytest.raises(UserError) as caught:
+        prepared("hardware.strategy=zero2", "hardware.processes=2", "hardware.deepspeed=zero.json")
+    assert [problem.what for problem in caught.value.problems] == [
+        "zero_optimization is 2, and has to be a mapping.",
+        "bf16 is True, and has to be a mapping.",
+    ]
