@@ -53,6 +53,14 @@ def step(found: plan.Plan, stage: str):
     return next(item for item in found.steps if item.stage == stage)
 
 
+def test_one_process_is_single_whatever_the_strategy_unless_it_offloads():
+    found = planned(hardware__strategy="fsdp2")
+    assert found.train.placement.strategy == "single"
+    assert any("fsdp2 is trained as single" in note for note in found.notes)
+    assert planned(hardware__strategy="zero2", hardware__offload=True).train.placement.strategy == "zero2"
+    assert planned(hardware__strategy="ddp", hardware__processes=2).train.placement.strategy == "ddp"
+
+
 def test_a_lora_run_hands_its_adapter_to_merge_eval_and_verify():
     found = planned()
     assert names(found) == ["model", "data", "train", "eval", "merge", "export", "verify"]

@@ -30,15 +30,14 @@ class Sharded:
     def __init__(self, parts: Parts) -> None:
         placement = parts.placement
         mesh = init_device_mesh(placement.device, (parts.ranks.world,))
+        # Without a GPU all memory is the host's.
+        offloads = placement.offload and placement.device == "cuda"
         half = torch.bfloat16 if placement.precision == "bf16" else None
         settings: dict[str, Any] = {
             "mesh": mesh,
             # Gradients are added up in float32: what is trained is.
             "mp_policy": MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32),
-            # Without a GPU all memory is the host's.
-            "offload_policy": CPUOffloadPolicy()
-            if placement.offload and placement.device == "cuda"
-            else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy() if offloads else OffloadPolicy(),
         }
         self._network, self._ranks, self._limit = parts.network, parts.ranks, parts.max_grad_norm
         self._body: Any = Body(parts.network, placement)
