@@ -22,7 +22,8 @@ def failed_gates(run: Path) -> list[str]:
     Raises:
         UserError: The report is damaged.
     """
-    return _gates(_read(run), "fail")
+    report = _read(run)
+    return [] if report is None or report["passed"] else _gates(report, "fail")
 
 
 def unverified(run: Path) -> str:
@@ -47,8 +48,8 @@ def unproved(run: Path) -> str:
     return f"{count} not proved: {', '.join(open_gates)}" if open_gates else ""
 
 
-def _gates(report: Mapping[str, Any] | None, verdict: str) -> list[str]:
-    return [] if report is None else [gate["name"] for gate in report["gates"] if gate["verdict"] == verdict]
+def _gates(report: Mapping[str, Any], verdict: str) -> list[str]:
+    return [gate["name"] for gate in report["gates"] if gate["verdict"] == verdict]
 
 
 def _read(run: Path) -> Mapping[str, Any] | None:
