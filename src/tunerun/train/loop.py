@@ -77,7 +77,7 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
     progress, window = start, list[StepResult]()
     losses = deque[float](maxlen=health.SPIKE_WINDOW)
     config, report = job.step.train, RankReport()
-    if config.early_stopping_evals is not None and start.evals_since_best >= config.early_stopping_evals:
+    if _is_out_of_patience(start, config):
         # The signal that stopped training came in its last step.
         return start
     job.network.train()
@@ -99,8 +99,7 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
                     window = []
                 if config.eval_steps is not None and (done or progress.step % config.eval_steps == 0):
                     progress = _measure(job, progress, trackers)
-                patience = config.early_stopping_evals
-                ended = done or (patience is not None and progress.evals_since_best >= patience)
+                ended = done or _is_out_of_patience(progress, config)
                 if not settled:
                     continue
                 asked = agreed_signal(job, stop)
@@ -297,6 +296,11 @@ def _is_due(progress: Progressed, config: TrainConfig) -> bool:
     """Says whether a checkpoint is to be written: every so many steps, and where the held-out loss is the lowest."""
     is_best = config.keep_best and progress.best_step == progress.step
     return is_best or (config.checkpoint_steps is not None and progress.step % config.checkpoint_steps == 0)
+
+
+def _is_out_of_patience(progress: Progressed, config: TrainConfig) -> bool:
+    patience = config.early_stopping_evals
+    return patience is not None and progress.evals_since_best >= patience
 
 
 def _warn_of_spike(job: Job, step: int, result: StepResult, losses: deque[float]) -> None:
