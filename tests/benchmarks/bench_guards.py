@@ -31,7 +31,7 @@ def guards(job: Any, result: Any, progress: Any, losses: deque[float], trackers:
     for _ in range(2):
         health.check_finite(result.loss, "loss", step=1, samples=result.samples)
     health.check_trained(result.trained_tokens, step=1, samples=result.samples)
-    loop._warn_of_spike(progress.step, result, losses)
+    loop._warn_of_spike(job, progress.step, result, losses)
     bar.advance(note=f"loss {result.loss:.4f}")
     progress = loop._advance(progress, result)
     loop._log(trackers, progress, loop._metrics([result], progress, job))
