@@ -23,17 +23,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 ROW_TOKENS, ROWS_A_RANK, WARM_STEPS, STEPS = 512, 4, 3, 12
-MODEL = {
-    "vocab_size": 4096,
-    "hidden_size": 256,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-}
 PARTS = ("data", "compute", "gradients", "agreement", "move")
 
 
@@ -43,6 +34,7 @@ def build(out: Path, ranks: int, strategy: str, method: str) -> None:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    from tests.benchmarks.bench_train import SIZES
     from tests.tiny import tiny_tokenizer, write_store
     from tests.train.engines.group import placed
     from tests.train.runs import train_step
@@ -52,7 +44,7 @@ def build(out: Path, ranks: int, strategy: str, method: str) -> None:
 
     torch.manual_seed(0)
     tiny_tokenizer(out / "base")
-    Qwen2ForCausalLM(Qwen2Config(**MODEL)).save_pretrained(out / "base")
+    Qwen2ForCausalLM(Qwen2Config(**SIZES)).save_pretrained(out / "base")
     write_base(out, BaseModel(folder=out / "base", path="bench", revision=None, sha256="0"))
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, 4096, (ROWS_A_RANK * ranks, ROW_TOKENS)).tolist()
