@@ -53,7 +53,11 @@ def main(argv: Sequence[str], placement: Placement | None = None) -> int:
         if template is None and options.system is not None:
             raise UserError(Problem(where="--system", what="the model has no chat template, so no system prompt."))
         conversation = Conversation(
-            engine=engine, template=template, sampling=_sampling(options), system=options.system
+            engine=engine,
+            template=template,
+            sampling=_sampling(options),
+            adapter=target.adapter_name,
+            system=options.system,
         )
         if sys.stdin.isatty() and sys.stdout.isatty():
             _interactive(conversation, target.name)

@@ -37,6 +37,8 @@ class Conversation:
     engine: LocalEngine
     template: ChatTemplate | None
     sampling: Sampling
+    adapter: str | None = None
+    """Name of the adapter that answers, as the engine knows it."""
     system: str | None = None
     turns: list[dict[str, str]] = field(default_factory=list)
     """Questions and answers in turn, each with `role` and `content`."""
@@ -103,6 +105,7 @@ class Conversation:
         sampling = self.sampling
         return Generate(
             id=-1,
+            adapter=self.adapter,
             prompt=self._prompt(),
             plain=self.template is None,
             max_new_tokens=sampling.max_new_tokens,

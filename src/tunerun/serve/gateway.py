@@ -82,14 +82,15 @@ class Gateway:
         """Answers a conversation."""
         asked = await _parsed(request, lambda body: parse_chat(parse_body(body)))
         self._check_model(asked.asked)
-        generate = asked.asked.generate(self._render(asked), plain=False)
+        generate = asked.asked.generate(self._render(asked), self._target.adapter_name, plain=False)
         return await self._respond(request, asked.asked, generate, "chat")
 
     async def complete(self, request: Request) -> Response:
         """Continues a text."""
         asked = await _parsed(request, lambda body: parse_completion(parse_body(body)))
         self._check_model(asked.asked)
-        return await self._respond(request, asked.asked, asked.asked.generate(asked.prompt, plain=True), "completion")
+        generate = asked.asked.generate(asked.prompt, self._target.adapter_name, plain=True)
+        return await self._respond(request, asked.asked, generate, "completion")
 
     def _check_model(self, asked: Asked) -> None:
         if asked.model is not None and asked.model != self._name:

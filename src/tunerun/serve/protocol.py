@@ -1,7 +1,8 @@
 """What the gateway and an engine process say to each other: one JSON object a line over a socket pair.
 
-    gateway -> engine   Generate, Cancel
-    engine  -> gateway  Ready or Failed, once; then for each Generate: Refused, or Accepted, Text ..., Finish
+    gateway -> engine   Generate, Cancel, Tokenize
+    engine  -> gateway  Ready or Failed, once; then for each Generate: Refused, or Accepted, Text ..., Finish;
+                        for each Tokenize: Tokens
 
 Every request has a number, so that messages of several may interleave.
 """
@@ -10,10 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 EngineName = Literal["llamacpp", "transformers"]
+Ability = Literal["logprobs", "json"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,8 +26,8 @@ class EngineSpec:
     engine: EngineName
     weights: str
     """A GGUF file for llama.cpp, a model folder for transformers."""
-    adapter: str | None
-    """Folder of a PEFT adapter on top of the weights."""
+    adapters: Mapping[str, str]
+    """Folders of PEFT adapters on top of the weights, by the names that requests give."""
     tokenizer: str | None
     """Folder with tokenizer.json; null takes the tokenizer inside the GGUF file."""
     context_tokens: int | None
@@ -42,6 +45,8 @@ class Generate:
     """Asks for an answer."""
 
     id: int
+    adapter: str | None
+    """Name of the adapter that answers; null asks the weights themselves."""
     prompt: str | tuple[int, ...]
     """Text, in which special tokens are recognised, or token ids."""
     plain: bool
@@ -57,6 +62,28 @@ class Generate:
     """From 0 to 2**32 - 1."""
     stop: tuple[str, ...]
     """Texts that end the answer and are not part of it."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens are told with each token of the answer; null tells no probabilities at all."""
+    json_schema: Mapping[str, Any] | None = None
+    """JSON schema that the answer must follow; an empty one asks for any JSON."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokenize:
+    """Asks for the tokens that a prompt would become."""
+
+    id: int
+    prompt: str
+    plain: bool
+    """As in `Generate`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokens:
+    """The tokens of a prompt."""
+
+    id: int
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +102,8 @@ class Ready:
     """Jinja source inside a GGUF file; null when the engine knows none."""
     bos_token: str
     eos_token: str
+    abilities: tuple[Ability, ...] = ()
+    """What the engine can do besides answering."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +136,9 @@ class Text:
 
     id: int
     text: str
+    scores: tuple[Mapping[str, Any], ...] = ()
+    """For each token of the piece, when asked for: `token`, `bytes`, `logprob` (nats) and `top_logprobs`, a list of
+    the same without the list, as OpenAI has them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,12 +153,12 @@ class Finish:
     """What went wrong, when the reason is `error`."""
 
 
-Message = Generate | Cancel | Ready | Failed | Accepted | Refused | Text | Finish
+Message = Generate | Tokenize | Tokens | Cancel | Ready | Failed | Accepted | Refused | Text | Finish
 
 _KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind for kind in (Generate, Cancel, Ready, Failed, Accepted, Refused, Text, Finish)
+    kind.__name__: kind for kind in (Generate, Tokenize, Tokens, Cancel, Ready, Failed, Accepted, Refused, Text, Finish)
 }
-_TUPLES = ("stop", "prompt")
+_TUPLES = ("abilities", "ids", "prompt", "scores", "stop")
 
 
 def encode(message: Message) -> bytes:

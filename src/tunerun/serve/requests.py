@@ -72,10 +72,11 @@ class Asked:
     seed: int
     stop: tuple[str, ...]
 
-    def generate(self, prompt: str | tuple[int, ...], *, plain: bool) -> Generate:
+    def generate(self, prompt: str | tuple[int, ...], adapter: str | None, *, plain: bool) -> Generate:
         """Returns the request to the engine; its number is given when it is sent."""
         return Generate(
             id=-1,
+            adapter=adapter,
             prompt=prompt,
             plain=plain,
             max_new_tokens=self.max_tokens,

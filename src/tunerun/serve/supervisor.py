@@ -11,7 +11,20 @@ from typing import Literal
 
 from tunerun.errors import StageError
 from tunerun.serve.process import EngineProcess, exit_text
-from tunerun.serve.protocol import Accepted, Cancel, EngineSpec, Failed, Finish, Generate, Message, Ready, Refused, Text
+from tunerun.serve.protocol import (
+    Accepted,
+    Cancel,
+    EngineSpec,
+    Failed,
+    Finish,
+    Generate,
+    Message,
+    Ready,
+    Refused,
+    Text,
+    Tokenize,
+    Tokens,
+)
 
 # None tells that the engine ended.
 Messages = asyncio.Queue[Message | None]
@@ -116,14 +129,10 @@ class Supervisor:
             EngineBusy: Too many requests are being answered.
             RequestRefused: The engine refuses the request.
         """
-        process = self._process
-        if self.state != "ready" or process is None:
-            raise EngineDown(f"the engine is {self.state}")
+        process = self._running()
         if len(self._open) >= self._max_concurrent:
             raise EngineBusy(f"{self._max_concurrent} requests are being answered")
-        number, self._next_id = self._next_id, self._next_id + 1
-        messages: Messages = asyncio.Queue()
-        self._open[number] = messages
+        number, messages = self._opened()
 
         def close() -> None:
             if self._open.pop(number, None) is not None:
@@ -140,6 +149,37 @@ class Supervisor:
             close()
             raise
         return Answer(first.prompt_tokens, messages, close)
+
+    async def tokenize(self, prompt: str, *, plain: bool) -> tuple[int, ...]:
+        """Returns the tokens that the engine makes of a prompt.
+
+        Args:
+            prompt: Text, in which special tokens are recognised.
+            plain: Whether the tokenizer adds the special tokens it puts around plain text.
+
+        Raises:
+            EngineDown: There is no engine, or it ended at once.
+        """
+        process = self._running()
+        number, messages = self._opened()
+        try:
+            process.send(Tokenize(id=number, prompt=prompt, plain=plain))
+            found = await _next(messages)
+        finally:
+            self._open.pop(number, None)
+        assert isinstance(found, Tokens)
+        return found.ids
+
+    def _running(self) -> EngineProcess:
+        if self.state != "ready" or self._process is None:
+            raise EngineDown(f"the engine is {self.state}")
+        return self._process
+
+    def _opened(self) -> tuple[int, Messages]:
+        """Returns a number of its own for a request, and where its messages will be."""
+        number, self._next_id = self._next_id, self._next_id + 1
+        messages = self._open[number] = asyncio.Queue[Message | None]()
+        return number, messages
 
     async def _run_once(self, loop: asyncio.AbstractEventLoop) -> int:
         ended: asyncio.Future[int] = loop.create_future()
@@ -163,7 +203,7 @@ class Supervisor:
             self.became_ready.set()
         elif isinstance(message, Failed):
             self._failure = message.message
-        elif isinstance(message, Accepted | Refused | Text | Finish) and message.id in self._open:
+        elif isinstance(message, Accepted | Refused | Text | Finish | Tokens) and message.id in self._open:
             self._open[message.id].put_nowait(message)
             if isinstance(message, Finish | Refused):
                 # Nothing is left to cancel, and another request may come.

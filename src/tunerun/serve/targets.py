@@ -52,6 +52,11 @@ class Target:
     unverified: str = ""
     """Why the model should not be trusted; empty when nothing speaks against it."""
 
+    @property
+    def adapter_name(self) -> str | None:
+        """What requests call the adapter by; None for a model without one."""
+        return None if self.adapter is None else self.name
+
     def spec(self, placement: Placement, context_tokens: int | None) -> EngineSpec:
         """Returns what an engine process loads.
 
@@ -62,7 +67,7 @@ class Target:
         return EngineSpec(
             engine=self.engine,
             weights=str(self.weights),
-            adapter=None if self.adapter is None else str(self.adapter),
+            adapters={} if self.adapter is None else {self.name: str(self.adapter)},
             tokenizer=None if self.tokenizer is None else str(self.tokenizer),
             context_tokens=context_tokens or self.context_tokens,
             stop=self.stops,

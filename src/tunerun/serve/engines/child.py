@@ -31,6 +31,8 @@ from tunerun.serve.protocol import (
     Ready,
     Refused,
     Text,
+    Tokenize,
+    Tokens,
     decode,
     decode_spec,
     encode,
@@ -69,11 +71,14 @@ class Worker:
         self._open: dict[int, Job] = {}
 
     def receive(self, message: Message) -> None:
-        """Queues or refuses a request, or cancels one."""
+        """Queues or refuses a request, cancels one, or tells the tokens of a prompt."""
         if isinstance(message, Cancel):
             job = self._open.get(message.id)
             if job is not None:
                 job.cancelled.set()
+            return
+        if isinstance(message, Tokenize):
+            self._send(Tokens(id=message.id, ids=tuple(self._engine.encode(message.prompt, plain=message.plain))))
             return
         assert isinstance(message, Generate)
         prompt = message.prompt

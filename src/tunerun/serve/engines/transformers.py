@@ -41,11 +41,11 @@ class TransformersEngine:
         tokenizer = load_tokenizer(Path(spec.tokenizer or spec.weights))
         dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
         model: Any = load.load_model(folder, dtype=dtype, device=spec.device)
-        if spec.adapter is not None:
+        for adapter in spec.adapters.values():
             # peft takes as long to import as the rest.
             from tunerun.models.adapters import load_adapter
 
-            model = load_adapter(model, Path(spec.adapter), trainable=False)
+            model = load_adapter(model, Path(adapter), trainable=False)
         self._model, self._stream, self._backend = model.eval(), generate.stream, tokenizer.backend
         self.end_ids = generate.stop_token_ids(folder, tokenizer)
         self.vocabulary: int = model.get_input_embeddings().num_embeddings
