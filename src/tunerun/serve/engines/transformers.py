@@ -8,7 +8,8 @@ from typing import Any
 
 from tunerun import artifacts
 from tunerun.chat.tokenizer import load_tokenizer
-from tunerun.serve.engines.base import Engine
+from tunerun.serve.engines.base import Send, Service
+from tunerun.serve.engines.worker import Worker
 from tunerun.serve.protocol import EngineSpec, Generate
 from tunerun.serve.text import Decoder, WindowDecoder
 
@@ -78,9 +79,9 @@ class TransformersEngine:
         )
 
 
-def load(spec: EngineSpec) -> Engine:
+def start(spec: EngineSpec, send: Send) -> Service:
     """Loads a model folder."""
-    return TransformersEngine(spec)
+    return Worker(TransformersEngine(spec), spec.stop, send)
 
 
 def _context_tokens(folder: Path, wanted: int | None) -> int:
