@@ -33,6 +33,9 @@ from tunerun.serve.protocol import (
 ENGINES: dict[EngineName, str] = {
     "llamacpp": "tunerun.serve.engines.llamacpp",
     "transformers": "tunerun.serve.engines.transformers",
+    "vllm": "tunerun.serve.engines.vllm",
+    "lmdeploy": "tunerun.serve.engines.lmdeploy",
+    "ollama": "tunerun.serve.engines.ollama",
 }
 """The module of each engine; its function `start` loads the model."""
 

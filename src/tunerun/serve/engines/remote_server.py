@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -48,6 +49,32 @@ class Endpoint:
 
     def _common(self) -> dict[str, Any]:
         return {"base_url": self.url, "headers": {"authorization": f"Bearer {self.key}"}, "trust_env": False}
+
+
+def interpreter(python: str | None) -> str:
+    """Returns the interpreter that has the server's package: `env.serve.python`, or the one of this process."""
+    return sys.executable if python is None else python
+
+
+def flags(arguments: Mapping[str, Any]) -> list[str]:
+    """Writes `serve.extra_args` as a command line: `max_num_seqs: 8` as `--max-num-seqs 8`.
+
+    True is the flag alone and false its negation; a list has all its values after the flag, and a mapping is JSON.
+    """
+    line: list[str] = []
+    for key, value in arguments.items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            line.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, list | tuple):
+            line += [f"--{name}", *map(_written, value)]
+        else:
+            line += [f"--{name}", _written(value)]
+    return line
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def private_folder() -> Path:

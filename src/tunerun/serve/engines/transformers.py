@@ -8,6 +8,7 @@ from typing import Any
 
 from tunerun import artifacts
 from tunerun.chat.tokenizer import load_tokenizer
+from tunerun.models.stops import stop_token_ids
 from tunerun.serve.engines.base import Send, Service
 from tunerun.serve.engines.worker import Worker
 from tunerun.serve.protocol import EngineSpec, Generate
@@ -48,7 +49,7 @@ class TransformersEngine:
 
             model = load_adapter(model, Path(adapter), trainable=False)
         self._model, self._stream, self._backend = model.eval(), generate.stream, tokenizer.backend
-        self.end_ids = generate.stop_token_ids(folder, tokenizer)
+        self.end_ids = stop_token_ids(folder, tokenizer)
         self.vocabulary: int = model.get_input_embeddings().num_embeddings
         self.context_tokens = _context_tokens(folder, spec.context_tokens)
         self.bos_token, self.eos_token = (tokenizer.named.get(name, "") for name in ("bos_token", "eos_token"))

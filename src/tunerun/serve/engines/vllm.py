@@ -12,12 +12,11 @@ import httpx
 from tunerun import artifacts
 from tunerun.chat.template import load_template
 from tunerun.errors import StageError
-from tunerun.formats.safetensors import weight_bytes
+from tunerun.formats.safetensors import read_table
 from tunerun.serve.engines import remote, scores
 from tunerun.serve.engines.base import Send, Service
-from tunerun.serve.engines.remote import Model, Piece
-from tunerun.serve.engines.remote_server import Server, private_folder, socket_endpoint
-from tunerun.serve.engines.settings import flags, interpreter
+from tunerun.serve.engines.remote import PROBE, Model, Piece
+from tunerun.serve.engines.remote_server import Server, flags, interpreter, private_folder, socket_endpoint
 from tunerun.serve.protocol import Ability, EngineSpec, Generate
 
 # Its `--max-lora-rank` takes no other numbers (vllm/config/lora.py).
@@ -28,9 +27,6 @@ _ADAPTER_CONFIG = "adapter_config.json"
 _CONFIG = "config.json"
 _DATA = "data: "
 _DONE = "[DONE]"
-_PROBE = "<s> Who are you?  你好，世界！ 123\n\n\tnaïve 🙂"
-"""Kept free of tokens that only some tokenizers have; whitespace, digits and bytes are where tokenizers differ."""
-
 SET_HERE = frozenset(
     (
         "model", "served_model_name", "host", "port", "uds", "api_key", "max_model_len", "enable_lora", "lora_modules",
@@ -77,7 +73,7 @@ def command(spec: EngineSpec, folder: Path, socket: str) -> list[str]:
     Raises:
         StageError: vLLM cannot use an adapter as it is.
     """
-    line = [interpreter(spec), "-m", "vllm.entrypoints.cli.main", "serve", spec.weights]
+    line = [interpreter(spec.server.python), "-m", "vllm.entrypoints.cli.main", "serve", spec.weights]
     line += ["--served-model-name", weights_name(spec), "--uds", socket, "--disable-uvicorn-access-log"]
     # Sampling is as each request says; the model's generation_config.json still names its end tokens.
     line += ["--generation-config", "vllm", "--enable-tokenizer-info-endpoint"]
@@ -142,7 +138,7 @@ def _processes(spec: EngineSpec, config: Mapping[str, Any]) -> int:
         return spec.server.processes
     heads, gpus = config["num_attention_heads"], spec.server.gpu_bytes
     possible = [count for count in range(1, len(gpus) + 1) if heads % count == 0]
-    size = weight_bytes(Path(spec.weights))
+    size = sum(info.bytes for info in read_table(Path(spec.weights)).values())
     fitting = [count for count in possible if size <= _WEIGHTS_SHARE * count * min(gpus)]
     return fitting[0] if fitting else max(possible, default=1)
 
@@ -165,17 +161,16 @@ def _check(client: httpx.Client, names: Sequence[str], spec: EngineSpec, model: 
     context = cards[names[0]]["max_model_len"]
     if context != model.context_tokens:
         raise StageError(f"vLLM serves a context of {context} tokens instead of {model.context_tokens}.")
-    asked = {"model": names[0], "prompt": _PROBE, "add_special_tokens": False}
-    theirs, ours = client.post("/tokenize", json=asked).raise_for_status().json()["tokens"], _probe_ids(model)
+    asked = {"model": names[0], "prompt": PROBE, "add_special_tokens": False}
+    theirs, ours = (
+        client.post("/tokenize", json=asked).raise_for_status().json()["tokens"],
+        model.encode(PROBE, plain=False),
+    )
     if theirs != ours:
-        raise StageError(f"vLLM's tokenizer makes {theirs[:8]}... of a text of which the model's own makes {ours[:8]}...")
+        raise StageError(f"vLLM's tokenizer makes {theirs[:8]}... of a text, and the model's own makes {ours[:8]}...")
     reported = client.get("/tokenizer_info").raise_for_status().json().get("chat_template")
     if spec.server.chat_template is not None and reported != spec.server.chat_template:
         raise StageError(f"vLLM has another chat template than {spec.weights} was trained with.")
-
-
-def _probe_ids(model: Model) -> list[int]:
-    return model.encode(_PROBE, plain=False)
 
 
 class VllmApi:
@@ -208,7 +203,7 @@ class VllmApi:
             body["response_format"] = _format(request.json_schema)
         return "/v1/completions", body
 
-    def piece(self, line: str) -> Piece | None:
+    def piece(self, line: str, request: Generate) -> Piece | None:
         """Reads a server-sent event."""
         if not line.startswith(_DATA) or line == _DATA + _DONE:
             return None
@@ -216,19 +211,23 @@ class VllmApi:
         if "error" in event:
             return Piece(failure=str(event["error"]))
         choice = event["choices"][0]
+        found = choice.get("logprobs")
         return Piece(
             tokens=tuple(choice.get("token_ids") or ()),
-            scores=tuple(self._scores(choice["logprobs"])) if choice.get("logprobs") else (),
+            scores=() if found is None else tuple(self._scores(found, request.logprobs or 0)),
             reason=choice["finish_reason"],
         )
 
-    def _scores(self, found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    def _scores(self, found: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
         backend = self._model.tokenizer.backend
         rows = zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True)
-        return [
-            scores.score(backend, _token_id(token), value, [(_token_id(key), top[key]) for key in top])
-            for token, value, top in rows
-        ]
+        return [scores.score(backend, _token_id(token), value, _likeliest(top, count)) for token, value, top in rows]
+
+
+def _likeliest(found: Mapping[str, float], count: int) -> list[tuple[int, float]]:
+    """Returns so many tokens; vLLM adds the one that was chosen, when it is not among them."""
+    ranked = sorted(found.items(), key=lambda item: -item[1])
+    return [(_token_id(written), value) for written, value in ranked[:count]]
 
 
 def _token_id(written: str) -> int:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from tunerun.serve.engines.base import Engine, Send
-from tunerun.serve.protocol import Accepted, Cancel, Finish, Generate, Ready, Refused, Text, Tokenize, Tokens
+from tunerun.serve.engines.limits import refusal
+from tunerun.serve.protocol import Accepted, Cancel, Finish, Generate, Ready, Text, Tokenize, Tokens
 from tunerun.serve.text import StopFilter
 
 
@@ -58,11 +59,12 @@ class Worker:
             return
         prompt = message.prompt
         ids = self._engine.encode(prompt, plain=message.plain) if isinstance(prompt, str) else list(prompt)
-        refusal = self._refusal(message, ids)
-        if refusal is not None:
-            self._send(refusal)
+        vocabulary, context = self._engine.vocabulary, self._engine.context_tokens
+        refused = refusal(message, ids, vocabulary=vocabulary, context_tokens=context)
+        if refused is not None:
+            self._send(refused)
             return
-        room = self._engine.context_tokens - len(ids)
+        room = context - len(ids)
         limit = room if message.max_new_tokens is None else message.max_new_tokens
         job = self._open[message.id] = Job(message, ids, limit)
         self._send(Accepted(id=message.id, prompt_tokens=len(ids)))
@@ -83,21 +85,6 @@ class Worker:
             finish = Finish(id=job.request.id, reason="error", completion_tokens=0, message="the engine failed")
         del self._open[job.request.id]
         self._send(finish)
-
-    def _refusal(self, request: Generate, ids: list[int]) -> Refused | None:
-        if not ids:
-            return Refused(id=request.id, code="empty_prompt", message="The prompt has no tokens.")
-        wrong = next((token for token in ids if not 0 <= token < self._engine.vocabulary), None)
-        if wrong is not None:
-            message = f"Token id {wrong} is not in the vocabulary of {self._engine.vocabulary} tokens."
-            return Refused(id=request.id, code="invalid_token", message=message)
-        wanted = 1 if request.max_new_tokens is None else request.max_new_tokens
-        context = self._engine.context_tokens
-        if len(ids) + wanted > context:
-            asked = f"the prompt has {len(ids)} and the answer asks for {wanted}"
-            message = f"The model's context holds {context} tokens; {asked}."
-            return Refused(id=request.id, code="context_length_exceeded", message=message)
-        return None
 
     def _answer(self, job: Job) -> Finish:
         request, engine = job.request, self._engine
