@@ -33,12 +33,13 @@ def trains_weights(config: RunConfig) -> bool:
     return "train" in config.stages and config.method.kind not in ADAPTER_METHODS
 
 
-def steps(config: RunConfig, placement: Placement) -> list[Step]:
+def steps(config: RunConfig, placement: Placement, gpu_bytes: tuple[int, ...] = ()) -> list[Step]:
     """Returns the steps after training and evaluation.
 
     Args:
         config: Of the run.
         placement: Of stages of one process.
+        gpu_bytes: Memory of each visible GPU.
     """
     assert config.name is not None
     found: list[Step] = []
@@ -78,7 +79,8 @@ def steps(config: RunConfig, placement: Placement) -> list[Step]:
     if "publish" in config.stages:
         found.append(_publish_step(config, merged=merged, adapted=folder is not None))
     if "serve" in config.stages:
-        found.append(ServeStep(serve=config.serve, placement=placement))
+        python = config.env.serve.python
+        found.append(ServeStep(serve=config.serve, placement=placement, python=python, gpu_bytes=gpu_bytes))
     return found
 
 

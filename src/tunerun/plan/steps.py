@@ -295,6 +295,10 @@ class ServeStep:
     stage: ClassVar[str] = "serve"
     serve: ServeConfig
     placement: Placement
+    python: str | None = None
+    """Interpreter with vLLM or LMDeploy; null takes tunerun's own."""
+    gpu_bytes: tuple[int, ...] = ()
+    """Memory of each visible GPU."""
 
 
 Step = (

@@ -19,11 +19,6 @@ _DATA = "data: "
 _DONE = "[DONE]"
 _NAME = "model"
 
-SET_HERE = frozenset(
-    ("model_path", "server_name", "server_port", "api_keys", "model_name", "session_len", "tp", "proxy_url", "ssl")
-)
-"""Arguments that tunerun decides, so that `serve.extra_args` may not have them."""
-
 
 def start(spec: EngineSpec, send: Send) -> Service:
     """Starts the server and waits until it is ready.

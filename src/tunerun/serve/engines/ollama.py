@@ -22,8 +22,6 @@ from tunerun.serve.engines.remote_server import Server, port_endpoint, private_f
 from tunerun.serve.protocol import Ability, EngineSpec, Generate
 
 PROGRAM = "ollama"
-SET_HERE = frozenset(("stop", "num_ctx", "num_predict", "temperature", "top_p", "top_k", "seed", "raw"))
-"""Options that tunerun decides, so that `serve.extra_args` may not have them."""
 
 _WRITES_START = "tokenizer.ggml.add_bos_token"
 _LOAD_SECONDS = 3600

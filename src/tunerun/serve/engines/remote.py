@@ -233,7 +233,7 @@ class _Telling:
         self._failure, self._reason = piece.failure, piece.reason or self._reason
         if piece.failure:
             return True
-        text, scores = piece.text, []
+        text, scores = piece.text, list[Mapping[str, Any]]()
         for index, token in enumerate(piece.tokens):
             if token in self._end_ids:
                 self._reason = "stop"
