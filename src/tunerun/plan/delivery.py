@@ -7,7 +7,7 @@ from typing import Literal
 from tunerun.config.checks import size_bytes
 from tunerun.config.credentials import secret_variables
 from tunerun.config.data_sources import data_sources
-from tunerun.config.schema import ADAPTER_METHODS, PUBLISHED, Published, RunConfig
+from tunerun.config.schema import ADAPTER_METHODS, PUBLISHED, EngineChoice, Published, RunConfig
 from tunerun.plan.steps import (
     ExportStep,
     MergeStep,
@@ -74,6 +74,8 @@ def steps(config: RunConfig, placement: Placement, gpu_bytes: tuple[int, ...] = 
                 placement=placement,
                 seed=config.seed,
                 quantisation=base_quantisation(config),
+                engines=_verified_engines(config, merged=merged, adapted=folder is not None),
+                python=config.env.serve.python,
             )
         )
     if "publish" in config.stages:
@@ -82,6 +84,18 @@ def steps(config: RunConfig, placement: Placement, gpu_bytes: tuple[int, ...] = 
         python = config.env.serve.python
         found.append(ServeStep(serve=config.serve, placement=placement, python=python, gpu_bytes=gpu_bytes))
     return found
+
+
+def _verified_engines(config: RunConfig, *, merged: bool, adapted: bool) -> tuple[EngineChoice, ...]:
+    """Returns the engines that the run is served by in verification: the cheapest one, or all that are at hand."""
+    found: list[EngineChoice] = []
+    if "export" in config.stages and config.export.gguf.types:
+        found.append("llamacpp")
+    if merged or adapted:
+        found.append("transformers")
+        if config.env.serve.python is not None or config.serve.engine == "vllm":
+            found.append("vllm")
+    return tuple(found) if config.verify.level == "full" else tuple(found[:1])
 
 
 def _export_step(config: RunConfig, folder: str | None, *, merged: bool) -> ExportStep:

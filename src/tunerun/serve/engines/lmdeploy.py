@@ -12,7 +12,7 @@ from tunerun.errors import StageError
 from tunerun.serve.engines import remote
 from tunerun.serve.engines.base import Send, Service
 from tunerun.serve.engines.remote import Piece
-from tunerun.serve.engines.remote_server import Endpoint, Server, flags, interpreter, port_endpoint
+from tunerun.serve.engines.remote_server import Endpoint, Server, flags, interpreter, port_endpoint, private_folder
 from tunerun.serve.protocol import Ability, EngineSpec, Generate
 
 _DATA = "data: "
@@ -28,7 +28,7 @@ def start(spec: EngineSpec, send: Send) -> Service:
         StageError: LMDeploy cannot load the model.
     """
     model, endpoint = remote.read_model(spec), port_endpoint()
-    server = Server(command(spec, endpoint), {"HF_HUB_OFFLINE": "1"}, endpoint)
+    server = Server(command(spec, endpoint), {"HF_HUB_OFFLINE": "1"}, endpoint, private_folder())
     server.wait_until_healthy("/health")
     with endpoint.client() as client:
         _check(client)

@@ -40,7 +40,7 @@ def start(spec: EngineSpec, send: Send) -> Service:
     model, folder = remote.read_model(spec), private_folder()
     endpoint = socket_endpoint(folder)
     names = weights_name(spec), *spec.adapters
-    server = Server(command(spec, folder, endpoint.socket or ""), _variables(endpoint.key), endpoint)
+    server = Server(command(spec, folder, endpoint.socket or ""), _variables(endpoint.key), endpoint, folder)
     server.wait_until_healthy("/health")
     with endpoint.client() as client:
         _check(client, names, spec, model)
