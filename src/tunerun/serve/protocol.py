@@ -56,6 +56,8 @@ class EngineSpec:
     """CPU threads."""
     device: str = "cpu"
     precision: Literal["bf16", "fp32"] = "fp32"
+    bits: Literal[4, 8] | None = None
+    """How bitsandbytes holds the linear layers of a model folder: NF4 or int8; null leaves them as they are."""
     server: ServerSettings = ServerSettings()
 
 

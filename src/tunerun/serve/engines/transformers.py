@@ -9,6 +9,7 @@ from typing import Any
 from tunerun import artifacts
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.models.stops import stop_token_ids
+from tunerun.plan.steps import Quantisation
 from tunerun.serve.engines.base import Send, Service
 from tunerun.serve.engines.worker import Worker
 from tunerun.serve.protocol import EngineSpec, Generate
@@ -30,6 +31,7 @@ class TransformersEngine:
         """Loads the folder.
 
         Raises:
+            MissingExtra: bitsandbytes is asked for and not installed.
             StageError: The weights cannot be loaded.
             UserError: The tokenizer cannot be loaded.
         """
@@ -42,7 +44,9 @@ class TransformersEngine:
         folder = Path(spec.weights)
         tokenizer = load_tokenizer(Path(spec.tokenizer or spec.weights))
         dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
-        model: Any = load.load_model(folder, dtype=dtype, device=spec.device)
+        # As qlora does by default, so that an adapter meets the base that it was trained on.
+        quantisation = None if spec.bits is None else Quantisation(bits=spec.bits, double=True)
+        model: Any = load.load_model(folder, dtype=dtype, device=spec.device, quantisation=quantisation)
         for adapter in spec.adapters.values():
             # peft takes as long to import as the rest.
             from tunerun.models.adapters import load_adapter
