@@ -88,7 +88,7 @@ class StopFilter:
             start = min(found)[1]
             sendable, self._held = self._held[:start], ""
             return sendable
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        keep = max((overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep
         sendable, self._held = self._held[:cut], self._held[cut:]
         return sendable
@@ -99,7 +99,7 @@ class StopFilter:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Returns the length of the longest proper beginning of `stop` that `text` ends with."""
     longest = min(len(text), len(stop) - 1)
     return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)
