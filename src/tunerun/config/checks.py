@@ -281,6 +281,22 @@ def _names(config: RunConfig) -> list[Problem]:
 
 
 def _serve(config: RunConfig) -> list[Problem]:
+    return [*_serve_host(config), *_serve_origins(config)]
+
+
+def _serve_origins(config: RunConfig) -> list[Problem]:
+    return [
+        Problem(
+            where="serve.cors_origins",
+            what=f"{origin!r} is not a web origin.",
+            fix="Write scheme and host, such as https://chat.example or http://localhost:3000.",
+        )
+        for origin in config.serve.cors_origins
+        if not re.fullmatch(r"https?://[^/\s*?#@]+", origin)
+    ]
+
+
+def _serve_host(config: RunConfig) -> list[Problem]:
     if is_loopback(config.serve.host) or config.serve.api_key_env:
         return []
     what = f"{config.serve.host} can be reached from other machines, and no key is asked for."
