@@ -26,7 +26,7 @@ _MOST_GRAMMAR_CHARACTERS = 100_000
 _CONVERTER_FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
 
 
-class SchemaFault(ValueError):
+class SchemaFault(ValueError):  # noqa: N818 (what is wrong with a request)
     """A JSON schema that no grammar can be made of."""
 
 
