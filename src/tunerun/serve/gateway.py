@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from starlette.applications import Starlette
@@ -21,14 +21,25 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tunerun.chat.faults import ChatFault
 from tunerun.chat.template import ChatTemplate
 from tunerun.serve import replies
+from tunerun.serve.fields import InvalidRequest
 from tunerun.serve.fleet import Fleet, Model
 from tunerun.serve.guard import ApiError, error_response, guarded, read_body
+from tunerun.serve.messages import Message, Tool
 from tunerun.serve.protocol import Finish, Generate, Text
 from tunerun.serve.replies import Reply
-from tunerun.serve.requests import Asked, ChatRequest, InvalidRequest, parse_body, parse_chat, parse_completion
+from tunerun.serve.requests import (
+    Asked,
+    chat_fields,
+    completion_fields,
+    parse_body,
+    parse_chat,
+    parse_completion,
+    parse_tokenize,
+)
 from tunerun.serve.supervisor import Answer, EngineBusy, EngineDown, RequestRefused, Supervisor
 
 REQUEST_SECONDS = 600.0
+MAX_TOKENIZED_CHARACTERS = 1 << 20
 _TOOLS_VARIABLE = "tools"
 _TOO_LONG = f"The answer took longer than {REQUEST_SECONDS:g} seconds."
 
@@ -47,6 +58,7 @@ def build_app(fleet: Fleet, *, key: str | None = None, hosts: frozenset[str] | N
     app = Starlette(
         routes=[
             Route("/health", gateway.health, methods=["GET"]),
+            Route("/tokenize", gateway.tokenize, methods=["POST"]),
             Route("/v1/models", gateway.models, methods=["GET"]),
             Route("/v1/models/{name}", gateway.model, methods=["GET"]),
             Route("/v1/chat/completions", gateway.chat, methods=["POST"]),
@@ -66,6 +78,7 @@ class Gateway:
         self._fleet = fleet
         self._templates: dict[str, ChatTemplate | None] = {}
         self._created = int(time.time())
+        self._chat_fields, self._completion_fields = chat_fields(1), completion_fields(1)
 
     async def health(self, _: Request) -> Response:
         """Says whether every engine can answer."""
@@ -83,17 +96,36 @@ class Gateway:
 
     async def chat(self, request: Request) -> Response:
         """Answers a conversation."""
-        asked = await _parsed(request, lambda body: parse_chat(parse_body(body)))
+        asked = await _parsed(request, lambda body: parse_chat(parse_body(body), self._chat_fields))
         model = self._model(asked.asked.model)
-        generate = asked.asked.generate(self._render(model, asked), model.target.adapter_name, plain=False)
+        generate = asked.asked.generate(
+            self._render(model, asked.messages, asked.tools), model.target.adapter_name, plain=False
+        )
         return await self._respond(request, model, asked.asked, generate, "chat")
 
     async def complete(self, request: Request) -> Response:
         """Continues a text."""
-        asked = await _parsed(request, lambda body: parse_completion(parse_body(body)))
+        asked = await _parsed(request, lambda body: parse_completion(parse_body(body), self._completion_fields))
         model = self._model(asked.asked.model)
         generate = asked.asked.generate(asked.prompt, model.target.adapter_name, plain=True)
         return await self._respond(request, model, asked.asked, generate, "completion")
+
+    async def tokenize(self, request: Request) -> Response:
+        """Tells the tokens that a text or a conversation becomes."""
+        asked = await _parsed(request, lambda body: parse_tokenize(parse_body(body)))
+        model = self._model(asked.model)
+        prompt = asked.prompt
+        if asked.messages:
+            prompt = self._render(model, asked.messages, asked.tools, generation_prompt=asked.generation_prompt)
+        if len(prompt) > MAX_TOKENIZED_CHARACTERS:
+            message = f"The prompt has more than {MAX_TOKENIZED_CHARACTERS} characters."
+            raise ApiError(400, message, code="prompt_too_long")
+        try:
+            ids = await _while_connected(request, model.engine.tokenize(prompt, plain=asked.special))
+        except EngineDown as error:
+            raise _down(str(error)) from error
+        assert model.engine.ready is not None
+        return JSONResponse(replies.tokens(ids, model.engine.ready.context_tokens))
 
     def _model(self, name: str | None) -> Model:
         if name is None:
@@ -112,14 +144,16 @@ class Gateway:
             self._templates[name] = model.target.chat_template(model.engine.ready)
         return self._templates[name]
 
-    def _render(self, model: Model, asked: ChatRequest) -> str:
+    def _render(
+        self, model: Model, messages: Sequence[Message], tools: Sequence[Tool], *, generation_prompt: bool = True
+    ) -> str:
         template = self._template(model)
         if template is None:
             raise ApiError(400, "The model has no chat template; ask /v1/completions instead.", code="no_chat_template")
-        if asked.tools is not None and _TOOLS_VARIABLE not in (template.tool_text or template.text):
+        if tools and _TOOLS_VARIABLE not in (template.tool_text or template.text):
             raise ApiError(400, "The model's chat template has no place for tools.", field="tools")
         try:
-            return template.render(asked.messages, asked.tools, generation_prompt=True)
+            return template.render(messages, tools or None, generation_prompt=generation_prompt)
         except (ChatFault, ArithmeticError) as error:
             detail = error.detail if isinstance(error, ChatFault) else f"the chat template fails: {error}"
             raise ApiError(400, detail, code="template_refuses", field="messages") from error

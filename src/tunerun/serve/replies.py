@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,6 +85,11 @@ def model(name: str, created: int) -> Mapping[str, Any]:
 def models(names: Iterable[str], created: int) -> Mapping[str, Any]:
     """Returns the list of served models."""
     return {"object": "list", "data": [model(name, created) for name in names]}
+
+
+def tokens(ids: Sequence[int], context: int) -> Mapping[str, Any]:
+    """Returns the tokens of a prompt, as vLLM's /tokenize does."""
+    return {"tokens": ids, "count": len(ids), "max_model_len": context}
 
 
 def error(status: int, message: str, *, code: str | None = None, field: str | None = None) -> Mapping[str, Any]:
