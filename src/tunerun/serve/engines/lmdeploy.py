@@ -12,17 +12,12 @@ from tunerun.errors import StageError
 from tunerun.serve.engines import remote
 from tunerun.serve.engines.base import Send, Service
 from tunerun.serve.engines.remote import Piece
-from tunerun.serve.engines.remote_server import Endpoint, Server, flags, interpreter, port_endpoint
+from tunerun.serve.engines.remote_server import Endpoint, Server, flags, interpreter, port_endpoint, private_folder
 from tunerun.serve.protocol import Ability, EngineSpec, Generate
 
 _DATA = "data: "
 _DONE = "[DONE]"
 _NAME = "model"
-
-SET_HERE = frozenset(
-    ("model_path", "server_name", "server_port", "api_keys", "model_name", "session_len", "tp", "proxy_url", "ssl")
-)
-"""Arguments that tunerun decides, so that `serve.extra_args` may not have them."""
 
 
 def start(spec: EngineSpec, send: Send) -> Service:
@@ -33,7 +28,7 @@ def start(spec: EngineSpec, send: Send) -> Service:
         StageError: LMDeploy cannot load the model.
     """
     model, endpoint = remote.read_model(spec), port_endpoint()
-    server = Server(command(spec, endpoint), {"HF_HUB_OFFLINE": "1"}, endpoint)
+    server = Server(command(spec, endpoint), {"HF_HUB_OFFLINE": "1"}, endpoint, private_folder())
     server.wait_until_healthy("/health")
     with endpoint.client() as client:
         _check(client)

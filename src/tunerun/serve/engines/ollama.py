@@ -22,8 +22,6 @@ from tunerun.serve.engines.remote_server import Server, port_endpoint, private_f
 from tunerun.serve.protocol import Ability, EngineSpec, Generate
 
 PROGRAM = "ollama"
-SET_HERE = frozenset(("stop", "num_ctx", "num_predict", "temperature", "top_p", "top_k", "seed", "raw"))
-"""Options that tunerun decides, so that `serve.extra_args` may not have them."""
 
 _WRITES_START = "tokenizer.ggml.add_bos_token"
 _LOAD_SECONDS = 3600
@@ -36,11 +34,11 @@ def start(spec: EngineSpec, send: Send) -> Service:
         UserError: The tokenizer cannot be loaded.
         StageError: Ollama cannot load the file, or makes other tokens of a text than the model's tokenizer.
     """
-    model, endpoint = _read_model(spec), port_endpoint()
+    model, endpoint, folder = _read_model(spec), port_endpoint(), private_folder()
     address = endpoint.url.removeprefix("http://")
-    server = Server([_program(), "serve"], {"OLLAMA_HOST": address, "OLLAMA_KEEP_ALIVE": "-1"}, endpoint)
+    server = Server([_program(), "serve"], {"OLLAMA_HOST": address, "OLLAMA_KEEP_ALIVE": "-1"}, endpoint, folder)
     server.wait_until_healthy("/api/version")
-    name = _create(Path(spec.weights), address)
+    name = _create(Path(spec.weights), folder, address)
     api = OllamaApi(name, spec, model)
     with endpoint.client() as client:
         _check(client, api, model)
@@ -62,18 +60,14 @@ def _program() -> str:
     return program
 
 
-def _create(weights: Path, address: str) -> str:
+def _create(weights: Path, folder: Path, address: str) -> str:
     """Gives the file to Ollama's store, where it is kept by its hash, and returns the model's name there."""
     name = "tunerun-" + "".join(letter if letter.isalnum() else "-" for letter in weights.stem.lower())
-    modelfile = private_folder() / MODELFILE
+    modelfile = folder / MODELFILE
     modelfile.write_text(f"FROM {weights.resolve()}\n", encoding="utf-8")
     command = [_program(), "create", name, "-f", str(modelfile)]
-    try:
-        done = subprocess.run(
-            command, env={**os.environ, "OLLAMA_HOST": address}, capture_output=True, text=True, check=False
-        )
-    finally:
-        shutil.rmtree(modelfile.parent)
+    environment = {**os.environ, "OLLAMA_HOST": address}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StageError(f"`ollama create` failed: {' '.join((done.stderr or done.stdout).split()[-40:])}")
     return name

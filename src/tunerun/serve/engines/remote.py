@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,8 @@ class Piece:
     """Tokens of the whole answer, of servers that say so at the end only."""
     failure: str = ""
     """Why there is no more."""
+    refused: bool = False
+    """Whether the failure is the request's, so that whoever asked should read of it."""
 
 
 class Api(Protocol):
@@ -140,6 +143,7 @@ class RemoteService:
         """Takes a server that is ready, and where messages go."""
         self._server, self._api, self._model, self._send = server, api, model, send
         self._loop = asyncio.new_event_loop()
+        self._ended: asyncio.Future[int] = self._loop.create_future()
         self._answers: dict[int, asyncio.Task[None]] = {}
         self._client = server.endpoint.async_client()
         named = model.tokenizer.named
@@ -163,9 +167,14 @@ class RemoteService:
 
     def run(self) -> int:
         """Passes answers on until the server ends; its end is this process's."""
-        code = self._loop.run_until_complete(asyncio.to_thread(self._server.wait))
+        threading.Thread(target=self._await_end, daemon=True).start()
+        code = self._loop.run_until_complete(self._ended)
         print(f"serve: the server ended with exit code {code}", file=sys.stderr)
         return 1
+
+    def _await_end(self) -> None:
+        code = self._server.wait()
+        self._loop.call_soon_threadsafe(self._ended.set_result, code)
 
     def _begin(self, request: Generate) -> None:
         model, prompt = self._model, request.prompt
@@ -182,7 +191,14 @@ class RemoteService:
     def _start(self, request: Generate, ids: list[int], limit: int) -> None:
         answer = self._loop.create_task(self._answer(request, ids, limit))
         self._answers[request.id] = answer
-        answer.add_done_callback(lambda _: self._answers.pop(request.id))
+        answer.add_done_callback(lambda done: self._close(request.id, done))
+
+    def _close(self, number: int, answer: asyncio.Task[None]) -> None:
+        del self._answers[number]
+        error = None if answer.cancelled() else answer.exception()
+        if error is not None:
+            # A mistake of ours: with half of the process gone, requests would wait for ever.
+            self._ended.set_exception(error)
 
     def _give_up(self, number: int) -> None:
         # Closes the connection, which is how these servers learn that nobody waits any more.
@@ -206,8 +222,8 @@ class RemoteService:
         path, body = self._api.question(request, ids, limit)
         async with self._client.stream("POST", path, json=body) as response:
             if response.is_error:
-                said = (await response.aread()).decode(errors="replace")
-                yield Piece(failure=f"status {response.status_code}: {said[:_SAID_CHARACTERS]}")
+                said = (await response.aread()).decode(errors="replace")[:_SAID_CHARACTERS]
+                yield Piece(failure=f"status {response.status_code}: {said}", refused=response.is_client_error)
                 return
             async for line in response.aiter_lines():
                 piece = self._api.piece(line, request)
@@ -224,16 +240,17 @@ class _Telling:
         self._decoder = WindowDecoder(lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)))
         self._stops = StopFilter((*request.stop, *model.stops))
         self._reason: Literal["stop", "length"] | None = None
-        self._failure = ""
+        self._failure, self._refused = "", False
         self.computed = 0
         """Tokens of the answer so far, without the end token."""
 
     def push(self, piece: Piece) -> bool:
         """Passes a piece on; True when the rest of the stream does not matter."""
-        self._failure, self._reason = piece.failure, piece.reason or self._reason
+        self._failure, self._refused = piece.failure, piece.refused
+        self._reason = piece.reason or self._reason
         if piece.failure:
             return True
-        text, scores = piece.text, []
+        text, scores = piece.text, list[Mapping[str, Any]]()
         for index, token in enumerate(piece.tokens):
             if token in self._end_ids:
                 self._reason = "stop"
@@ -261,7 +278,8 @@ class _Telling:
     def failed(self, why: str) -> Finish:
         """Says in the log why there is no answer, and that there is none."""
         print(f"serve: request {self._id}: {why}", file=sys.stderr)
-        return Finish(id=self._id, reason="error", completion_tokens=self.computed, message="the engine failed")
+        message = f"the engine refuses it: {why}" if self._refused else "the engine failed"
+        return Finish(id=self._id, reason="error", completion_tokens=self.computed, message=message)
 
     def _tell(self, text: str, scores: tuple[Mapping[str, Any], ...]) -> None:
         if text or scores:

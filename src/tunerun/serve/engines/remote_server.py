@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -98,13 +97,14 @@ def port_endpoint() -> Endpoint:
 class Server:
     """A running server; it ends with this process, however that ends."""
 
-    def __init__(self, command: Sequence[str], variables: Mapping[str, str], endpoint: Endpoint) -> None:
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str], endpoint: Endpoint, folder: Path) -> None:
         """Starts it.
 
         Args:
             command: Program and arguments.
             variables: Of its environment, besides those of this process.
             endpoint: Where it will listen.
+            folder: From `private_folder`; removed when the server ends.
 
         Raises:
             StageError: The program cannot be run.
@@ -113,7 +113,7 @@ class Server:
         theirs, self._leash = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", str(_LEASH), str(theirs), *command],
+                [sys.executable, "-I", str(_LEASH), str(theirs), str(folder), *command],
                 env={**os.environ, **variables},
                 pass_fds=(theirs,),
                 stdin=subprocess.DEVNULL,
@@ -143,13 +143,3 @@ class Server:
     def wait(self) -> int:
         """Waits for its end and returns its exit code."""
         return self._process.wait()
-
-    def stop(self) -> None:
-        """Ends it."""
-        os.close(self._leash)
-        self._process.wait()
-
-    def kill(self) -> None:
-        """Ends it at once, with all that it started."""
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()

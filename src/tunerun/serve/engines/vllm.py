@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,6 @@ _ADAPTER_CONFIG = "adapter_config.json"
 _CONFIG = "config.json"
 _DATA = "data: "
 _DONE = "[DONE]"
-SET_HERE = frozenset(
-    (
-        "model", "served_model_name", "host", "port", "uds", "api_key", "max_model_len", "enable_lora", "lora_modules",
-        "max_lora_rank", "chat_template", "tensor_parallel_size", "generation_config", "root_path", "ssl_keyfile",
-        "ssl_certfile", "enable_tokenizer_info_endpoint", "return_tokens_as_token_ids",
-    )
-)  # fmt: skip
-"""Arguments that tunerun decides, so that `serve.extra_args` may not have them."""
 
 
 def start(spec: EngineSpec, send: Send) -> Service:
@@ -47,7 +40,7 @@ def start(spec: EngineSpec, send: Send) -> Service:
     model, folder = remote.read_model(spec), private_folder()
     endpoint = socket_endpoint(folder)
     names = weights_name(spec), *spec.adapters
-    server = Server(command(spec, folder, endpoint.socket or ""), _variables(endpoint.key), endpoint)
+    server = Server(command(spec, folder, endpoint.socket or ""), _variables(endpoint.key), endpoint, folder)
     server.wait_until_healthy("/health")
     with endpoint.client() as client:
         _check(client, names, spec, model)
@@ -74,7 +67,7 @@ def command(spec: EngineSpec, folder: Path, socket: str) -> list[str]:
         StageError: vLLM cannot use an adapter as it is.
     """
     line = [interpreter(spec.server.python), "-m", "vllm.entrypoints.cli.main", "serve", spec.weights]
-    line += ["--served-model-name", weights_name(spec), "--uds", socket, "--disable-uvicorn-access-log"]
+    line += ["--served-model-name", weights_name(spec), "--uds", socket, "--uvicorn-log-level", "warning"]
     # Sampling is as each request says; the model's generation_config.json still names its end tokens.
     line += ["--generation-config", "vllm", "--enable-tokenizer-info-endpoint"]
     config = artifacts.read_json(Path(spec.weights) / _CONFIG)
@@ -145,7 +138,9 @@ def _processes(spec: EngineSpec, config: Mapping[str, Any]) -> int:
 
 def _variables(key: str) -> dict[str, str]:
     # In the environment rather than among the arguments, which every user of the machine can read.
-    return {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    told = {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    # Else it says some hundred lines at each start.
+    return told if "VLLM_LOGGING_LEVEL" in os.environ else {**told, "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
 def _check(client: httpx.Client, names: Sequence[str], spec: EngineSpec, model: Model) -> None:
@@ -180,7 +175,7 @@ class VllmApi:
 
     def __init__(self, name: str, model: Model) -> None:
         """Takes what the weights without an adapter are called, and the model."""
-        self._name, self._model = name, model
+        self._name, self._piece = name, scores.pieces_of(model.tokenizer.backend)
 
     def question(self, request: Generate, prompt_ids: Sequence[int], limit: int) -> tuple[str, Mapping[str, Any]]:
         """Asks for token ids; stop texts are found here, and end tokens end the answer there."""
@@ -219,9 +214,10 @@ class VllmApi:
         )
 
     def _scores(self, found: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
-        backend = self._model.tokenizer.backend
         rows = zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True)
-        return [scores.score(backend, _token_id(token), value, _likeliest(top, count)) for token, value, top in rows]
+        return [
+            scores.score(self._piece, _token_id(token), value, _likeliest(top, count)) for token, value, top in rows
+        ]
 
 
 def _likeliest(found: Mapping[str, float], count: int) -> list[tuple[int, float]]:
