@@ -175,7 +175,7 @@ class VllmApi:
 
     def __init__(self, name: str, model: Model) -> None:
         """Takes what the weights without an adapter are called, and the model."""
-        self._name, self._model = name, model
+        self._name, self._piece = name, scores.pieces_of(model.tokenizer.backend)
 
     def question(self, request: Generate, prompt_ids: Sequence[int], limit: int) -> tuple[str, Mapping[str, Any]]:
         """Asks for token ids; stop texts are found here, and end tokens end the answer there."""
@@ -214,9 +214,10 @@ class VllmApi:
         )
 
     def _scores(self, found: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
-        backend = self._model.tokenizer.backend
         rows = zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True)
-        return [scores.score(backend, _token_id(token), value, _likeliest(top, count)) for token, value, top in rows]
+        return [
+            scores.score(self._piece, _token_id(token), value, _likeliest(top, count)) for token, value, top in rows
+        ]
 
 
 def _likeliest(found: Mapping[str, float], count: int) -> list[tuple[int, float]]:
