@@ -116,10 +116,12 @@ def test_json_follows_a_schema(client):
         "type": "object", "properties": {"name": {"enum": ["fox", "dog"]}}, "required": ["name"],
         "additionalProperties": False,
     }  # fmt: skip
-    # A model this small likes blanks better than JSON: only its beginning is looked at.
     form = {"type": "json_schema", "json_schema": {"name": "animal", "schema": schema}}
-    text = ask(client, QUESTIONS[4], response_format=form, max_tokens=64).choices[0].message.content
-    assert text.strip() in ("", "{") or json.loads(text)["name"] in ("fox", "dog")
+    text = ask(client, QUESTIONS[4], response_format=form, max_tokens=200).choices[0].message.content
+    # A model this small likes blanks better than JSON, and may be cut off.
+    written = "".join(text.split())
+    assert written
+    assert any(whole.startswith(written) for whole in ('{"name":"fox"}', '{"name":"dog"}'))
 
 
 def test_tools_are_rendered_into_the_prompt(client):
