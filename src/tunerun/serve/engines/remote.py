@@ -131,7 +131,7 @@ def folder_model(folder: Path, context_tokens: int | None, stops: tuple[str, ...
         tokenizer=tokenizer,
         end_ids=stop_token_ids(folder, tokenizer) | ends,
         stops=stops,
-        vocabulary=artifacts.read_json(folder / _CONFIG)["vocab_size"],
+        vocabulary=artifacts.read_json(folder / _CONFIG).get("vocab_size") or tokenizer.backend.get_vocab_size(),
         context_tokens=context_tokens,
     )
 
