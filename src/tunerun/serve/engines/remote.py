@@ -35,7 +35,7 @@ from tunerun.serve.protocol import (
     Tokenize,
     Tokens,
 )
-from tunerun.serve.text import StopFilter, WindowDecoder
+from tunerun.serve.text import StopFilter, WindowDecoder, showing
 
 _CONFIG = "config.json"
 _LENGTH = "max_position_embeddings"
@@ -237,7 +237,8 @@ class _Telling:
     def __init__(self, request: Generate, model: Model, send: Send) -> None:
         backend = model.tokenizer.backend
         self._id, self._end_ids, self._send = request.id, model.end_ids, send
-        self._decoder = WindowDecoder(lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)))
+        decoder = WindowDecoder(lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)))
+        self._decoder = showing(decoder, request.shown, model.encode)
         self._stops = StopFilter((*request.stop, *model.stops))
         self._reason: Literal["stop", "length"] | None = None
         self._failure, self._refused = "", False
