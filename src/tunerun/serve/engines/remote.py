@@ -35,7 +35,7 @@ from tunerun.serve.protocol import (
     Tokenize,
     Tokens,
 )
-from tunerun.serve.text import ShowingDecoder, StopFilter, WindowDecoder
+from tunerun.serve.text import StopFilter, WindowDecoder, showing
 
 _CONFIG = "config.json"
 _LENGTH = "max_position_embeddings"
@@ -237,7 +237,7 @@ class _Telling:
     def __init__(self, request: Generate, model: Model, send: Send) -> None:
         backend = model.tokenizer.backend
         plain = WindowDecoder(lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)))
-        decoder = ShowingDecoder(plain, request.shown, lambda text: model.encode(text, plain=False))
+        decoder = showing(plain, request.shown, model.encode)
         self._speech = Speech(request.id, decoder, StopFilter((*request.stop, *model.stops)), send)
         self._id, self._end_ids = request.id, model.end_ids
         self._reason: Literal["stop", "length"] | None = None

@@ -18,7 +18,7 @@ from tunerun.serve.engines.limits import refusal
 from tunerun.serve.engines.scores import score
 from tunerun.serve.engines.speech import Speech
 from tunerun.serve.protocol import Accepted, Cancel, Finish, Generate, Ready, Refused, Tokenize, Tokens
-from tunerun.serve.text import StopFilter
+from tunerun.serve.text import StopFilter, showing
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,8 @@ class _Answer:
         self.job = job
         self._engine, self._end_ids = engine, end_ids
         self._tokens = engine.generate(job.prompt_ids, job.limit, job.request)
-        self._speech = Speech(job.request.id, engine.decoder(), StopFilter((*job.request.stop, *stops)), send)
+        decoder = showing(engine.decoder(), job.request.shown, engine.encode)
+        self._speech = Speech(job.request.id, decoder, StopFilter((*job.request.stop, *stops)), send)
         self._computed = 0
 
     def advance(self) -> Finish | None:
