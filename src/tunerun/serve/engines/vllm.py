@@ -22,6 +22,8 @@ from tunerun.serve.protocol import Ability, EngineSpec, Generate
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Weights may fill so much of a GPU; the rest is for keys and values and for computing.
 _WEIGHTS_SHARE = 0.7
+# Where white space is free, small models write it until the answer is cut off.
+_JSON_ANSWERS = {"backend": "guidance", "disable_any_whitespace": True}
 _ADAPTER_CONFIG = "adapter_config.json"
 _CONFIG = "config.json"
 _DATA = "data: "
@@ -67,6 +69,7 @@ def command(spec: EngineSpec, folder: Path, socket: str) -> list[str]:
     line += ["--served-model-name", weights_name(spec), "--uds", socket, "--uvicorn-log-level", "warning"]
     # Sampling is as each request says; the model's generation_config.json still names its end tokens.
     line += ["--generation-config", "vllm", "--enable-tokenizer-info-endpoint"]
+    line += ["--structured-outputs-config", json.dumps(_JSON_ANSWERS)]
     config = artifacts.read_json(Path(spec.weights) / _CONFIG)
     # A quantised folder names its own type.
     precision = {"bf16": "bfloat16", "fp32": "float32"}[spec.precision]
