@@ -3,9 +3,9 @@
 Run: `python tests/benchmarks/bench_vllm.py RUN PYTHON [--repeats 5] [--tokens 64]`, where PYTHON is an interpreter with
 vLLM and RUN a finished run.
 
-Both ask the same server process for the same continuations of token ids, streamed, one and sixteen at a time. The gateway
-passes each token through two more processes, on cores that vLLM wants too: on a machine with few cores that is the upper
-bound of what it costs.
+Both ask the same server process for the same continuations of token ids, streamed, one and sixteen at a time. The
+gateway passes each token through two more processes, on cores that vLLM wants too: on a machine with few cores that is
+the upper bound of what it costs.
 """
 
 from __future__ import annotations
