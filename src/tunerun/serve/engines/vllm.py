@@ -116,9 +116,9 @@ def _rank(name: str, folder: Path) -> int:
 
 
 def _template(spec: EngineSpec, text: str, folder: Path) -> list[str]:
-    """Returns nothing when the model's folder has the template itself."""
+    """Returns nothing when the model's folder has the template itself, and no other one for tools."""
     own = load_template(Path(spec.weights), {})
-    if own is not None and own.text == text:
+    if own is not None and own.text == text and own.tool_text is None:
         return []
     file = folder / "chat_template.jinja"
     file.write_text(text, encoding="utf-8")
