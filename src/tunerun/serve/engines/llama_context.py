@@ -70,7 +70,7 @@ class LlamaContext:
         key, value = (
             int(self.metadata(f"{architecture}.attention.{part}_length") or width) for part in ("key", "value")
         )
-        numbers = api.llama_model_n_layer(model) * api.llama_model_n_head_kv(model) * (key + value)
+        numbers: int = api.llama_model_n_layer(model) * api.llama_model_n_head_kv(model) * (key + value)
         return numbers * _CACHED_BYTES * self.context_tokens
 
     def reserve(self, sequences: int) -> None:
