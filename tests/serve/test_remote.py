@@ -317,7 +317,7 @@ def test_no_server_and_no_folder_outlive_the_engine(spec, stand_in, number):
 
 
 def running(word: str) -> bool:
-    done = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    done = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True)
     return any(word in line for line in done.stdout.splitlines())
 
 

@@ -282,7 +282,7 @@ def _names(config: RunConfig) -> list[Problem]:
 
 
 def _serve(config: RunConfig) -> list[Problem]:
-    serve, problems = config.serve, []
+    serve, problems = config.serve, _serve_origins(config)
     if not is_loopback(serve.host) and not serve.api_key_env:
         what = f"{serve.host} can be reached from other machines, and no key is asked for."
         fix = "Set serve.api_key_env to the name of a variable that holds a key."
@@ -296,6 +296,18 @@ def _serve(config: RunConfig) -> list[Problem]:
             fix = f"Write {key.lstrip('-').replace('-', '_')}."
             problems.append(Problem(where=f"serve.extra_args.{key}", what="is written without dashes.", fix=fix))
     return problems
+
+
+def _serve_origins(config: RunConfig) -> list[Problem]:
+    return [
+        Problem(
+            where="serve.cors_origins",
+            what=f"{origin!r} is not a web origin.",
+            fix="Write scheme and host, such as https://chat.example or http://localhost:3000.",
+        )
+        for origin in config.serve.cors_origins
+        if not re.fullmatch(r"https?://[^/\s*?#@]+", origin)
+    ]
 
 
 def _publish(config: RunConfig) -> list[Problem]:

@@ -32,6 +32,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_TOP_LOGPROBS = 20
 _MAX_TOKENS = 1 << 31
+_SEEDS = 1 << 32
 _DEFAULT_COMPLETION_TOKENS = 16
 # Below these, probabilities leave the range of float32; the choice is the same.
 _COLDEST = 1e-3
@@ -178,6 +179,11 @@ class Asked:
     stop: tuple[str, ...]
     logprobs: int | None
     """How many of the likeliest tokens are told with each token; None tells no probabilities."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One for each answer."""
+        return tuple((self.seed + number) % _SEEDS for number in range(self.n))
 
     def generate(self, prompt: str | tuple[int, ...], adapter: str | None, *, plain: bool) -> Generate:
         """Returns the request to the engine; its number is given when it is sent."""
@@ -335,7 +341,7 @@ def _asked(given: Mapping[str, Any], limit: int | None, logprobs: int | None) ->
         temperature=0.0 if temperature < _COLDEST else temperature,
         top_p=max(_NARROWEST, given.get("top_p", 1.0)),
         top_k=given.get("top_k", 0),
-        seed=given["seed"] % (1 << 32) if "seed" in given else secrets.randbits(32),
+        seed=given["seed"] % _SEEDS if "seed" in given else secrets.randbits(32),
         stop=given.get("stop", ()),
         logprobs=logprobs,
     )

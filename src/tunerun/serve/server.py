@@ -19,6 +19,7 @@ from tunerun.network import is_loopback
 from tunerun.plan.steps import Placement
 from tunerun.serve.fleet import Fleet, build_fleet, check_targets
 from tunerun.serve.gateway import build_app
+from tunerun.serve.patience import PatientProtocol
 from tunerun.serve.protocol import ServerSettings
 from tunerun.serve.targets import Target
 
@@ -103,10 +104,10 @@ def announcement(names: Sequence[str], url: str, key_env: str | None) -> str:
 
 async def _serve(fleet: Fleet, serve: ServeConfig, key: str | None, listener: socket.socket) -> None:
     hosts = _LOOPBACK_NAMES | {serve.host.lower()} if key is None else None
-    app = build_app(fleet, key=key, hosts=hosts)
+    app = build_app(fleet, serve, key=key, hosts=hosts)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, lifespan="off",
-        timeout_graceful_shutdown=_GRACE_SECONDS,
+        app, log_level="warning", access_log=False, server_header=False, lifespan="off", http=PatientProtocol,
+        ws="none", timeout_graceful_shutdown=_GRACE_SECONDS,
     )  # fmt: skip
     server = uvicorn.Server(config)
     running = [asyncio.create_task(engine.run()) for engine in fleet.engines]

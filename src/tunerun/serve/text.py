@@ -67,6 +67,24 @@ class WindowDecoder:
         return self._decode(self._before + self._held)[len(self._decode(self._before)) :]
 
 
+class ShowingDecoder:
+    """Decodes as another decoder does, but for some special tokens that have no text there."""
+
+    def __init__(self, decoder: Decoder, texts: Sequence[str], encode: Callable[[str], Sequence[int]]) -> None:
+        """Takes a decoder, the special tokens to show, and what turns them into ids."""
+        self._decoder = decoder
+        ids = [(encode(text), text) for text in texts]
+        self._shown = {found[0]: text for found, text in ids if len(found) == 1}
+
+    def push(self, token: int) -> str:
+        """Takes a token and returns the characters it completes."""
+        return self._decoder.push(token) or self._shown.get(token, "")
+
+    def flush(self) -> str:
+        """Returns what is still held at the end."""
+        return self._decoder.flush()
+
+
 class StopFilter:
     """Lets text through up to the first stop text, whatever pieces the text comes in.
 
@@ -88,7 +106,7 @@ class StopFilter:
             start = min(found)[1]
             sendable, self._held = self._held[:start], ""
             return sendable
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        keep = max((overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep
         sendable, self._held = self._held[:cut], self._held[cut:]
         return sendable
@@ -99,7 +117,7 @@ class StopFilter:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Returns the length of the longest proper beginning of `stop` that `text` ends with."""
     longest = min(len(text), len(stop) - 1)
     return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)

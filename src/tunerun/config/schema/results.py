@@ -144,8 +144,18 @@ class ServeConfig:
     """Environment variable that holds the key clients must send."""
     context: int | None = None
     """Context length, in tokens; null takes the model's own."""
-    max_concurrent: int = 8
-    """Requests computed or waiting at a time; more are answered with 429."""
+    max_concurrent: int = 64
+    """Answers computed or waiting at a time, for each engine process; requests for more get status 429."""
+    max_n: int = 8
+    """Most answers to one request (`n`)."""
+    max_body_bytes: int = 4194304
+    """Longest request body."""
+    max_prompt_tokens: int | None = None
+    """Longest prompt; null takes what fits into the context."""
+    request_seconds: float = 600.0
+    """Longest time from a request to the end of its answer."""
+    cors_origins: tuple[str, ...] = ()
+    """Web origins (`https://chat.example`) whose pages may ask from a browser."""
     gpus: int | None = used_by("auto", "vllm", "lmdeploy", default=None, by="engine")
     """GPUs that share the model (tensor parallelism); null takes as few as hold it."""
     extra_args: Mapping[str, Any] = field(
