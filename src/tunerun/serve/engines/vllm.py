@@ -175,7 +175,8 @@ class VllmApi:
 
     def __init__(self, name: str, model: Model) -> None:
         """Takes what the weights without an adapter are called, and the model."""
-        self._name, self._piece = name, scores.pieces_of(model.tokenizer.backend)
+        self._name, self._end_ids = name, model.end_ids
+        self._piece = scores.pieces_of(model.tokenizer.backend)
 
     def question(self, request: Generate, prompt_ids: Sequence[int], limit: int) -> tuple[str, Mapping[str, Any]]:
         """Asks for token ids; stop texts are found here, and end tokens end the answer there."""
@@ -186,7 +187,7 @@ class VllmApi:
             "temperature": request.temperature,
             "top_p": request.top_p,
             "top_k": request.top_k,
-            "stop_token_ids": sorted(self._model.end_ids),
+            "stop_token_ids": sorted(self._end_ids),
             "stream": True,
             "return_token_ids": True,
         }
