@@ -103,9 +103,7 @@ def document(chat: Fields, completion: Fields) -> Document:
         completion: Fields of /v1/completions.
     """
     paths = {
-        "/health": {
-            "get": {**_operation("Whether the models are ready", _HEALTH, {403: _GUARDED[403]}), "security": []}
-        },
+        "/health": {"get": {**_operation("Whether the models are ready", _HEALTH, {403: _GUARDED[403]}), "security": []}},
         "/metrics": {"get": _operation("Metrics for Prometheus", None, _GUARDED)},
         "/openapi.json": {"get": _operation("This document", {"type": "object"}, _GUARDED)},
         "/tokenize": {"post": _asking("Tokens of a prompt", TOKENIZE_FIELDS, _TOKENS, _BODY)},
@@ -147,9 +145,7 @@ def _asking(summary: str, fields: Fields, reply: Document, errors: Mapping[int, 
 
 
 def _operation(summary: str, reply: Document | None, errors: Mapping[int, str]) -> dict[str, Any]:
-    good = (
-        _answer("Done.", reply) if reply else {"description": "Done.", "content": {"text/plain": {"schema": _STRING}}}
-    )
+    good = _answer("Done.", reply) if reply else {"description": "Done.", "content": {"text/plain": {"schema": _STRING}}}
     responses = {"200": good, **{str(status): _answer(text, _ERROR) for status, text in sorted(errors.items())}}
     return {"summary": summary, "responses": responses}
 
