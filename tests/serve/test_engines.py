@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import queue
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,12 +51,12 @@ class Asker:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         service = STARTS[spec.engine](spec, self._messages.put)
         assert isinstance(service, Worker)
-        self.service, self.order = service, list[int]()
+        self.service, self.ended = service, list[int]()
         threading.Thread(target=service.run, daemon=True).start()
 
     def ask(self, *requests: Generate) -> list[Heard]:
         """Sends requests at once, numbered by their places, and waits for all answers."""
-        self.order.clear()
+        self.ended.clear()
         for number, request in enumerate(requests):
             self.service.receive(dataclasses.replace(request, id=number))
         heard = {number: Heard() for number in range(len(requests))}
@@ -68,9 +69,9 @@ class Asker:
         if isinstance(message, Text):
             heard[message.id].text += message.text
             heard[message.id].scores += message.scores
-            self.order.append(message.id)
         elif isinstance(message, Finish | Refused):
             heard[message.id].end = message
+            self.ended.append(message.id)
         return message
 
 
@@ -132,10 +133,8 @@ def test_answers_progress_together(engine):
         question("fox", max_new_tokens=200), *(question(f"{number}", max_new_tokens=4) for number in range(3))
     )
     assert long.end.completion_tokens > 20
-    # The short ones that came later are over before the long one.
-    assert max(engine.order.index(number) for number in (1, 2, 3)) < len(engine.order) - 10
-    assert engine.order[-1] == 0
-    assert all(one.text for one in short)
+    assert engine.ended[-1] == 0
+    assert [one.end.completion_tokens for one in short] == [4, 4, 4]
 
 
 def test_what_finds_no_slot_waits_and_a_cancel_frees_one(make, engine, monkeypatch):
@@ -167,7 +166,9 @@ def test_probabilities_are_those_of_the_training_side(engine, run_dir):
     model = load.load_model(run_dir / "merged", dtype=torch.float32, device="cpu")
     ids = tokenizer.encode(request.prompt, add_special_tokens=False).ids
     steps = list(generate.steps(model, ids, max_new_tokens=12, temperature=0, top_p=1, top_k=0, seed=0))
-    assert b"".join(bytes(score["bytes"]) for score in heard.scores).decode(errors="replace") == heard.text
+    # Half a character at the end of an answer has no text.
+    told = b"".join(bytes(score["bytes"]) for score in heard.scores).decode(errors="replace")
+    assert told.rstrip("\ufffd") == heard.text.rstrip("\ufffd")
     assert len(heard.scores) == heard.end.completion_tokens
     for score, step in zip(heard.scores, steps, strict=False):
         values, order = step.logits.double().log_softmax(0).sort(descending=True)
@@ -190,9 +191,9 @@ def test_a_stop_text_takes_the_tokens_that_it_cuts_off_with_it(engine):
         (heard,) = engine.ask(question("fox", logprobs=0, max_new_tokens=30, stop=(stop,)))
         assert heard.text == whole.text[: whole.text.index(stop)]
         assert heard.scores == whole.scores[: len(heard.scores)]
-        told = "".join(score["token"] for score in heard.scores)
-        assert told.startswith(heard.text)
-        assert len(told) - len(heard.text) < len(heard.scores[-1]["token"]) if heard.scores else not heard.text
+        told = [bytes(score["bytes"]) for score in heard.scores]
+        assert b"".join(told).decode(errors="replace").startswith(heard.text)
+        assert len(b"".join(told[:-1]).decode(errors="ignore")) <= len(heard.text)
 
 
 def test_a_prompt_longer_than_a_batch_gives_the_same_answer_beside_others(make):
@@ -212,28 +213,45 @@ def test_the_tokens_of_a_prompt_are_told(engine, run_dir):
     assert found == Tokens(id=7, ids=tuple(load_tokenizer(run_dir / "merged").backend.encode("Who are you?").ids))
 
 
-SCHEMAS = {
-    "any object": {},
-    "fields": {
-        "type": "object",
-        "properties": {"name": {"enum": ["fox", "dog"]}, "age": {"type": "integer"}},
-        "required": ["name", "age"],
-    },
-    "list": {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3},
-    "reference": {"$ref": "#/$defs/one", "$defs": {"one": {"const": "你好"}}},
+SCHEMAS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {
+    "fields": (
+        {
+            "type": "object",
+            "properties": {"name": {"enum": ["fox", "dog"]}, "age": {"type": "integer"}},
+            "required": ["name", "age"],
+        },
+        lambda found: (
+            set(found) == {"name", "age"} and found["name"] in ("fox", "dog") and found["age"] == int(found["age"])
+        ),
+    ),
+    "list": (
+        {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3},
+        lambda found: len(found) in (2, 3) and all(isinstance(item, bool) for item in found),
+    ),
+    "reference": ({"$ref": "#/$defs/one", "$defs": {"one": {"const": "你好"}}}, lambda found: found == "你好"),
+    "pattern": ({"type": "string", "pattern": "^a{2}[0-9]$"}, lambda found: re.fullmatch("aa[0-9]", found) is not None),
 }
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_an_answer_follows_a_json_schema(llama, name):
-    jsonschema = pytest.importorskip("jsonschema")
-    asked = [question("fox", json_schema=SCHEMAS[name], max_new_tokens=450, temperature=t, seed=3) for t in (0, 1)]
-    for heard in llama.ask(*asked, question("fox")):
-        assert isinstance(heard.end, Finish), heard.end
-        if heard.end.reason == "stop" and heard.text.startswith(("{", "[", '"')):
-            jsonschema.validate(json.loads(heard.text), SCHEMAS[name])
-    if name != "any object":
-        assert [one.end.reason for one in llama.ask(*asked)] == ["stop", "stop"]
+    schema, fits = SCHEMAS[name]
+    asked = [question("fox", json_schema=schema, max_new_tokens=100, temperature=t, seed=3) for t in (0, 1, 2)]
+    free, *bound = llama.ask(question("fox"), *asked)
+    assert [one.end.reason for one in bound] == ["stop"] * 3
+    assert all(fits(json.loads(one.text)) for one in bound), bound
+    assert free.text == llama.ask(question("fox"))[0].text
+
+
+def test_an_empty_schema_gives_any_json_object(llama):
+    whole = 0
+    for heard in llama.ask(
+        *(question("fox", json_schema={}, max_new_tokens=60, temperature=2, seed=n) for n in range(8))
+    ):
+        assert heard.text.startswith("{")
+        if heard.end.reason == "stop":
+            whole += isinstance(json.loads(heard.text), dict)
+    assert whole
 
 
 FAULTY_SCHEMAS = {
@@ -341,7 +359,7 @@ def test_llama_cpp_applies_an_adapter_as_peft_does(make, adapters):
         name: make(name, adapters={"polite": f"{adapters['polite']}{suffix}"}).ask(asked)[0].text
         for name, suffix in (("llamacpp", ".gguf"), ("transformers", ""))
     }
-    assert texts["llamacpp"] == texts["transformers"]
+    assert texts["llamacpp"].rstrip("\ufffd") == texts["transformers"].rstrip("\ufffd")
 
 
 def test_accepted_comes_before_anything_else(engine):

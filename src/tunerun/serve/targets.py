@@ -226,7 +226,8 @@ def _handed_off(target: Target, handoff: Handoff) -> Target:
     Raises:
         UserError: Its chat template is another one by now.
     """
-    found = None if target.template is None else target.template.sha256
+    text = None if target.template is None else target.template.text
+    found = None if text is None else hashlib.sha256(text.encode()).hexdigest()
     if handoff.template_sha256 not in (None, found):
         what = f"its chat template is not the one that {SERVE_FACTS} names."
         raise UserError(Problem(where=str(target.weights), what=what, fix="Export again."))

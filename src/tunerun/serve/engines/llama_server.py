@@ -19,7 +19,7 @@ from tunerun.formats.gguf_header import GgufHeader, read_gguf_header
 from tunerun.serve.engines import caches, remote
 from tunerun.serve.engines.base import Send, Service
 from tunerun.serve.engines.remote import PROBE, Piece
-from tunerun.serve.engines.remote_server import Endpoint, Server, flags, port_endpoint
+from tunerun.serve.engines.remote_server import Endpoint, Server, flags, port_endpoint, private_folder
 from tunerun.serve.engines.schemas import check_size
 from tunerun.serve.protocol import Ability, EngineSpec, Generate
 from tunerun.serve.text import Decoder, PieceDecoder
@@ -45,7 +45,7 @@ def start(spec: EngineSpec, send: Send) -> Service:
     context = spec.context_tokens or _architecture(header, "context_length")
     if context is None:
         raise StageError(f"{spec.weights}: states no context length. Set serve.context.")
-    server = Server(command(spec, endpoint, header, context), _variables(endpoint.key), endpoint)
+    server = Server(command(spec, endpoint, header, context), _variables(endpoint.key), endpoint, private_folder())
     server.wait_until_healthy("/health")
     model = ServedFile(endpoint.client(), header, context, spec.stop)
     if spec.tokenizer is not None:
@@ -156,8 +156,8 @@ class LlamaServerApi:
             "seed": request.seed,
             # The order of transformers and vLLM.
             "samplers": ["temperature", "top_k", "top_p"],
-            # A special token that ends an answer has text only when it is asked for.
-            "preserved_tokens": list(self._stops),
+            # Special tokens have text only when it is asked for.
+            "preserved_tokens": [*self._stops, *request.shown],
             "lora": [] if request.adapter is None else [{"id": self._adapters[request.adapter], "scale": 1.0}],
             "stream": True,
         }

@@ -23,6 +23,7 @@ from tunerun.models.stops import stop_token_ids
 from tunerun.serve.engines.base import Send
 from tunerun.serve.engines.limits import refusal
 from tunerun.serve.engines.remote_server import Server
+from tunerun.serve.engines.speech import Speech
 from tunerun.serve.protocol import (
     Ability,
     Accepted,
@@ -31,11 +32,10 @@ from tunerun.serve.protocol import (
     Finish,
     Generate,
     Ready,
-    Text,
     Tokenize,
     Tokens,
 )
-from tunerun.serve.text import Decoder, StopFilter, WindowDecoder
+from tunerun.serve.text import Decoder, ShowingDecoder, StopFilter, WindowDecoder
 
 _CONFIG = "config.json"
 _LENGTH = "max_position_embeddings"
@@ -288,9 +288,9 @@ class _Telling:
     """One answer on its way from the server to the gateway."""
 
     def __init__(self, request: Generate, model: ServedModel, send: Send) -> None:
-        self._id, self._end_ids, self._send = request.id, model.end_ids, send
-        self._decoder = model.decoder()
-        self._stops = StopFilter((*request.stop, *model.stops))
+        decoder = ShowingDecoder(model.decoder(), request.shown, lambda text: model.encode(text, plain=False))
+        self._speech = Speech(request.id, decoder, StopFilter((*request.stop, *model.stops)), send)
+        self._id, self._end_ids = request.id, model.end_ids
         self._reason: Literal["stop", "length"] | None = None
         self._failure, self._refused = "", False
         self.computed = 0
@@ -299,33 +299,28 @@ class _Telling:
     def push(self, piece: Piece) -> bool:
         """Passes a piece on; True when the rest of the stream does not matter."""
         self._failure, self._refused = piece.failure, piece.refused
-        self._reason = piece.reason or self._reason
         if piece.failure:
             return True
-        text, scores = piece.text, list[Mapping[str, Any]]()
-        for index, token in enumerate(piece.tokens):
-            if token in self._end_ids:
-                self._reason = "stop"
-                break
-            self.computed += 1
-            text += self._decoder.push(token)
-            scores += piece.scores[index : index + 1]
+        self._reason = piece.reason or self._reason
+        if self._push_tokens(piece):
+            self._reason = "stop"
+            return True
         if piece.text:
             self.computed += 1
+            self._speech.write(piece.text)
         self.computed = self.computed if piece.computed is None else piece.computed
-        self._tell(self._stops.push(text), tuple(scores))
-        if self._stops.stopped:
+        if self._speech.stopped:
             self._reason = "stop"
-        return self._stops.stopped or (self._reason is not None and piece.reason is None)
+        return self._speech.stopped
 
     def finish(self) -> Finish:
         """Passes on what is left, and says how the answer ended."""
         if self._failure or self._reason is None:
             return self.failed(self._failure or "the stream broke off")
-        if not self._stops.stopped:
-            text = self._stops.push(self._decoder.flush())
-            self._tell(text if self._stops.stopped else text + self._stops.flush(), ())
-        return Finish(id=self._id, reason=self._reason, completion_tokens=self.computed)
+        if not self._speech.stopped:
+            self._speech.end()
+        reason = "stop" if self._speech.stopped else self._reason
+        return Finish(id=self._id, reason=reason, completion_tokens=self.computed)
 
     def failed(self, why: str) -> Finish:
         """Says in the log why there is no answer, and that there is none."""
@@ -333,6 +328,13 @@ class _Telling:
         message = f"the engine refuses it: {why}" if self._refused else "the engine failed"
         return Finish(id=self._id, reason="error", completion_tokens=self.computed, message=message)
 
-    def _tell(self, text: str, scores: tuple[Mapping[str, Any], ...]) -> None:
-        if text or scores:
-            self._send(Text(id=self._id, text=text, scores=scores))
+    def _push_tokens(self, piece: Piece) -> bool:
+        """Passes tokens on; True when one of them ended the answer."""
+        for index, token in enumerate(piece.tokens):
+            if token in self._end_ids:
+                return True
+            self.computed += 1
+            self._speech.push(token, piece.scores[index] if piece.scores else None)
+            if self._speech.stopped:
+                return True
+        return False

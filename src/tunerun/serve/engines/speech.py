@@ -35,6 +35,11 @@ class Speech:
         self._written += len(text)
         self._say(self._stops.push(text))
 
+    def write(self, text: str) -> None:
+        """Takes text, from servers that tell no tokens."""
+        self._written += len(text)
+        self._say(self._stops.push(text))
+
     def end(self) -> None:
         """Sends what was held back, when no stop text has ended the answer."""
         text = self._stops.push(self._decoder.flush())
