@@ -368,3 +368,25 @@ def test_accepted_comes_before_anything_else(engine):
     assert isinstance(engine.hear(heard), Accepted)
     while heard[3].end is None:
         engine.hear(heard)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_in_few_bits_are_those_of_the_training_side(make, run_dir, bits):
+    pytest.importorskip("bitsandbytes")
+    import torch
+
+    from tunerun.chat.tokenizer import load_tokenizer
+    from tunerun.models import generate, load
+    from tunerun.plan.steps import Quantisation
+
+    asked = question("fox", logprobs=1, max_new_tokens=4)
+    (heard,) = make("transformers", bits=bits).ask(asked)
+    kept = Quantisation(bits=bits, double=True)
+    model = load.load_model(run_dir / "merged", dtype=torch.float32, device="cpu", quantisation=kept).eval()
+    ids = load_tokenizer(run_dir / "merged").backend.encode(asked.prompt, add_special_tokens=False).ids
+    first = next(generate.steps(model, ids, max_new_tokens=1, temperature=0, top_p=1, top_k=0, seed=0))
+    assert heard.scores[0]["logprob"] == pytest.approx(
+        float(first.logits.double().log_softmax(0)[first.token]), abs=1e-6
+    )
+    (whole,) = make("transformers").ask(asked)
+    assert heard.scores[0]["logprob"] != whole.scores[0]["logprob"]

@@ -30,6 +30,7 @@ _TOKENS, _TEMPLATE = "tokenizer.ggml.tokens", "tokenizer.chat_template"
 _BOS, _EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
 _CACHED_BYTES = 2
 _ALL_LAYERS = 999
+_WARNINGS = 2
 # It keeps prompts of the past in memory besides the caches: 8 GiB of them when nothing is said.
 _KEPT_MIB = 512
 
@@ -69,7 +70,7 @@ def command(spec: EngineSpec, endpoint: Endpoint, header: GgufHeader, context: i
     line = [program, "--model", spec.weights, "--host", address.host, "--port", str(address.port)]
     line += ["--parallel", str(parallel), "--ctx-size", str(parallel * context), "--no-kv-unified"]
     line += ["--threads", str(spec.threads), "--n-gpu-layers", str(_ALL_LAYERS if spec.device == "cuda" else 0)]
-    line += ["--no-webui", "--no-slots", "--cache-ram", str(_KEPT_MIB)]
+    line += ["--no-webui", "--no-slots", "--cache-ram", str(_KEPT_MIB), "--log-verbosity", str(_WARNINGS)]
     if spec.adapters:
         line += ["--lora", ",".join(spec.adapters.values()), "--lora-init-without-apply"]
     return line + flags(spec.server.extra_args)
@@ -175,7 +176,8 @@ class LlamaServerApi:
             return Piece(failure=str(event["error"]))
         count = event["tokens_predicted"]
         if not event["stop"]:
-            return Piece(text=event["content"], computed=count)
+            # An end token that has a text here, is one that the answer does not count.
+            return Piece(text=event["content"], computed=count - (event["content"] in self._stops))
         ended = event["stop_type"] != "limit"
         # The end token is counted there.
         counted = count - 1 if event["stop_type"] == "eos" else count
