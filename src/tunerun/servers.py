@@ -19,7 +19,9 @@ class Server:
     """What is known of a kind of server before it is started."""
 
     package: str | None
-    """Python package that has it; None for a program on the PATH."""
+    """Python package that has it; None for a program."""
+    program: str = ""
+    """Its name on the PATH."""
     install: str
     """How it is installed."""
     decided: frozenset[str]
@@ -52,8 +54,21 @@ SERVERS: Mapping[str, Server] = {
     ),
     "ollama": Server(
         package=None,
+        program="ollama",
         install="Install Ollama, so that `ollama` is on the PATH",
         decided=frozenset(("stop", "num_ctx", "num_predict", "temperature", "top_p", "top_k", "seed")),
+    ),
+    "llama_server": Server(
+        package=None,
+        program="llama-server",
+        install="Install llama.cpp, so that `llama-server` is on the PATH",
+        decided=frozenset(
+            (
+                "model", "host", "port", "api_key", "api_key_file", "ctx_size", "lora", "lora_scaled",
+                "lora_init_without_apply", "webui", "ui", "path", "hf_repo", "model_url", "ssl_key_file",
+                "ssl_cert_file", "tools", "ui_mcp_proxy", "webui_mcp_proxy", "models_dir",
+            )
+        ),
     ),
 }  # fmt: skip
 
@@ -69,9 +84,11 @@ def missing(engine: str, python: str | None) -> Problem | None:
     if server is None:
         return None
     if server.package is None:
-        if shutil.which(engine) is not None:
+        if shutil.which(server.program) is not None:
             return None
-        return Problem(where="serve.engine", what=f"there is no `{engine}` on the PATH.", fix=f"{server.install}.")
+        return Problem(
+            where="serve.engine", what=f"there is no `{server.program}` on the PATH.", fix=f"{server.install}."
+        )
     if python is not None and shutil.which(python) is None:
         return Problem(where="env.serve.python", what=f"there is no interpreter {python}.")
     if has_package(server.package, python):

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-EngineName = Literal["llamacpp", "transformers", "vllm", "lmdeploy", "ollama"]
+EngineName = Literal["llamacpp", "transformers", "vllm", "lmdeploy", "ollama", "llama_server"]
 Ability = Literal["logprobs", "json"]
 
 

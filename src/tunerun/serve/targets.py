@@ -27,7 +27,7 @@ _BASE_KEY = "base_model_name_or_path"
 # Folders of a checkpoint.
 _CHECKPOINT_ADAPTER, _CHECKPOINT_MODEL = "adapter", "model"
 
-_GGUF_ENGINES: tuple[EngineName, ...] = ("llamacpp", "ollama")
+_GGUF_ENGINES: tuple[EngineName, ...] = ("llamacpp", "ollama", "llama_server")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ GgufType = Literal[
 ]  # fmt: skip
 
 # What can compute the answers of a served model.
-EngineChoice = Literal["auto", "llamacpp", "vllm", "transformers", "lmdeploy", "ollama"]
+EngineChoice = Literal["auto", "llamacpp", "vllm", "transformers", "lmdeploy", "ollama", "llama_server"]
 
 # What `publish` uploads, in the order that it takes them.
 Published = Literal["merged", "adapter", "gguf", "bnb4", "gptq"]

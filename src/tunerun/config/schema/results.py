@@ -159,10 +159,11 @@ class ServeConfig:
     gpus: int | None = used_by("auto", "vllm", "lmdeploy", default=None, by="engine")
     """GPUs that share the model (tensor parallelism); null takes as few as hold it."""
     extra_args: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"kinds": ("auto", "vllm", "lmdeploy", "ollama"), "by": "engine"}
+        default_factory=dict, metadata={"kinds": ("auto", "vllm", "lmdeploy", "ollama", "llama_server"), "by": "engine"}
     )
     """Arguments that tunerun has no key for: of `vllm serve` or `lmdeploy serve api_server` as they are called there
-    (`max_num_seqs: 64`, `enforce_eager: true`), or options of Ollama (`num_gpu: 20`)."""
+    (`max_num_seqs: 64`, `enforce_eager: true`), options of Ollama (`num_gpu: 20`), or of
+    `llama-server` (`parallel: 2`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

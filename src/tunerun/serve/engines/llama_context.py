@@ -23,7 +23,8 @@ BATCH_TOKENS = 512
 _MAGIC = b"GGUF"
 _LOGGER = "llama-cpp-python"
 _PIECE_BYTES = 64
-_CACHED_BYTES = 2
+
+CACHED_BYTES = 2
 """Of a number in the key-value cache, which is float16."""
 
 
@@ -62,16 +63,16 @@ class LlamaContext:
         self._batch: Any = self.api.llama_batch_init(BATCH_TOKENS, 0, 1)
 
     @property
-    def cache_bytes(self) -> int:
-        """Memory of the key-value cache of one sequence."""
+    def token_numbers(self) -> int:
+        """Numbers in the key-value cache for each token."""
         api, model = self.api, self.model
         width = api.llama_model_n_embd(model) // max(api.llama_model_n_head(model), 1)
         architecture = self.metadata("general.architecture")
         key, value = (
             int(self.metadata(f"{architecture}.attention.{part}_length") or width) for part in ("key", "value")
         )
-        numbers = api.llama_model_n_layer(model) * api.llama_model_n_head_kv(model) * (key + value)
-        return numbers * _CACHED_BYTES * self.context_tokens
+        numbers: int = api.llama_model_n_layer(model) * api.llama_model_n_head_kv(model) * (key + value)
+        return numbers
 
     def reserve(self, sequences: int) -> None:
         """Takes the memory for so many sequences; called once.

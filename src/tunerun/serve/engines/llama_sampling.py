@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,23 +10,15 @@ from typing import Any
 import numpy as np
 
 from tunerun.serve.engines.llama_context import LlamaContext
+from tunerun.serve.engines.schemas import SchemaFault, check_size
 from tunerun.serve.protocol import Generate
 
-_ROOT = b"root"
-# llama-cpp-python writes repetitions out, one inside the other, and llama.cpp reads them by recursion.
-_MOST_REPETITIONS = 200
-_REPETITION_KEYS = ("minItems", "maxItems", "minLength", "maxLength")
-_PATTERN_KEY = "pattern"
-_QUANTIFIER = re.compile(r"\{([0-9, ]*)\}")
-_NUMBER = re.compile(r"[0-9]+")
-_MOST_DEPTH = 32
+# Models learn `}` and the line's end as one token in some vocabularies: an answer may have it behind its JSON.
+_ROOT = b"answer"
+_ANSWER = '\nanswer ::= root "\\n"?\n'
 _MOST_GRAMMAR_CHARACTERS = 100_000
 # What the converter raises on schemas that it does not know.
 _CONVERTER_FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
-
-
-class SchemaFault(ValueError):  # noqa: N818 (what is wrong with a request)
-    """A JSON schema that no grammar can be made of."""
 
 
 @contextmanager
@@ -104,36 +95,14 @@ def _links(api: Any, request: Generate) -> list[Any]:
 def _grammar_sampler(context: LlamaContext, schema: Mapping[str, Any]) -> Any:
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 
-    _check_size(schema, 0)
+    check_size(schema)
     try:
         grammar = json_schema_to_gbnf(json.dumps(schema))
     except _CONVERTER_FAULTS as error:
         raise SchemaFault(f"llama.cpp cannot follow the JSON schema: {type(error).__name__}: {error}") from error
     if len(grammar) > _MOST_GRAMMAR_CHARACTERS:
         raise SchemaFault(f"The JSON schema makes a grammar of more than {_MOST_GRAMMAR_CHARACTERS} characters.")
-    found = context.api.llama_sampler_init_grammar(context.vocab, grammar.encode(), _ROOT)
+    found = context.api.llama_sampler_init_grammar(context.vocab, (grammar + _ANSWER).encode(), _ROOT)
     if not found:
         raise SchemaFault("llama.cpp cannot read the grammar that the JSON schema makes.")
     return found
-
-
-def _check_size(value: Any, depth: int) -> None:
-    if depth > _MOST_DEPTH:
-        raise SchemaFault(f"The JSON schema is nested more than {_MOST_DEPTH} deep.")
-    if isinstance(value, list):
-        for item in value:
-            _check_size(item, depth + 1)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            if any(count > _MOST_REPETITIONS for count in _counts(key, item)):
-                raise SchemaFault(f"`{key}` in the JSON schema repeats something more than {_MOST_REPETITIONS} times.")
-            _check_size(item, depth + 1)
-
-
-def _counts(key: str, value: Any) -> list[int]:
-    """Returns how often a key of a schema repeats something."""
-    if key in _REPETITION_KEYS and isinstance(value, int | float):
-        return [int(value)]
-    if key == _PATTERN_KEY and isinstance(value, str):
-        return [int(number) for found in _QUANTIFIER.findall(value) for number in _NUMBER.findall(found)]
-    return []

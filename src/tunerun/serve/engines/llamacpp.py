@@ -8,9 +8,11 @@ from pathlib import Path
 
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.errors import StageError
+from tunerun.serve.engines import caches
 from tunerun.serve.engines.base import Chosen, Send, Service
-from tunerun.serve.engines.llama_context import BATCH_TOKENS, LlamaContext
-from tunerun.serve.engines.llama_sampling import Sampler, SchemaFault, check_schema, sampler
+from tunerun.serve.engines.llama_context import BATCH_TOKENS, CACHED_BYTES, LlamaContext
+from tunerun.serve.engines.llama_sampling import Sampler, check_schema, sampler
+from tunerun.serve.engines.schemas import SchemaFault
 from tunerun.serve.engines.scores import likeliest
 from tunerun.serve.engines.worker import Worker
 from tunerun.serve.protocol import Ability, EngineSpec, Generate
@@ -21,9 +23,6 @@ _ADAPTER_SUFFIX = ".gguf"
 # Computing a shared beginning anew costs little below this; above, the state of a request before is kept. It was
 # computed in other batches, so that its bits may differ: short requests always give the same bits.
 _MIN_REUSED_TOKENS = 256
-# llama.cpp takes the memory of all caches when it starts.
-_CACHE_BYTES = 1 << 30
-_MOST_SLOTS = 16
 
 
 @dataclass(slots=True)
@@ -67,7 +66,7 @@ class LlamaCppEngine:
             if not path.endswith(_ADAPTER_SUFFIX):
                 raise StageError(f"{path}: llama.cpp takes adapters as GGUF files.")
             self._context.load_adapter(name, Path(path))
-        self.slots = min(max(_CACHE_BYTES // max(self._context.cache_bytes, 1), 1), _MOST_SLOTS)
+        self.slots = caches.slots(self._context.token_numbers, CACHED_BYTES, self._context.context_tokens)
         self._context.reserve(self.slots)
         self._slots = [_Slot(number) for number in range(self.slots)]
         self._requests = 0

@@ -35,7 +35,7 @@ from tunerun.serve.protocol import (
     Tokenize,
     Tokens,
 )
-from tunerun.serve.text import StopFilter, WindowDecoder, showing
+from tunerun.serve.text import Decoder, ShowingDecoder, StopFilter, WindowDecoder
 
 _CONFIG = "config.json"
 _LENGTH = "max_position_embeddings"
@@ -81,10 +81,49 @@ class Api(Protocol):
         """Reads a line of the stream of a request; None for one that says nothing."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Model:
+class ServedModel(Protocol):
     """What is known of the model that a server has loaded."""
 
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end an answer."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Prompt and answer together."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """Template inside a model file; None where the gateway reads it from the model's folder."""
+
+    @property
+    def bos_token(self) -> str:
+        """Text of the token that begins a text; empty when there is none."""
+
+    @property
+    def eos_token(self) -> str:
+        """Text of the token that ends a text; empty when there is none."""
+
+    def encode(self, text: str, *, plain: bool) -> list[int]:
+        """Turns text into token ids; `plain` adds the special tokens that the tokenizer puts around plain text."""
+
+    def decoder(self) -> Decoder:
+        """Returns a fresh decoder for one answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A model folder that a server has loaded."""
+
+    chat_template: None = None
     tokenizer: Tokenizer
     end_ids: frozenset[int]
     """Tokens that end an answer."""
@@ -96,6 +135,21 @@ class Model:
     def encode(self, text: str, *, plain: bool) -> list[int]:
         """Turns text into token ids; `plain` adds the special tokens that the tokenizer puts around plain text."""
         return list(self.tokenizer.backend.encode(text, add_special_tokens=plain).ids)
+
+    def decoder(self) -> Decoder:
+        """Returns a decoder that leaves special tokens out."""
+        backend = self.tokenizer.backend
+        return WindowDecoder(lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)))
+
+    @property
+    def bos_token(self) -> str:
+        """Text of the token that begins a text; empty when there is none."""
+        return self.tokenizer.named.get("bos_token", "")
+
+    @property
+    def eos_token(self) -> str:
+        """Text of the token that ends a text; empty when there is none."""
+        return self.tokenizer.named.get("eos_token", "")
 
 
 def read_model(spec: EngineSpec) -> Model:
@@ -139,19 +193,18 @@ def folder_model(folder: Path, context_tokens: int | None, stops: tuple[str, ...
 class RemoteService:
     """Hands requests to a server, as many at a time as come."""
 
-    def __init__(self, server: Server, api: Api, model: Model, send: Send) -> None:
+    def __init__(self, server: Server, api: Api, model: ServedModel, send: Send) -> None:
         """Takes a server that is ready, and where messages go."""
         self._server, self._api, self._model, self._send = server, api, model, send
         self._loop = asyncio.new_event_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._answers: dict[int, asyncio.Task[None]] = {}
         self._client = server.endpoint.async_client()
-        named = model.tokenizer.named
         self.ready = Ready(
             context_tokens=model.context_tokens,
-            chat_template=None,
-            bos_token=named.get("bos_token", ""),
-            eos_token=named.get("eos_token", ""),
+            chat_template=model.chat_template,
+            bos_token=model.bos_token,
+            eos_token=model.eos_token,
             abilities=api.abilities,
         )
 
@@ -234,10 +287,8 @@ class RemoteService:
 class _Telling:
     """One answer on its way from the server to the gateway."""
 
-    def __init__(self, request: Generate, model: Model, send: Send) -> None:
-        backend = model.tokenizer.backend
-        plain = WindowDecoder(lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)))
-        decoder = showing(plain, request.shown, model.encode)
+    def __init__(self, request: Generate, model: ServedModel, send: Send) -> None:
+        decoder = ShowingDecoder(model.decoder(), request.shown, lambda text: model.encode(text, plain=False))
         self._speech = Speech(request.id, decoder, StopFilter((*request.stop, *model.stops)), send)
         self._id, self._end_ids = request.id, model.end_ids
         self._reason: Literal["stop", "length"] | None = None

@@ -44,7 +44,8 @@ class Endpoint:
 
     def async_client(self) -> httpx.AsyncClient:
         """Returns a client for answers, of which any number may be open and each may take its time."""
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        # A server may close an idle connection at the moment when it is used again.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         transport = httpx.AsyncHTTPTransport(uds=self.socket, limits=limits)
         return httpx.AsyncClient(transport=transport, timeout=None, **self._common())
 

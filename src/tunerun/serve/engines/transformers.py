@@ -10,6 +10,7 @@ from tunerun import artifacts
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.models.stops import stop_token_ids
 from tunerun.plan.steps import Quantisation
+from tunerun.serve.engines import caches
 from tunerun.serve.engines.base import Chosen, Send, Service
 from tunerun.serve.engines.scores import likeliest, pieces_of
 from tunerun.serve.engines.worker import Worker
@@ -20,10 +21,8 @@ _CONFIG = "config.json"
 _LENGTH = "max_position_embeddings"
 # For configs that state no length, such as those of models without position embeddings.
 _DEFAULT_CONTEXT_TOKENS = 2048
-# Of all key-value caches together, on a CPU; on a GPU, a share of what is free when the model is loaded.
-_CACHE_BYTES = 1 << 30
+# Of a GPU's memory that is free when the model is loaded; the rest is for computing.
 _CACHE_SHARE = 0.5
-_MOST_SLOTS = 16
 
 
 class TransformersEngine:
@@ -63,9 +62,11 @@ class TransformersEngine:
         self._end_ids = stop_token_ids(folder, tokenizer)
         self.vocabulary: int = self._model.get_input_embeddings().num_embeddings
         self.context_tokens = _context_tokens(folder, spec.context_tokens)
-        room = torch.cuda.mem_get_info()[0] * _CACHE_SHARE if spec.device == "cuda" else _CACHE_BYTES
-        cache_bytes = _cached_numbers(self._model.config.get_text_config()) * dtype.itemsize * self.context_tokens
-        self.slots = min(max(int(room) // max(cache_bytes, 1), 1), _MOST_SLOTS)
+        room = caches.MEMORY_BYTES
+        if spec.device == "cuda":
+            room = int(torch.cuda.mem_get_info()[0] * _CACHE_SHARE)
+        numbers = _cached_numbers(self._model.config.get_text_config())
+        self.slots = caches.slots(numbers, dtype.itemsize, self.context_tokens, room)
         self.bos_token, self.eos_token = (tokenizer.named.get(name, "") for name in ("bos_token", "eos_token"))
 
     def encode(self, text: str, *, plain: bool) -> list[int]:

@@ -18,7 +18,7 @@ from tunerun.serve.engines.limits import refusal
 from tunerun.serve.engines.scores import score
 from tunerun.serve.engines.speech import Speech
 from tunerun.serve.protocol import Accepted, Cancel, Finish, Generate, Ready, Refused, Tokenize, Tokens
-from tunerun.serve.text import StopFilter, showing
+from tunerun.serve.text import ShowingDecoder, StopFilter
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +113,11 @@ class _Answer:
     """An answer that is being computed."""
 
     def __init__(self, job: Job, engine: Engine, stops: tuple[str, ...], end_ids: frozenset[int], send: Send) -> None:
-        self.job = job
+        self.job, request = job, job.request
         self._engine, self._end_ids = engine, end_ids
-        self._tokens = engine.generate(job.prompt_ids, job.limit, job.request)
-        decoder = showing(engine.decoder(), job.request.shown, engine.encode)
-        self._speech = Speech(job.request.id, decoder, StopFilter((*job.request.stop, *stops)), send)
+        self._tokens = engine.generate(job.prompt_ids, job.limit, request)
+        decoder = ShowingDecoder(engine.decoder(), request.shown, lambda text: engine.encode(text, plain=False))
+        self._speech = Speech(request.id, decoder, StopFilter((*request.stop, *stops)), send)
         self._computed = 0
 
     def advance(self) -> Finish | None:
