@@ -215,8 +215,8 @@ class Gateway:
 
     def _tool_format(self, model: Model) -> ToolFormat | None:
         template = self._template(model)
-        name = tool_parser(template.tool_text or template.text)
-        return None if name is None else TOOL_FORMATS[name]
+        name = model.target.tool_parser or tool_parser(template.tool_text or template.text)
+        return None if name is None else TOOL_FORMATS.get(name)
 
     async def _respond(
         self,

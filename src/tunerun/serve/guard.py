@@ -96,9 +96,7 @@ async def read_body(request: Request, longest: int) -> bytes:
     return bytes(body)
 
 
-def _refusal(
-    scope: Scope, key: str | None, hosts: frozenset[str] | None, origins: frozenset[str]
-) -> ApiError | None:
+def _refusal(scope: Scope, key: str | None, hosts: frozenset[str] | None, origins: frozenset[str]) -> ApiError | None:
     headers = Headers(scope=scope)
     if hosts is not None and _host_name(headers.get("host", "")) not in hosts:
         return ApiError(403, "The Host header names another server.")

@@ -47,7 +47,7 @@ _TOKENS = {
 }
 _USAGE = {
     "type": "object",
-    "properties": {key: _COUNT for key in ("prompt_tokens", "completion_tokens", "total_tokens")},
+    "properties": dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT),
     "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
 }
 _CHOICE = {
@@ -103,7 +103,9 @@ def document(chat: Fields, completion: Fields) -> Document:
         completion: Fields of /v1/completions.
     """
     paths = {
-        "/health": {"get": {**_operation("Whether the models are ready", _HEALTH, {403: _GUARDED[403]}), "security": []}},
+        "/health": {
+            "get": {**_operation("Whether the models are ready", _HEALTH, {403: _GUARDED[403]}), "security": []}
+        },
         "/metrics": {"get": _operation("Metrics for Prometheus", None, _GUARDED)},
         "/openapi.json": {"get": _operation("This document", {"type": "object"}, _GUARDED)},
         "/tokenize": {"post": _asking("Tokens of a prompt", TOKENIZE_FIELDS, _TOKENS, _BODY)},
@@ -145,7 +147,9 @@ def _asking(summary: str, fields: Fields, reply: Document, errors: Mapping[int, 
 
 
 def _operation(summary: str, reply: Document | None, errors: Mapping[int, str]) -> dict[str, Any]:
-    good = _answer("Done.", reply) if reply else {"description": "Done.", "content": {"text/plain": {"schema": _STRING}}}
+    good = (
+        _answer("Done.", reply) if reply else {"description": "Done.", "content": {"text/plain": {"schema": _STRING}}}
+    )
     responses = {"200": good, **{str(status): _answer(text, _ERROR) for status, text in sorted(errors.items())}}
     return {"summary": summary, "responses": responses}
 
