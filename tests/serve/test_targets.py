@@ -8,9 +8,12 @@ import pytest
 
 from tests.serve.conftest import NAME
 from tunerun import artifacts
+from tunerun.config.schema import ServeConfig
 from tunerun.errors import StageError, UserError
-from tunerun.serve.protocol import Ready
-from tunerun.serve.targets import resolve_target
+from tunerun.plan.steps import Placement
+from tunerun.serve.protocol import Ready, ServerSettings
+from tunerun.serve.settings import folder_engine
+from tunerun.serve.targets import resolve_checkpoints, resolve_target
 
 ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "nowhere"}
 
@@ -104,8 +107,55 @@ def test_what_is_no_model_is_told(tmp_path, run_dir):
         resolve_target(run_dir / "merged", checkpoint=1)
     with pytest.raises(UserError, match="GGUF files"):
         resolve_target(run_dir / "merged", engine="llamacpp")
-    with pytest.raises(UserError, match="vLLM"):
-        resolve_target(run_dir, engine="vllm")
+    (file,) = (run_dir / "export").glob("*.gguf")
+    with pytest.raises(UserError, match="vllm serves model folders"):
+        resolve_target(file, engine="vllm")
+
+
+@pytest.mark.parametrize("engine", ["vllm", "lmdeploy"])
+def test_a_runs_folder_is_served_as_the_export_recorded_it(run_dir, engine):
+    facts = json.loads((run_dir / "export" / "serve.json").read_text())
+    target = resolve_target(run_dir, engine=engine)
+    assert (target.engine, target.weights) == (engine, run_dir / "merged")
+    assert (target.stops, target.context_tokens) == (tuple(facts["stops"]), facts["context"])
+    server = target.spec(Placement(), None, ServerSettings(python="there")).server
+    assert (server.python, server.tool_parser) == ("there", facts["tool_parser"])
+    assert server.chat_template == (run_dir / "export" / facts["template"]).read_text(encoding="utf-8")
+
+
+def test_auto_prefers_folders_when_something_better_than_transformers_serves_them(run_dir):
+    assert resolve_target(run_dir, folders="vllm").engine == "vllm"
+    (file,) = (run_dir / "export").glob("*.gguf")
+    assert resolve_target(file, folders="vllm").engine == "llamacpp"
+    assert resolve_target(run_dir, engine="transformers", folders="vllm").engine == "transformers"
+    assert resolve_target(file, engine="ollama").engine == "ollama"
+
+
+def test_lmdeploy_serves_no_adapter(copied):
+    adapter = add_adapter(copied / "adapter")
+    shutil.rmtree(copied / "export")
+    assert resolve_target(adapter, engine="vllm").adapter == adapter
+    with pytest.raises(UserError, match="LMDeploy"):
+        resolve_target(adapter, engine="lmdeploy")
+
+
+def test_a_merged_model_whose_template_was_exchanged_is_not_served(copied):
+    file = copied / "merged" / "tokenizer_config.json"
+    file.write_text(file.read_text().replace("assistant", "helper"))
+    with pytest.raises(UserError, match="chat template"):
+        resolve_target(copied, engine="vllm")
+
+
+def test_vllm_is_taken_on_a_gpu_where_it_is_installed(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    gpu, serve = Placement(device="cuda"), ServeConfig()
+    assert folder_engine(serve, gpu, str(python)) == "vllm"
+    assert folder_engine(serve, Placement(), str(python)) == "transformers"
+    assert folder_engine(serve, gpu, str(tmp_path / "absent")) == "transformers"
+    assert folder_engine(ServeConfig(engine="llamacpp"), gpu, str(python)) == "transformers"
+    assert folder_engine(ServeConfig(engine="lmdeploy"), Placement(), None) == "lmdeploy"
 
 
 def test_an_unfinished_run_has_nothing_to_serve(copied):
@@ -123,3 +173,35 @@ def test_another_template_in_the_file_than_exported_is_an_error(run_dir):
     assert template.variables["eos_token"] == "<|im_end|>"
     with pytest.raises(StageError, match="Export again"):
         target.chat_template(ready("{{ messages }}"))
+
+
+def test_a_run_offers_its_base_and_its_checkpoints(copied):
+    for step in (100, 20):
+        add_adapter(copied / "checkpoints" / f"step-{step}" / "adapter")
+    (copied / "checkpoints" / "step-30.partial").mkdir()
+    targets = resolve_checkpoints(copied, "bird")
+    assert [target.name for target in targets] == ["bird-base", "bird-step-20", "bird-step-100"]
+    assert len({target.weights for target in targets}) == 1
+    assert targets[0].adapter is None
+    assert targets[2].adapter == copied / "checkpoints" / "step-100" / "adapter"
+
+
+def test_a_run_without_adapters_offers_no_checkpoints(copied):
+    with pytest.raises(UserError, match="has no checkpoints"):
+        resolve_checkpoints(copied, NAME)
+    shutil.copytree(copied / "merged", copied / "checkpoints" / "step-40" / "model")
+    with pytest.raises(UserError, match="whole models"):
+        resolve_checkpoints(copied, NAME)
+
+
+def test_a_link_out_of_the_run_is_no_adapter_of_it(copied, tmp_path):
+    elsewhere = add_adapter(tmp_path / "elsewhere")
+    shutil.rmtree(copied / "export")
+    shutil.rmtree(copied / "merged")
+    (copied / "adapter").symlink_to(elsewhere)
+    (copied / "checkpoints" / "step-20").mkdir(parents=True)
+    (copied / "checkpoints" / "step-20" / "adapter").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="outside the run"):
+        resolve_target(copied)
+    with pytest.raises(UserError, match="outside the run"):
+        resolve_checkpoints(copied, NAME)
