@@ -89,6 +89,7 @@ def vllm(line: list[str]) -> None:
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--lora-modules", nargs="+", default=[])
     parser.add_argument("--chat-template")
+    parser.add_argument("--structured-outputs-config", type=json.loads)
     parser.add_argument("--tool-call-parser")
     options = parser.parse_args(line)
     folder = Path(options.model)

@@ -98,7 +98,7 @@ def test_it_takes_the_model_folders_tokenizer_when_there_is_one(spec, run_dir, t
     data = json.loads(path.read_text(encoding="utf-8"))
     data["model"]["merges"] = data["model"]["merges"][:-20]
     path.write_text(json.dumps(data), encoding="utf-8")
-    with pytest.raises(StageError, match="makes .* of a text"):
+    with pytest.raises(StageError, match="of a text"):
         LocalEngine(spec(tokenizer=str(tmp_path / "other")))
 
 
@@ -118,7 +118,7 @@ def test_a_schema_that_cannot_be_followed_ends_its_own_answer_only(engine):
 
 def test_each_adapter_answers_by_its_name(spec, adapters):
     paths = {name: f"{folder}.gguf" for name, folder in adapters.items()}
-    asked = [question("fox", adapter=name, max_new_tokens=6) for name in (*paths, None)]
+    asked = [question("fox", adapter=name, max_new_tokens=2) for name in (*paths, None)]
     found = []
     for engine_name in ("llama_server", "llamacpp"):
         with LocalEngine(spec(engine_name, adapters=paths)) as engine:

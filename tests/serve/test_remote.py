@@ -19,7 +19,8 @@ from tokenizers import Tokenizer
 from tests.conftest import ROOT
 from tests.serve.conftest import WITH_TOOLS
 from tests.tiny import tiny_qwen2
-from tunerun.errors import StageError
+from tunerun.commands import serve
+from tunerun.errors import StageError, UserError
 from tunerun.serve.local import LocalEngine, PromptRefused
 from tunerun.serve.protocol import EngineName, EngineSpec, Finish, Generate, ServerSettings, Text
 
@@ -294,6 +295,12 @@ def test_an_adapter_that_vllm_cannot_use_is_refused_before_it_starts(spec, tmp_p
 def test_a_server_that_cannot_start_is_told_of(spec):
     with pytest.raises(StageError, match="exit code 2"):
         LocalEngine(spec("vllm", server={"extra_args": {"no_such_flag": 1}}))
+
+
+def test_what_is_not_installed_is_told_before_anything_starts(folder, tmp_path):
+    for python, told in ((tmp_path / "python", "no interpreter"), (sys.executable, "pip install")):
+        with pytest.raises(UserError, match=told):
+            serve.main([str(folder), "serve.engine=vllm", f"env.serve.python={python}"])
 
 
 def test_the_engine_ends_with_its_server(spec, monkeypatch):

@@ -67,21 +67,28 @@ class WindowDecoder:
         return self._decode(self._before + self._held)[len(self._decode(self._before)) :]
 
 
-class ShowingDecoder:
-    """Decodes as another decoder does, but for some special tokens that have no text there."""
+class Encode(Protocol):
+    """Turns text into tokens."""
 
-    def __init__(self, decoder: Decoder, texts: Sequence[str], encode: Callable[[str], Sequence[int]]) -> None:
-        """Takes a decoder, the special tokens to show, and what turns them into ids."""
+    def __call__(self, text: str, *, plain: bool) -> list[int]:
+        """Recognises special tokens; `plain` adds those that stand around plain text."""
+
+
+def showing(decoder: Decoder, texts: Sequence[str], encode: Encode) -> Decoder:
+    """Returns a decoder that gives some special tokens their text, where another one gives them none."""
+    return _ShowingDecoder(decoder, texts, encode) if texts else decoder
+
+
+class _ShowingDecoder:
+    def __init__(self, decoder: Decoder, texts: Sequence[str], encode: Encode) -> None:
         self._decoder = decoder
-        ids = [(encode(text), text) for text in texts]
+        ids = [(encode(text, plain=False), text) for text in texts]
         self._shown = {found[0]: text for found, text in ids if len(found) == 1}
 
     def push(self, token: int) -> str:
-        """Takes a token and returns the characters it completes."""
         return self._decoder.push(token) or self._shown.get(token, "")
 
     def flush(self) -> str:
-        """Returns what is still held at the end."""
         return self._decoder.flush()
 
 

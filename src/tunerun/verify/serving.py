@@ -155,7 +155,8 @@ def _endpoint(engine: str, run: Path, python: str | None) -> Iterator[httpx.Clie
         StageError: It does not start; has what it said.
     """
     # A path with an equals sign would be taken for a key.
-    command = [sys.executable, "-P", "-m", "tunerun", "serve", ".", "--force", f"serve.engine={engine}", "serve.port=0"]
+    command = [sys.executable, "-P", "-m", "tunerun", "serve", ".", "--force", "--names", "model"]
+    command += [f"serve.engine={engine}", "serve.port=0"]
     if python is not None:
         command.append(f"env.serve.python={Path(shutil.which(python) or python).absolute()}")
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:

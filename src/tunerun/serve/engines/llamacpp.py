@@ -74,9 +74,7 @@ class LlamaCppEngine:
         self.context_tokens = self._context.context_tokens
         self.vocabulary = self._context.vocabulary
         self.chat_template = self._context.metadata(_TEMPLATE_KEY)
-        api, vocab = self._context.api, self._context.vocab
-        self.bos_token = self._special_text(api.llama_vocab_bos(vocab))
-        self.eos_token = self._special_text(api.llama_vocab_eos(vocab))
+        self.bos_token, self.eos_token = self._named_text("bos"), self._named_text("eos")
 
     def encode(self, text: str, *, plain: bool) -> list[int]:
         """Tokenizes with the model folder's tokenizer when there is one, else with the file's own."""
@@ -155,8 +153,10 @@ class LlamaCppEngine:
         slot.adapter, slot.taken, slot.free = adapter, self._requests, False
         return slot, kept
 
-    def _special_text(self, token: int) -> str:
-        return self.piece(token).decode("utf-8", "replace") if token >= 0 else ""
+    def _named_text(self, name: str) -> str:
+        # Where the file names no token, llama.cpp takes one that is an ordinary word.
+        token = self._context.metadata(f"tokenizer.ggml.{name}_token_id")
+        return "" if token is None else self.piece(int(token)).decode("utf-8", "replace")
 
 
 def start(spec: EngineSpec, send: Send) -> Service:

@@ -28,10 +28,12 @@ def start(spec: EngineSpec, send: Send) -> Service:
         StageError: LMDeploy cannot load the model.
     """
     model, endpoint = remote.read_model(spec), port_endpoint()
-    server = Server(command(spec, endpoint), {"HF_HUB_OFFLINE": "1"}, endpoint, private_folder())
-    server.wait_until_healthy("/health")
-    with endpoint.client() as client:
-        _check(client)
+    with private_folder() as folder:
+        server = Server(command(spec, endpoint), {"HF_HUB_OFFLINE": "1"}, endpoint, folder)
+        server.wait_until_healthy("/health")
+        names = [card["id"] for card in server.ask("/v1/models")["data"]]
+    if names != [_NAME]:
+        raise StageError(f"LMDeploy serves {', '.join(names)}, and not what was asked for.")
     return remote.RemoteService(server, LmdeployApi(model.end_ids), model, send)
 
 
@@ -46,12 +48,6 @@ def command(spec: EngineSpec, endpoint: Endpoint) -> list[str]:
     if spec.server.processes is not None:
         line += ["--tp", str(spec.server.processes)]
     return line + flags(spec.server.extra_args)
-
-
-def _check(client: httpx.Client) -> None:
-    names = [card["id"] for card in client.get("/v1/models").raise_for_status().json()["data"]]
-    if names != [_NAME]:
-        raise StageError(f"LMDeploy serves {', '.join(names)}, and not what was asked for.")
 
 
 class LmdeployApi:

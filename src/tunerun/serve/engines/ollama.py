@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from tunerun.errors import StageError
 from tunerun.formats.gguf_header import read_gguf_header
 from tunerun.formats.modelfile import MODELFILE
@@ -34,14 +32,13 @@ def start(spec: EngineSpec, send: Send) -> Service:
         UserError: The tokenizer cannot be loaded.
         StageError: Ollama cannot load the file, or makes other tokens of a text than the model's tokenizer.
     """
-    model, endpoint, folder = _read_model(spec), port_endpoint(), private_folder()
+    model, endpoint = _read_model(spec), port_endpoint()
     address = endpoint.url.removeprefix("http://")
-    server = Server([_program(), "serve"], {"OLLAMA_HOST": address, "OLLAMA_KEEP_ALIVE": "-1"}, endpoint, folder)
-    server.wait_until_healthy("/api/version")
-    name = _create(Path(spec.weights), folder, address)
-    api = OllamaApi(name, spec, model)
-    with endpoint.client() as client:
-        _check(client, api, model)
+    with private_folder() as folder:
+        server = Server([_program(), "serve"], {"OLLAMA_HOST": address, "OLLAMA_KEEP_ALIVE": "-1"}, endpoint, folder)
+        server.wait_until_healthy("/api/version")
+        api = OllamaApi(_create(Path(spec.weights), folder, address), spec, model)
+        _check(server, api, model)
     return remote.RemoteService(server, api, model, send)
 
 
@@ -73,16 +70,14 @@ def _create(weights: Path, folder: Path, address: str) -> str:
     return name
 
 
-def _check(client: httpx.Client, api: OllamaApi, model: Model) -> None:
+def _check(server: Server, api: OllamaApi, model: Model) -> None:
     """Lets Ollama load the file, and compares how many tokens it makes of a text."""
     probe = Generate(
         id=0, adapter=None, prompt=PROBE, plain=True, max_new_tokens=1, temperature=0, top_p=1, top_k=0, seed=0, stop=()
     )
     path, body = api.question(probe, (), 1)
-    done = client.post(path, json={**body, "stream": False}, timeout=_LOAD_SECONDS)
-    if done.is_error:
-        raise StageError(f"Ollama cannot load the file: {done.text}")
-    theirs, ours = done.json()["prompt_eval_count"], len(model.encode(PROBE, plain=True))
+    done = server.ask(path, {**body, "stream": False}, seconds=_LOAD_SECONDS)
+    theirs, ours = done["prompt_eval_count"], len(model.encode(PROBE, plain=True))
     if theirs != ours:
         raise StageError(f"Ollama makes {theirs} tokens of a text of which the model's own tokenizer makes {ours}.")
 

@@ -35,7 +35,7 @@ from tunerun.serve.protocol import (
     Tokenize,
     Tokens,
 )
-from tunerun.serve.text import Decoder, ShowingDecoder, StopFilter, WindowDecoder
+from tunerun.serve.text import Decoder, StopFilter, WindowDecoder, showing
 
 _CONFIG = "config.json"
 _LENGTH = "max_position_embeddings"
@@ -185,7 +185,7 @@ def folder_model(folder: Path, context_tokens: int | None, stops: tuple[str, ...
         tokenizer=tokenizer,
         end_ids=stop_token_ids(folder, tokenizer) | ends,
         stops=stops,
-        vocabulary=artifacts.read_json(folder / _CONFIG)["vocab_size"],
+        vocabulary=artifacts.read_json(folder / _CONFIG).get("vocab_size") or tokenizer.backend.get_vocab_size(),
         context_tokens=context_tokens,
     )
 
@@ -288,7 +288,7 @@ class _Telling:
     """One answer on its way from the server to the gateway."""
 
     def __init__(self, request: Generate, model: ServedModel, send: Send) -> None:
-        decoder = ShowingDecoder(model.decoder(), request.shown, lambda text: model.encode(text, plain=False))
+        decoder = showing(model.decoder(), request.shown, model.encode)
         self._speech = Speech(request.id, decoder, StopFilter((*request.stop, *model.stops)), send)
         self._id, self._end_ids = request.id, model.end_ids
         self._reason: Literal["stop", "length"] | None = None

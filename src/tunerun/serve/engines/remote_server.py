@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,11 +61,14 @@ def interpreter(python: str | None) -> str:
 def flags(arguments: Mapping[str, Any]) -> list[str]:
     """Writes `serve.extra_args` as a command line: `max_num_seqs: 8` as `--max-num-seqs 8`.
 
-    True is the flag alone and false its negation; a list has all its values after the flag, and a mapping is JSON.
+    True is the flag alone, false its negation and null nothing; a list has all its values after the flag, and a mapping
+    is JSON.
     """
     line: list[str] = []
     for key, value in arguments.items():
         name = key.replace("_", "-")
+        if value is None:
+            continue
         if isinstance(value, bool):
             line.append(f"--{name}" if value else f"--no-{name}")
         elif isinstance(value, list | tuple):
@@ -77,9 +82,18 @@ def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def private_folder() -> Path:
-    """Makes a folder that only this user can enter, for a socket and what a server is given in files."""
-    return Path(tempfile.mkdtemp(prefix="tunerun-serve-"))
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """Makes a folder that only this user can enter, for a socket and what a server is given in files.
+
+    It is removed when the block fails; else the server that was started there removes it in the end.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="tunerun-serve-"))
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def socket_endpoint(folder: Path) -> Endpoint:
@@ -140,6 +154,27 @@ class Server:
                     pass
                 time.sleep(_POLL_SECONDS)
         raise StageError(f"the server ended with exit code {self._process.returncode}; what it said stands above.")
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None, *, seconds: float = _PROBE_SECONDS) -> Any:
+        """Returns the JSON that a path answers.
+
+        Args:
+            path: Of the server.
+            body: What is posted; None gets.
+            seconds: How long to wait.
+
+        Raises:
+            StageError: It answers with an error, with something else than JSON, or too late.
+        """
+        method = "GET" if body is None else "POST"
+        try:
+            with self.endpoint.client() as client:
+                answer = client.request(method, path, json=body, timeout=seconds)
+                if answer.is_error:
+                    raise StageError(f"the server answers {path} with {answer.status_code}: {answer.text}")
+                return answer.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise StageError(f"the server does not answer {path}: {error}") from error
 
     def wait(self) -> int:
         """Waits for its end and returns its exit code."""

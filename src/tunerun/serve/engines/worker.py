@@ -18,7 +18,7 @@ from tunerun.serve.engines.limits import refusal
 from tunerun.serve.engines.scores import score
 from tunerun.serve.engines.speech import Speech
 from tunerun.serve.protocol import Accepted, Cancel, Finish, Generate, Ready, Refused, Tokenize, Tokens
-from tunerun.serve.text import ShowingDecoder, StopFilter
+from tunerun.serve.text import StopFilter, showing
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class _Answer:
         self.job, request = job, job.request
         self._engine, self._end_ids = engine, end_ids
         self._tokens = engine.generate(job.prompt_ids, job.limit, request)
-        decoder = ShowingDecoder(engine.decoder(), request.shown, lambda text: engine.encode(text, plain=False))
+        decoder = showing(engine.decoder(), request.shown, engine.encode)
         self._speech = Speech(request.id, decoder, StopFilter((*request.stop, *stops)), send)
         self._computed = 0
 
