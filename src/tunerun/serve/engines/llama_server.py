@@ -146,6 +146,7 @@ class LlamaServerApi:
         Raises:
             ValueError: The JSON schema is too large.
         """
+        scales = {index: float(name == request.adapter) for index, name in enumerate(self._adapters)}
         body: dict[str, Any] = {
             "prompt": list(prompt_ids),
             "n_predict": limit,
