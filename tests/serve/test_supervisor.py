@@ -30,12 +30,13 @@ def own(run_dir):
     end(served)
 
 
-def test_an_engine_killed_under_load_comes_back(own):
+@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_an_engine_killed_under_load_comes_back(own, times):
     with own.client() as client:
         short = {**BODY, "max_tokens": 8}
         before = client.post("/v1/chat/completions", json=short).json()["choices"]
         cut = 0
-        for _ in range(3):
+        for _ in range(times):
             streams, waiting = load(own)
             (pid,) = own.engine_pids()
             os.kill(pid, signal.SIGKILL)

@@ -228,7 +228,8 @@ def forced_beginning(form: ToolFormat, names: Sequence[str], *, constrained: boo
         return opening
     if form.array:
         opening += "["
-    call = f'{{"name": {json.dumps(names[0])}, "{form.arguments}": ' if len(names) == 1 else '{"name": "'
+    # A space belongs to the token that follows it, and a word to the quotation mark before it.
+    call = f'{{"name": {json.dumps(names[0])}, "{form.arguments}":' if len(names) == 1 else '{"name":'
     return opening + call
 
 

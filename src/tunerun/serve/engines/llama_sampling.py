@@ -11,7 +11,9 @@ from tunerun.serve.engines.llama_context import LlamaContext, llama_module
 from tunerun.serve.engines.schemas import SchemaFault, check_size
 from tunerun.serve.protocol import Generate
 
-_ROOT = b"root"
+# Models learn `}` and the line's end as one token in some vocabularies: an answer may have it behind its JSON.
+_ROOT = b"answer"
+_ANSWER = '\nanswer ::= root "\\n"?\n'
 _MOST_GRAMMAR_CHARACTERS = 100_000
 # What the converter raises on schemas that it does not know.
 _CONVERTER_FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
@@ -99,7 +101,7 @@ def _grammar_sampler(context: LlamaContext, schema: Mapping[str, Any]) -> Any:
         raise SchemaFault(f"llama.cpp cannot follow the JSON schema: {type(error).__name__}: {error}") from error
     if len(grammar) > _MOST_GRAMMAR_CHARACTERS:
         raise SchemaFault(f"The JSON schema makes a grammar of more than {_MOST_GRAMMAR_CHARACTERS} characters.")
-    found = context.api.llama_sampler_init_grammar(context.vocab, grammar.encode(), _ROOT)
+    found = context.api.llama_sampler_init_grammar(context.vocab, (grammar + _ANSWER).encode(), _ROOT)
     if not found:
         raise SchemaFault("llama.cpp cannot read the grammar that the JSON schema makes.")
     return found
