@@ -44,7 +44,7 @@ REQUESTS = 30
 ALONE = """
 import sys
 from llama_cpp import Llama
-model = Llama(sys.argv[1], n_ctx=0, n_threads=1, n_threads_batch=1, verbose=False)
+model = Llama(sys.argv[1], n_ctx=0, n_threads=int(sys.argv[3]), n_threads_batch=int(sys.argv[3]), verbose=False)
 messages = [{"role": "user", "content": sys.argv[2]}]
 for chunk in model.create_chat_completion(messages, stream=True, max_tokens=1, temperature=0):
     text = chunk["choices"][0]["delta"].get("content")
@@ -90,8 +90,11 @@ def served_file(run: Path) -> Path:
 
 def first_token(run: Path, repeats: int) -> None:
     """Prints the seconds from a command's start to the first token."""
+    from tunerun.commands.target import placement
+
+    threads = str(placement().threads)
     sides = {
-        "llama-cpp-python": [sys.executable, "-c", ALONE, str(served_file(run)), QUESTION],
+        "llama-cpp-python": [sys.executable, "-c", ALONE, str(served_file(run)), QUESTION, threads],
         "tunerun chat": [sys.executable, "-m", "tunerun", "chat", str(run), "--max-new-tokens", "1"],
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}

@@ -46,11 +46,12 @@ def start(spec: EngineSpec, send: Send) -> Service:
     context = spec.context_tokens or _architecture(header, "context_length")
     if context is None:
         raise StageError(f"{spec.weights}: states no context length. Set serve.context.")
-    server = Server(command(spec, endpoint, header, context), _variables(endpoint.key), endpoint, private_folder())
-    server.wait_until_healthy("/health")
-    model = ServedFile(endpoint.client(), header, context, spec.stop)
-    if spec.tokenizer is not None:
-        _check_tokens(model, load_tokenizer(Path(spec.tokenizer)))
+    with private_folder() as folder:
+        server = Server(command(spec, endpoint, header, context), _variables(endpoint.key), endpoint, folder)
+        server.wait_until_healthy("/health")
+        model = ServedFile(endpoint.client(), header, context, spec.stop)
+        if spec.tokenizer is not None:
+            _check_tokens(model, load_tokenizer(Path(spec.tokenizer)))
     return remote.RemoteService(server, LlamaServerApi(spec), model, send)
 
 
@@ -161,9 +162,7 @@ class LlamaServerApi:
             # Special tokens have text only when it is asked for.
             "preserved_tokens": [*self._stops, *request.shown],
             # An empty list would mean all of them.
-            "lora": [
-                {"id": index, "scale": float(name == request.adapter)} for index, name in enumerate(self._adapters)
-            ],
+            "lora": [{"id": index, "scale": scale} for index, scale in scales.items()],
             "stream": True,
         }
         if request.json_schema is not None:
