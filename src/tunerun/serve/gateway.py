@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tunerun.chat.faults import ChatFault
 from tunerun.chat.template import ChatTemplate
-from tunerun.serve import replies
+from tunerun.serve import page, replies
 from tunerun.serve.guard import ApiError, error_response, guarded, read_body
 from tunerun.serve.protocol import Finish, Generate, Text
 from tunerun.serve.replies import Reply
@@ -49,6 +49,7 @@ def build_app(
     gateway = Gateway(target, engine)
     app = Starlette(
         routes=[
+            *page.routes(),
             Route("/health", gateway.health, methods=["GET"]),
             Route("/v1/models", gateway.models, methods=["GET"]),
             Route("/v1/chat/completions", gateway.chat, methods=["POST"]),

@@ -12,13 +12,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tunerun.serve import replies
+from tunerun.serve import page, replies
 
 MAX_BODY_BYTES = 4 << 20
 BODY_SECONDS = 30.0
 # A client reads no answer before it has sent its body: so much of it is taken and thrown away.
 _MAX_DISCARDED_BYTES = 16 * MAX_BODY_BYTES
-_OPEN_PATH = "/health"
+# They hold nothing secret.
+_OPEN_PATHS = frozenset(("/health", *page.FILES))
 _JSON = "application/json"
 
 
@@ -51,7 +52,7 @@ def guarded(app: ASGIApp, *, key: str | None, hosts: frozenset[str] | None) -> A
 
     Args:
         app: What answers requests that pass.
-        key: What clients must send as `Authorization: Bearer KEY`, except to /health.
+        key: What clients must send as `Authorization: Bearer KEY`, except to /health and the chat page.
         hosts: Names that the Host header may have; None allows all. A page on the web can point its own name at
             the loopback address (DNS rebinding): without a key the name is what gives it away.
     """
@@ -94,7 +95,7 @@ def _refusal(scope: Scope, key: str | None, hosts: frozenset[str] | None) -> Api
     headers = Headers(scope=scope)
     if hosts is not None and _host_name(headers.get("host", "")) not in hosts:
         return ApiError(403, "The Host header names another server.")
-    if key is None or scope["path"] == _OPEN_PATH:
+    if key is None or scope["path"] in _OPEN_PATHS:
         return None
     expected = f"Bearer {key}".encode()
     if hmac.compare_digest(headers.get("authorization", "").encode("latin-1"), expected):
