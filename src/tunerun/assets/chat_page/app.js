@@ -10,6 +10,7 @@ const HEALTH_MILLISECONDS = 1000;
 const NEAR_BOTTOM = 80;
 
 const talk = byId("talk");
+const page = byId("app");
 const question = byId("question");
 const conversation = new Conversation();
 let models = [];
@@ -137,7 +138,7 @@ function drawState() {
 }
 
 function follow() {
-  if (following) talk.scrollTop = talk.scrollHeight;
+  if (following) page.scrollTop = page.scrollHeight;
 }
 
 function drawModels() {
@@ -263,8 +264,8 @@ function setUp() {
     conversation.turns = [];
   }));
   byId("save").addEventListener("click", save);
-  talk.addEventListener("scroll", () => {
-    following = talk.scrollHeight - talk.scrollTop - talk.clientHeight < NEAR_BOTTOM;
+  page.addEventListener("scroll", () => {
+    following = page.scrollHeight - page.scrollTop - page.clientHeight < NEAR_BOTTOM;
   });
   drawModels();
   draw();

@@ -131,7 +131,10 @@ function tight(elements) {
 }
 
 function table(lines, at) {
-  const row = (line, tag) => h("tr", {}, ...cells(line).map((text) => h(tag, {}, ...inline(text))));
+  const sides = cells(lines[at + 1]).map(side);
+  const row = (line, tag) => h("tr", {}, ...cells(line).map((text, index) => (
+    h(tag, { class: sides[index] ?? null }, ...inline(text))
+  )));
   const body = h("tbody");
   let end = at + 2;
   for (; end < lines.length && lines[end].includes("|"); end += 1) body.append(row(lines[end], "td"));
@@ -140,6 +143,11 @@ function table(lines, at) {
 }
 
 const cells = (line) => line.trim().replace(/^\|/, "").replace(/\|$/, "").split("|").map((cell) => cell.trim());
+
+function side(rule) {
+  if (!rule.endsWith(":")) return null;
+  return rule.startsWith(":") ? "center" : "right";
+}
 
 function inline(text, depth = 0) {
   const found = [];
