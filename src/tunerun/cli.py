@@ -27,7 +27,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "lock": ("lock", "RUN [NAME]", "pin it as a recipe to commit"),
     "resume": ("resume", "RUN [key=value] [--allow KEY]", "go on with a stopped run"),
     "chat": ("chat", "TARGET [--base] [--system TEXT] ...", "talk to a run, a model folder or a GGUF file"),
-    "serve": ("serve", "TARGET [serve.port=N] [--force]", "serve it to OpenAI clients"),
+    "serve": ("serve", "TARGET ... [serve.port=N] [--names A,B] [--checkpoints]", "serve models to OpenAI clients"),
     "recipes": ("recipes", "", "list recipes"),
     "copy": ("copy", "RECIPE [NAME] [--flat]", "copy a recipe into ./recipes to change it"),
     "pull": ("pull", "MODEL [--hub hf|modelscope] [--revision REV]", "download a model"),

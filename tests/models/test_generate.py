@@ -9,7 +9,8 @@ import torch
 from tests.tiny import tiny_qwen2
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.models import load
-from tunerun.models.generate import answer_greedily, stop_token_ids, stream
+from tunerun.models.generate import answer_greedily, stream
+from tunerun.models.stops import stop_token_ids
 
 PROMPTS = [[5, 6, 7, 8, 9], [40], [100, 101, 102]]
 

@@ -69,23 +69,36 @@ def write_plan(run_dir: Path, step: ServeStep) -> None:
 
 def start(run_dir: Path, *, environment: dict[str, str] | None = None, **serve: Any) -> Served:
     """Starts the serve stage as the runner does, on a free port, and waits until it is ready."""
-    process = launch(run_dir, environment=environment, **serve)
+    return announced(launch(run_dir, environment=environment, **serve))
+
+
+def announced(process: subprocess.Popen[str]) -> Served:
+    """Waits until a server has told how to reach it."""
     lines = []
     assert process.stdout is not None
     for line in process.stdout:
         lines.append(line)
         if "api_key=" in line:
             break
-    announced = "".join(lines)
-    found = re.search(r"at (http://\S+)/v1", announced)
-    assert found, f"the server did not start: {announced}{process.communicate()}"
-    return Served(found.group(1), process, announced)
+    told = "".join(lines)
+    found = re.search(r"at (http://\S+)/v1", told)
+    assert found, f"the server did not start: {told}{process.communicate()}"
+    return Served(found.group(1), process, told)
 
 
 def launch(run_dir: Path, *, environment: dict[str, str] | None = None, **serve: Any) -> subprocess.Popen[str]:
     write_plan(run_dir, ServeStep(serve=ServeConfig(**{"port": 0, **serve}), placement=Placement()))
+    return _process("tunerun.worker", str(run_dir), "serve", environment=environment)
+
+
+def serve(*arguments: object) -> Served:
+    """Runs `tunerun serve` on a free port, and waits until it is ready."""
+    return announced(_process("tunerun", "serve", "serve.port=0", *map(str, arguments)))
+
+
+def _process(module: str, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tunerun.worker", str(run_dir), "serve"],
+        [sys.executable, "-m", module, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

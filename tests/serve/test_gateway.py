@@ -66,13 +66,14 @@ def test_an_answer_is_what_the_training_side_computes(served, run_dir):
     from tunerun.chat.template import load_template
     from tunerun.chat.tokenizer import load_tokenizer
     from tunerun.models import generate, load
+    from tunerun.models.stops import stop_token_ids
 
     folder = run_dir / "merged"
     tokenizer = load_tokenizer(folder)
     prompt = load_template(folder, tokenizer.named).render(QUESTION, generation_prompt=True)
     ids = tokenizer.backend.encode(prompt, add_special_tokens=False).ids
     model = load.load_model(folder, dtype=torch.float32, device="cpu")
-    stops = generate.stop_token_ids(folder, tokenizer)
+    stops = stop_token_ids(folder, tokenizer)
     tokens = list(generate.stream(model, ids, max_new_tokens=24, stop_token_ids=stops))
     with served.client() as client:
         reply = ask(client, max_tokens=24)
@@ -290,12 +291,12 @@ def test_nothing_outside_the_listed_paths_is_answered(fast):
             ("GET", "/v1/%2e%2e/secret"),
             ("POST", "/v1/embeddings"),
             ("POST", "/tokenize"),
-            ("DELETE", "/v1/models/x"),
         ]:
             reply = client.request(method, path)
             assert reply.status_code == 404, path
             assert reply.json()["error"]["type"] == "invalid_request_error"
         assert client.get("/v1/chat/completions").status_code == 405
+        assert client.delete(f"/v1/models/{NAME}").status_code == 405
         assert client.post("/v1/models").json()["error"]["message"]
 
 

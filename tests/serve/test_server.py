@@ -77,7 +77,7 @@ def test_the_lines_that_are_printed_work(run_dir):
 
 
 def test_a_key_is_named_and_not_shown():
-    text = announcement("m", "http://h:1", "MY_KEY")
+    text = announcement(["m"], "http://h:1", "MY_KEY")
     assert '"Authorization: Bearer $MY_KEY"' in text
     assert 'os.environ["MY_KEY"]' in text
 

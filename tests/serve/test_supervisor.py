@@ -11,7 +11,9 @@ import httpx
 import pytest
 
 from tests.serve.conftest import NAME, Served, end, launch, start
+from tunerun.config.schema import ServeConfig
 from tunerun.plan.steps import Placement
+from tunerun.serve.fleet import build_fleet
 from tunerun.serve.gateway import build_app
 from tunerun.serve.supervisor import Supervisor
 from tunerun.serve.targets import resolve_target
@@ -91,8 +93,7 @@ def until_ready(client: httpx.Client, body: dict) -> list[int]:
 
 
 def test_models_are_listed_before_the_engine_is_ready(run_dir):
-    target = resolve_target(run_dir)
-    app = build_app(target, Supervisor(target.spec(Placement(), None), max_concurrent=1))
+    app = build_app(build_fleet([resolve_target(run_dir)], ServeConfig(), Placement()))
 
     async def replies() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
@@ -109,14 +110,13 @@ def test_models_are_listed_before_the_engine_is_ready(run_dir):
     assert [(reply.status_code, reply.json()["error"]["code"]) for reply in asked] == [(503, "engine_down")] * 2
 
 
-def test_a_fault_of_the_server_has_the_shape_of_an_error(run_dir):
-    target = resolve_target(run_dir)
-
+def test_a_fault_of_the_server_has_the_shape_of_an_error(run_dir, monkeypatch):
     class Broken(Supervisor):
         async def ask(self, request):
             raise KeyError("a fault")
 
-    app = build_app(target, Broken(target.spec(Placement(), None), max_concurrent=1))
+    monkeypatch.setattr("tunerun.serve.fleet.Supervisor", Broken)
+    app = build_app(build_fleet([resolve_target(run_dir)], ServeConfig(), Placement()))
 
     async def reply() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -129,13 +129,13 @@ def test_a_fault_of_the_server_has_the_shape_of_an_error(run_dir):
 
 def test_an_engine_that_stands_still_ends_in_a_timeout(run_dir, monkeypatch):
     monkeypatch.setattr("tunerun.serve.gateway.REQUEST_SECONDS", 0.3)
-    target = resolve_target(run_dir)
+    fleet = build_fleet([resolve_target(run_dir)], ServeConfig(), Placement())
 
     async def replies() -> list[httpx.Response]:
-        engine = Supervisor(target.spec(Placement(), None), max_concurrent=1)
+        (engine,) = fleet.engines
         running = asyncio.create_task(engine.run())
         await engine.became_ready.wait()
-        transport = httpx.ASGITransport(build_app(target, engine))
+        transport = httpx.ASGITransport(build_app(fleet))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             # It neither accepts a request, nor goes on with one it has accepted.
             os.kill(engine.engine_pid, signal.SIGSTOP)

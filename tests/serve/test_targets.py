@@ -10,7 +10,7 @@ from tests.serve.conftest import NAME
 from tunerun import artifacts
 from tunerun.errors import StageError, UserError
 from tunerun.serve.protocol import Ready
-from tunerun.serve.targets import resolve_target
+from tunerun.serve.targets import resolve_checkpoints, resolve_target
 
 ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "nowhere"}
 
@@ -123,3 +123,35 @@ def test_another_template_in_the_file_than_exported_is_an_error(run_dir):
     assert template.variables["eos_token"] == "<|im_end|>"
     with pytest.raises(StageError, match="Export again"):
         target.chat_template(ready("{{ messages }}"))
+
+
+def test_a_run_offers_its_base_and_its_checkpoints(copied):
+    for step in (100, 20):
+        add_adapter(copied / "checkpoints" / f"step-{step}" / "adapter")
+    (copied / "checkpoints" / "step-30.partial").mkdir()
+    targets = resolve_checkpoints(copied, "bird")
+    assert [target.name for target in targets] == ["bird-base", "bird-step-20", "bird-step-100"]
+    assert len({target.weights for target in targets}) == 1
+    assert targets[0].adapter is None
+    assert targets[2].adapter == copied / "checkpoints" / "step-100" / "adapter"
+
+
+def test_a_run_without_adapters_offers_no_checkpoints(copied):
+    with pytest.raises(UserError, match="has no checkpoints"):
+        resolve_checkpoints(copied, NAME)
+    shutil.copytree(copied / "merged", copied / "checkpoints" / "step-40" / "model")
+    with pytest.raises(UserError, match="whole models"):
+        resolve_checkpoints(copied, NAME)
+
+
+def test_a_link_out_of_the_run_is_no_adapter_of_it(copied, tmp_path):
+    elsewhere = add_adapter(tmp_path / "elsewhere")
+    shutil.rmtree(copied / "export")
+    shutil.rmtree(copied / "merged")
+    (copied / "adapter").symlink_to(elsewhere)
+    (copied / "checkpoints" / "step-20").mkdir(parents=True)
+    (copied / "checkpoints" / "step-20" / "adapter").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="outside the run"):
+        resolve_target(copied)
+    with pytest.raises(UserError, match="outside the run"):
+        resolve_checkpoints(copied, NAME)

@@ -16,7 +16,8 @@ from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.models import load
 from tunerun.models.ask import encode_prompt
-from tunerun.models.generate import answer_greedily, stop_token_ids
+from tunerun.models.generate import answer_greedily
+from tunerun.models.stops import stop_token_ids
 
 SHIPPED = Path(paths.resolve_asset("tunerun://sprout"))
 QUESTIONS = {

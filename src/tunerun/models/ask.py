@@ -10,6 +10,7 @@ from typing import Any
 from tunerun.chat.template import ChatTemplate, load_template
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.errors import Problem, UserError
+from tunerun.models.stops import stop_token_ids
 
 
 def encode_text(tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:
@@ -63,9 +64,6 @@ def read_questions(folder: Path, prompts: Sequence[str], *, chat: bool, chat_tem
     Raises:
         UserError: The model has no chat template and needs one.
     """
-    # Imported here: the rest of this module needs no torch.
-    from tunerun.models.generate import stop_token_ids
-
     tokenizer = load_tokenizer(folder)
     template = load_template(folder, tokenizer.named, chat_template) if chat else None
     if chat and prompts and template is None:

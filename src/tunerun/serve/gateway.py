@@ -1,4 +1,4 @@
-"""The HTTP side of serving: OpenAI's endpoints in front of one engine process.
+"""The HTTP side of serving: OpenAI's endpoints in front of engine processes.
 
 The paths listed in `build_app` are all there is. The chat template is the model's own and rendered here, so that the
 engine sees the tokens that training saw; nothing in a request names a template, a file or an address.
@@ -21,12 +21,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tunerun.chat.faults import ChatFault
 from tunerun.chat.template import ChatTemplate
 from tunerun.serve import page, replies
+from tunerun.serve.fleet import Fleet, Model
 from tunerun.serve.guard import ApiError, error_response, guarded, read_body
 from tunerun.serve.protocol import Finish, Generate, Text
 from tunerun.serve.replies import Reply
 from tunerun.serve.requests import Asked, ChatRequest, InvalidRequest, parse_body, parse_chat, parse_completion
 from tunerun.serve.supervisor import Answer, EngineBusy, EngineDown, RequestRefused, Supervisor
-from tunerun.serve.targets import Target
 
 REQUEST_SECONDS = 600.0
 _TOOLS_VARIABLE = "tools"
@@ -35,23 +35,21 @@ _TOO_LONG = f"The answer took longer than {REQUEST_SECONDS:g} seconds."
 _Parsed = TypeVar("_Parsed")
 
 
-def build_app(
-    target: Target, engine: Supervisor, *, key: str | None = None, hosts: frozenset[str] | None = None
-) -> ASGIApp:
+def build_app(fleet: Fleet, *, key: str | None = None, hosts: frozenset[str] | None = None) -> ASGIApp:
     """Builds the gateway.
 
     Args:
-        target: What is served.
-        engine: Answers requests.
+        fleet: What is served, and what answers.
         key: What clients must send as a Bearer token; None asks for none.
         hosts: Names that the Host header may have; None allows all.
     """
-    gateway = Gateway(target, engine)
+    gateway = Gateway(fleet)
     app = Starlette(
         routes=[
             *page.routes(),
             Route("/health", gateway.health, methods=["GET"]),
             Route("/v1/models", gateway.models, methods=["GET"]),
+            Route("/v1/models/{name}", gateway.model, methods=["GET"]),
             Route("/v1/chat/completions", gateway.chat, methods=["POST"]),
             Route("/v1/completions", gateway.complete, methods=["POST"]),
         ],
@@ -64,46 +62,59 @@ def build_app(
 class Gateway:
     """The endpoints."""
 
-    def __init__(self, target: Target, engine: Supervisor) -> None:
+    def __init__(self, fleet: Fleet) -> None:
         """Takes what is served, and what answers."""
-        self._target, self._engine, self._name = target, engine, target.name
-        self._template: ChatTemplate | None = None
+        self._fleet = fleet
+        self._templates: dict[str, ChatTemplate | None] = {}
         self._created = int(time.time())
 
     async def health(self, _: Request) -> Response:
-        """Says whether the engine can answer."""
-        state = self._engine.state
+        """Says whether every engine can answer."""
+        state = self._fleet.state
         return JSONResponse({"status": "ok" if state == "ready" else state}, 200 if state == "ready" else 503)
 
     async def models(self, _: Request) -> Response:
-        """Lists the model, before it is loaded too: clients check the address with this call."""
-        return JSONResponse(replies.models(self._name, self._created))
+        """Lists the models, before they are loaded too: clients check the address with this call."""
+        return JSONResponse(replies.models(self._fleet.models, self._created))
+
+    async def model(self, request: Request) -> Response:
+        """Shows one model of the list."""
+        model = self._model(request.path_params["name"])
+        return JSONResponse(replies.model(model.target.name, self._created))
 
     async def chat(self, request: Request) -> Response:
         """Answers a conversation."""
         asked = await _parsed(request, lambda body: parse_chat(parse_body(body)))
-        self._check_model(asked.asked)
-        generate = asked.asked.generate(self._render(asked), self._target.adapter_name, plain=False)
-        return await self._respond(request, asked.asked, generate, "chat")
+        model = self._model(asked.asked.model)
+        generate = asked.asked.generate(self._render(model, asked), model.target.adapter_name, plain=False)
+        return await self._respond(request, model, asked.asked, generate, "chat")
 
     async def complete(self, request: Request) -> Response:
         """Continues a text."""
         asked = await _parsed(request, lambda body: parse_completion(parse_body(body)))
-        self._check_model(asked.asked)
-        generate = asked.asked.generate(asked.prompt, self._target.adapter_name, plain=True)
-        return await self._respond(request, asked.asked, generate, "completion")
+        model = self._model(asked.asked.model)
+        generate = asked.asked.generate(asked.prompt, model.target.adapter_name, plain=True)
+        return await self._respond(request, model, asked.asked, generate, "completion")
 
-    def _check_model(self, asked: Asked) -> None:
-        if asked.model is not None and asked.model != self._name:
-            message = f"There is no model {asked.model[:80]!r} here; the served model is {self._name!r}."
+    def _model(self, name: str | None) -> Model:
+        if name is None:
+            return self._fleet.first
+        if name not in self._fleet.models:
+            known = ", ".join(self._fleet.models)
+            message = f"There is no model {name[:80]!r} here; served are: {known}."
             raise ApiError(404, message, code="model_not_found", field="model")
+        return self._fleet.models[name]
 
-    def _render(self, asked: ChatRequest) -> str:
-        if self._engine.ready is None:
-            raise _down(f"the engine is {self._engine.state}")
-        if self._template is None:
-            self._template = self._target.chat_template(self._engine.ready)
-        template = self._template
+    def _template(self, model: Model) -> ChatTemplate | None:
+        name = model.target.name
+        if name not in self._templates:
+            if model.engine.ready is None:
+                raise _down(f"the engine is {model.engine.state}")
+            self._templates[name] = model.target.chat_template(model.engine.ready)
+        return self._templates[name]
+
+    def _render(self, model: Model, asked: ChatRequest) -> str:
+        template = self._template(model)
         if template is None:
             raise ApiError(400, "The model has no chat template; ask /v1/completions instead.", code="no_chat_template")
         if asked.tools is not None and _TOOLS_VARIABLE not in (template.tool_text or template.text):
@@ -115,11 +126,11 @@ class Gateway:
             raise ApiError(400, detail, code="template_refuses", field="messages") from error
 
     async def _respond(
-        self, request: Request, asked: Asked, generate: Generate, kind: Literal["chat", "completion"]
+        self, request: Request, model: Model, asked: Asked, generate: Generate, kind: Literal["chat", "completion"]
     ) -> Response:
         deadline = asyncio.get_running_loop().time() + REQUEST_SECONDS
-        reply = replies.new_reply(kind, self._name)
-        answer = await _while_connected(request, _ask(self._engine, generate, deadline))
+        reply = replies.new_reply(kind, model.target.name)
+        answer = await _while_connected(request, _ask(model.engine, generate, deadline))
         if asked.stream:
             return _EventStream(_events(reply, answer, deadline, include_usage=asked.include_usage), answer)
         try:

@@ -15,8 +15,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-EngineName = Literal["llamacpp", "transformers"]
+EngineName = Literal["llamacpp", "transformers", "vllm", "lmdeploy", "ollama"]
 Ability = Literal["logprobs", "json"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerSettings:
+    """What engines that are servers of their own are started with."""
+
+    python: str | None = None
+    """Interpreter of the environment that has the server; null takes this one."""
+    processes: int | None = None
+    """GPUs that share the model; null takes as few as hold it."""
+    gpu_bytes: tuple[int, ...] = ()
+    """Memory of each visible GPU."""
+    chat_template: str | None = None
+    """Jinja source that the model was trained with."""
+    tool_parser: str | None = None
+    """How the model writes tool calls, as vLLM names it."""
+    extra_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of the server that tunerun has no key for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +43,7 @@ class EngineSpec:
 
     engine: EngineName
     weights: str
-    """A GGUF file for llama.cpp, a model folder for transformers."""
+    """A GGUF file, or a model folder."""
     adapters: Mapping[str, str]
     """Folders of PEFT adapters on top of the weights, by the names that requests give."""
     tokenizer: str | None
@@ -38,6 +56,9 @@ class EngineSpec:
     """CPU threads."""
     device: str = "cpu"
     precision: Literal["bf16", "fp32"] = "fp32"
+    bits: Literal[4, 8] | None = None
+    """How bitsandbytes holds the linear layers of a model folder: NF4 or int8; null leaves them as they are."""
+    server: ServerSettings = ServerSettings()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +179,7 @@ Message = Generate | Tokenize | Tokens | Cancel | Ready | Failed | Accepted | Re
 _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind for kind in (Generate, Tokenize, Tokens, Cancel, Ready, Failed, Accepted, Refused, Text, Finish)
 }
-_TUPLES = ("abilities", "ids", "prompt", "scores", "stop")
+_TUPLES = ("abilities", "gpu_bytes", "ids", "prompt", "scores", "stop")
 
 
 def encode(message: Message) -> bytes:
@@ -179,7 +200,8 @@ def encode_spec(spec: EngineSpec) -> str:
 
 def decode_spec(text: str) -> EngineSpec:
     """Turns a command-line argument into a spec."""
-    return EngineSpec(**_tupled(json.loads(text)))
+    fields = _tupled(json.loads(text))
+    return EngineSpec(**fields | {"server": ServerSettings(**_tupled(fields["server"]))})
 
 
 def _tupled(fields: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,9 +77,14 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Mapping[str, int]:
     }
 
 
-def models(name: str, created: int) -> Mapping[str, Any]:
+def model(name: str, created: int) -> Mapping[str, Any]:
+    """Returns a served model."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "tunerun"}
+
+
+def models(names: Iterable[str], created: int) -> Mapping[str, Any]:
     """Returns the list of served models."""
-    return {"object": "list", "data": [{"id": name, "object": "model", "created": created, "owned_by": "tunerun"}]}
+    return {"object": "list", "data": [model(name, created) for name in names]}
 
 
 def error(status: int, message: str, *, code: str | None = None, field: str | None = None) -> Mapping[str, Any]:

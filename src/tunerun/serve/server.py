@@ -1,4 +1,4 @@
-"""Runs the gateway and its engine until a signal comes."""
+"""Runs the gateway and its engines until a signal comes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
@@ -16,8 +16,8 @@ from tunerun.config.schema import ServeConfig
 from tunerun.errors import Problem, StageError, UserError
 from tunerun.network import is_loopback
 from tunerun.plan.steps import Placement
+from tunerun.serve.fleet import Fleet, build_fleet, check_targets
 from tunerun.serve.gateway import build_app
-from tunerun.serve.supervisor import Supervisor
 from tunerun.serve.targets import Target
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -27,23 +27,22 @@ _BACKLOG = 128
 _LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
-def serve_target(target: Target, serve: ServeConfig, placement: Placement) -> None:
-    """Serves a model until SIGINT or SIGTERM, and prints how to reach it once it is ready.
+def serve_targets(targets: Sequence[Target], serve: ServeConfig, placement: Placement) -> None:
+    """Serves models until SIGINT or SIGTERM, and prints how to reach them once they are ready.
 
     Args:
-        target: What is served.
+        targets: What is served.
         serve: Address, key, context and limits.
-        placement: Device, precision and threads of the engine.
+        placement: Device, precision and threads of each engine.
 
     Raises:
-        UserError: The address or the key is not as it should be, or the run failed its gates.
-        StageError: The engine cannot start.
+        UserError: A name, the address or the key is not as it should be, or a run failed its gates.
+        StageError: An engine cannot start.
     """
-    if target.unverified:
-        raise UserError(Problem(where=target.name, what=f"{target.unverified}."))
+    check_targets(targets)
     key = read_key(serve)
     with _listening(serve.host, serve.port) as listener, _own_signals():
-        asyncio.run(_serve(target, serve, placement, key, listener))
+        asyncio.run(_serve(build_fleet(targets, serve, placement), serve, key, listener))
 
 
 def read_key(serve: ServeConfig) -> str | None:
@@ -65,15 +64,16 @@ def read_key(serve: ServeConfig) -> str | None:
     return key
 
 
-def announcement(name: str, url: str, key_env: str | None) -> str:
-    """Returns how to reach the model: the address, a curl line and lines for the `openai` client."""
-    body = f'{{"model": {_quoted(name)}, "messages": [{{"role": "user", "content": "Who are you?"}}]}}'
+def announcement(names: Sequence[str], url: str, key_env: str | None) -> str:
+    """Returns how to reach the models: the address, a curl line and lines for the `openai` client."""
+    body = f'{{"model": {_quoted(names[0])}, "messages": [{{"role": "user", "content": "Who are you?"}}]}}'
     authorization = "" if key_env is None else f' \\\n    -H "Authorization: Bearer ${key_env}"'
     key = '"none"' if key_env is None else f'os.environ["{key_env}"]'
     imports = "from openai import OpenAI" if key_env is None else "import os; from openai import OpenAI"
     return "\n".join(
         (
-            f"serving {name} at {url}/v1 (Ctrl+C stops)",
+            f"serving {names[0]} at {url}/v1 (Ctrl+C stops)",
+            *(f"    and {name}" for name in names[1:]),
             f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{authorization} \\",
             f"    -d {shlex.quote(body)}",
             f"  {imports}",
@@ -82,45 +82,44 @@ def announcement(name: str, url: str, key_env: str | None) -> str:
     )
 
 
-async def _serve(
-    target: Target, serve: ServeConfig, placement: Placement, key: str | None, listener: socket.socket
-) -> None:
-    engine = Supervisor(target.spec(placement, serve.context), serve.max_concurrent)
+async def _serve(fleet: Fleet, serve: ServeConfig, key: str | None, listener: socket.socket) -> None:
     hosts = _LOOPBACK_NAMES | {serve.host.lower()} if key is None else None
-    app = build_app(target, engine, key=key, hosts=hosts)
+    app = build_app(fleet, key=key, hosts=hosts)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, lifespan="off",
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )  # fmt: skip
     server = uvicorn.Server(config)
-    running = asyncio.create_task(engine.run())
+    running = [asyncio.create_task(engine.run()) for engine in fleet.engines]
     listening = asyncio.create_task(server.serve(sockets=[listener]))
-    announcing = asyncio.create_task(_announce(target, engine, _url(serve.host, listener), serve.api_key_env))
+    announcing = asyncio.create_task(_announce(fleet, _url(serve.host, listener), serve.api_key_env))
     try:
-        await _first_end(server, running, announcing)
+        await _first_end(server, [*running, announcing])
     finally:
         announcing.cancel()
-        # Ending the engine first ends every stream with an error event, so that no connection is left to wait for.
-        running.cancel()
-        await asyncio.wait((running,))
+        # Ending the engines first ends every stream with an error event, so that no connection is left to wait for.
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
         server.should_exit = True
         await listening
 
 
-async def _first_end(server: uvicorn.Server, running: asyncio.Task[None], announcing: asyncio.Task[None]) -> None:
+async def _first_end(server: uvicorn.Server, tasks: Sequence[asyncio.Task[None]]) -> None:
     """Waits for a signal; an engine that cannot start, or has another template, ends the wait with its error."""
     while not server.should_exit:
-        await asyncio.wait((running,), timeout=_POLL_SECONDS)
-        for task in (running, announcing):
+        await asyncio.sleep(_POLL_SECONDS)
+        for task in tasks:
             if task.done():
                 task.result()
 
 
-async def _announce(target: Target, engine: Supervisor, url: str, key_env: str | None) -> None:
-    await engine.became_ready.wait()
-    assert engine.ready is not None
-    target.chat_template(engine.ready)
-    print(announcement(target.name, url, key_env), flush=True)
+async def _announce(fleet: Fleet, url: str, key_env: str | None) -> None:
+    for model in fleet.models.values():
+        await model.engine.became_ready.wait()
+        assert model.engine.ready is not None
+        model.target.chat_template(model.engine.ready)
+    print(announcement(list(fleet.models), url, key_env), flush=True)
 
 
 @contextmanager

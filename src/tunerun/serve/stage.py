@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tunerun.artifacts import Artifact
 from tunerun.plan.steps import ServeStep
-from tunerun.serve.server import serve_target
+from tunerun.serve.server import serve_targets
 from tunerun.serve.targets import resolve_target
 
 
@@ -24,5 +24,5 @@ def run(step: ServeStep, out: Path) -> list[Artifact]:
         UserError: The run has no model, it failed its gates, or the address or key is not as it should be.
         StageError: The engine cannot start.
     """
-    serve_target(resolve_target(out, engine=step.serve.engine), step.serve, step.placement)
+    serve_targets([resolve_target(out, engine=step.serve.engine)], step.serve, step.placement)
     return []

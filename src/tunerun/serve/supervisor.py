@@ -87,7 +87,8 @@ class Supervisor:
 
     def __init__(self, spec: EngineSpec, max_concurrent: int) -> None:
         """Takes what the engine loads, and the most requests computed or waiting at a time."""
-        self._spec, self._max_concurrent = spec, max_concurrent
+        self.spec = spec
+        self._max_concurrent = max_concurrent
         self._process: EngineProcess | None = None
         self._open: dict[int, Messages] = {}
         self._next_id = 0
@@ -114,7 +115,7 @@ class Supervisor:
         while True:
             started, code = loop.time(), await self._run_once(loop)
             if not self.became_ready.is_set():
-                raise StageError(self._failure or f"the {self._spec.engine} engine ended with {exit_text(code)}")
+                raise StageError(self._failure or f"the {self.spec.engine} engine ended with {exit_text(code)}")
             if loop.time() - started > _STEADY_SECONDS:
                 delay = _FIRST_DELAY_SECONDS
             print(f"serve: the engine ended with {exit_text(code)}; starting it again", file=sys.stderr)
@@ -190,7 +191,7 @@ class Supervisor:
         def on_message(message: Message) -> None:
             loop.call_soon_threadsafe(self._dispatch, message)
 
-        process = self._process = EngineProcess(self._spec, on_message, on_exit)
+        process = self._process = EngineProcess(self.spec, on_message, on_exit)
         try:
             return await ended
         finally:

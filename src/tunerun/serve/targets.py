@@ -133,6 +133,28 @@ def resolve_target(
     return target
 
 
+def resolve_checkpoints(run: Path, name: str) -> list[Target]:
+    """Finds the base model of a run and the adapter of each of its checkpoints, which one engine process can serve.
+
+    Args:
+        run: The run directory.
+        name: What the run is called: the base becomes `NAME-base`, a checkpoint `NAME-step-N`.
+
+    Raises:
+        UserError: It is no run directory, or has no checkpoint with an adapter.
+    """
+    base = replace(resolve_target(run, base=True), name=f"{name}-base")
+    steps = _checkpoint_steps(run)
+    found = [replace(resolve_target(run, checkpoint=step), name=f"{name}-step-{step}") for step in steps]
+    if not found:
+        raise UserError(Problem(where="--checkpoints", what=f"the run {run} has no checkpoints."))
+    if any(target.adapter is None for target in found):
+        what = f"the checkpoints of {run} are whole models, and not adapters of one."
+        fix = f"Name those to serve: {found[-1].weights}"
+        raise UserError(Problem(where="--checkpoints", what=what, fix=fix))
+    return [base, *found]
+
+
 def _of_run(run: Path, engine: EngineChoice, checkpoint: int | None, base: bool) -> Target:
     plan = artifacts.read_json(run / artifacts.PLAN)
     name, template = plan["name"], _template_choice(plan)
@@ -151,7 +173,7 @@ def _of_run(run: Path, engine: EngineChoice, checkpoint: int | None, base: bool)
         target = _folder(name, merged, None, unverified)
         return target if handoff is None else replace(target, stops=handoff.stops)
     if adapter.is_dir():
-        return _adapter(name, base_folder, adapter, template, unverified)
+        return _adapter(name, base_folder, _inside(run, adapter), template, unverified)
     what = "the run has made no model yet: there is neither export/, merged/ nor adapter/."
     raise UserError(Problem(where=str(run), what=what, fix=f"Finish it: tunerun resume {run}"))
 
@@ -172,13 +194,30 @@ def _exported(run: Path, name: str, handoff: Handoff, tokenizer: Path, unverifie
 def _checkpoint(run: Path, step: int, name: str, template: str | None) -> Target:
     folder = run / artifacts.CHECKPOINTS / f"step-{step}"
     if (folder / _CHECKPOINT_ADAPTER).is_dir():
-        return _adapter(name, read_base(run).folder, folder / _CHECKPOINT_ADAPTER, template)
+        return _adapter(name, read_base(run).folder, _inside(run, folder / _CHECKPOINT_ADAPTER), template)
     if (folder / _CHECKPOINT_MODEL).is_dir():
         return _folder(name, folder / _CHECKPOINT_MODEL, template)
-    steps = sorted(int(found.name.removeprefix("step-")) for found in folder.parent.glob("step-*"))
+    steps = _checkpoint_steps(run)
     what = f"the run has no checkpoint of step {step}."
     fix = f"It has: {', '.join(map(str, steps))}." if steps else "It has none."
     raise UserError(Problem(where="--checkpoint", what=what, fix=fix))
+
+
+def _checkpoint_steps(run: Path) -> list[int]:
+    found = (run / artifacts.CHECKPOINTS).glob("step-*")
+    return sorted(int(step) for folder in found if (step := folder.name.removeprefix("step-")).isdecimal())
+
+
+def _inside(run: Path, adapter: Path) -> Path:
+    """Returns the adapter if it lies in the run, whatever links lead there.
+
+    Raises:
+        UserError: It lies elsewhere.
+    """
+    if adapter.resolve().is_relative_to(run.resolve()):
+        return adapter
+    what = f"is a link to {adapter.resolve()}, outside the run."
+    raise UserError(Problem(where=str(adapter), what=what, fix="Serve that folder by its own path."))
 
 
 def _folder(name: str, folder: Path, template: str | None, unverified: str = "") -> Target:

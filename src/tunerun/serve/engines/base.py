@@ -1,12 +1,43 @@
-"""What an engine offers to the process that runs it."""
+"""What an engine offers to the process that runs it.
+
+An engine's module has a function `start`, which loads the model and returns a service. Engines that compute in this
+process are `Engine`s behind the service of `worker`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from tunerun.serve.protocol import Generate
+from tunerun.serve.protocol import Cancel, EngineSpec, Generate, Message, Ready, Tokenize
 from tunerun.serve.text import Decoder
+
+Send = Callable[[Message], None]
+"""Sends a message to the gateway; may be called on any thread."""
+
+
+class Service(Protocol):
+    """A loaded engine that answers the gateway's messages."""
+
+    ready: Ready
+    """What the gateway is told first."""
+
+    def receive(self, message: Generate | Cancel | Tokenize) -> None:
+        """Takes a message, on a thread of its own that reads the next one only afterwards; must not wait for long."""
+
+    def run(self) -> int:
+        """Does the engine's work on the main thread.
+
+        Returns:
+            The exit code of the process, when the engine can do no more; the gateway starts it again.
+        """
+
+
+Start = Callable[[EngineSpec, Send], Service]
+"""Loads what a spec names. The process may be ended while it does, for the gateway may go away.
+
+Raises TunerunError, OSError, ValueError or RuntimeError with words for the user when it cannot be loaded.
+"""
 
 
 class Engine(Protocol):

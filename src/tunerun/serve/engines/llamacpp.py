@@ -10,7 +10,8 @@ from typing import Any
 
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.errors import StageError, require
-from tunerun.serve.engines.base import Engine
+from tunerun.serve.engines.base import Send, Service
+from tunerun.serve.engines.worker import Worker
 from tunerun.serve.protocol import EngineSpec, Generate
 from tunerun.serve.text import Decoder, PieceDecoder
 
@@ -137,9 +138,9 @@ class LlamaCppEngine:
         return self._piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
 
-def load(spec: EngineSpec) -> Engine:
+def start(spec: EngineSpec, send: Send) -> Service:
     """Loads a GGUF file."""
-    return LlamaCppEngine(spec)
+    return Worker(LlamaCppEngine(spec), spec.stop, send)
 
 
 def _check_magic(path: Path) -> None:

@@ -8,7 +8,10 @@ from typing import Any
 
 from tunerun import artifacts
 from tunerun.chat.tokenizer import load_tokenizer
-from tunerun.serve.engines.base import Engine
+from tunerun.models.stops import stop_token_ids
+from tunerun.plan.steps import Quantisation
+from tunerun.serve.engines.base import Send, Service
+from tunerun.serve.engines.worker import Worker
 from tunerun.serve.protocol import EngineSpec, Generate
 from tunerun.serve.text import Decoder, WindowDecoder
 
@@ -28,6 +31,7 @@ class TransformersEngine:
         """Loads the folder.
 
         Raises:
+            MissingExtra: bitsandbytes is asked for and not installed.
             StageError: The weights cannot be loaded.
             UserError: The tokenizer cannot be loaded.
         """
@@ -40,14 +44,16 @@ class TransformersEngine:
         folder = Path(spec.weights)
         tokenizer = load_tokenizer(Path(spec.tokenizer or spec.weights))
         dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
-        model: Any = load.load_model(folder, dtype=dtype, device=spec.device)
+        # As qlora does by default, so that an adapter meets the base that it was trained on.
+        quantisation = None if spec.bits is None else Quantisation(bits=spec.bits, double=True)
+        model: Any = load.load_model(folder, dtype=dtype, device=spec.device, quantisation=quantisation)
         for adapter in spec.adapters.values():
             # peft takes as long to import as the rest.
             from tunerun.models.adapters import load_adapter
 
             model = load_adapter(model, Path(adapter), trainable=False)
         self._model, self._stream, self._backend = model.eval(), generate.stream, tokenizer.backend
-        self.end_ids = generate.stop_token_ids(folder, tokenizer)
+        self.end_ids = stop_token_ids(folder, tokenizer)
         self.vocabulary: int = model.get_input_embeddings().num_embeddings
         self.context_tokens = _context_tokens(folder, spec.context_tokens)
         self.bos_token, self.eos_token = (tokenizer.named.get(name, "") for name in ("bos_token", "eos_token"))
@@ -78,9 +84,9 @@ class TransformersEngine:
         )
 
 
-def load(spec: EngineSpec) -> Engine:
+def start(spec: EngineSpec, send: Send) -> Service:
     """Loads a model folder."""
-    return TransformersEngine(spec)
+    return Worker(TransformersEngine(spec), spec.stop, send)
 
 
 def _context_tokens(folder: Path, wanted: int | None) -> int:

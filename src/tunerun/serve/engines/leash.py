@@ -1,0 +1,55 @@
+"""Runs a server that must not outlive the engine process: `python leash.py DESCRIPTOR PROGRAM [ARGUMENT...]`.
+
+The descriptor is the read end of a pipe whose write end only the engine process holds: when that one ends, however it
+does, the server and what it started are ended too. Standard library only, for it starts before every server.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+_GRACE_SECONDS = 5.0
+
+
+def main(argv: list[str]) -> int:
+    """Runs the server in this process's group.
+
+    Args:
+        argv: The descriptor's number, and the server's command line.
+
+    Returns:
+        The server's exit code, or 128 more than the number of the signal that ended it.
+    """
+    # This process leads the group, and gets every signal that it sends there.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    server = subprocess.Popen(argv[1:], stdin=subprocess.DEVNULL, preexec_fn=_as_usual)
+    threading.Thread(target=_hold, args=(int(argv[0]), server), daemon=True).start()
+    code = server.wait()
+    # What it started may not have noticed.
+    os.killpg(0, signal.SIGTERM)
+    return code if code >= 0 else 128 - code
+
+
+def _as_usual() -> None:
+    """Gives the server the signals back: what is ignored would stay ignored in it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _hold(descriptor: int, server: subprocess.Popen[bytes]) -> None:
+    while os.read(descriptor, 1):
+        pass
+    os.killpg(0, signal.SIGTERM)
+    try:
+        server.wait(_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

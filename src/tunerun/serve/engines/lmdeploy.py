@@ -1,0 +1,91 @@
+"""LMDeploy: `lmdeploy serve api_server` in an environment of its own, asked to go on from token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from tunerun.errors import StageError
+from tunerun.serve.engines import remote
+from tunerun.serve.engines.base import Send, Service
+from tunerun.serve.engines.remote import Piece
+from tunerun.serve.engines.remote_server import Endpoint, Server, flags, interpreter, port_endpoint
+from tunerun.serve.protocol import Ability, EngineSpec, Generate
+
+_DATA = "data: "
+_DONE = "[DONE]"
+_NAME = "model"
+
+SET_HERE = frozenset(
+    ("model_path", "server_name", "server_port", "api_keys", "model_name", "session_len", "tp", "proxy_url", "ssl")
+)
+"""Arguments that tunerun decides, so that `serve.extra_args` may not have them."""
+
+
+def start(spec: EngineSpec, send: Send) -> Service:
+    """Starts the server and waits until it is ready.
+
+    Raises:
+        UserError: The tokenizer cannot be loaded.
+        StageError: LMDeploy cannot load the model.
+    """
+    model, endpoint = remote.read_model(spec), port_endpoint()
+    server = Server(command(spec, endpoint), {"HF_HUB_OFFLINE": "1"}, endpoint)
+    server.wait_until_healthy("/health")
+    with endpoint.client() as client:
+        _check(client)
+    return remote.RemoteService(server, LmdeployApi(model.end_ids), model, send)
+
+
+def command(spec: EngineSpec, endpoint: Endpoint) -> list[str]:
+    """Returns the server's command line."""
+    address = httpx.URL(endpoint.url)
+    line = [interpreter(spec.server.python), "-m", "lmdeploy", "serve", "api_server", spec.weights]
+    line += ["--server-name", address.host, "--server-port", str(address.port), "--api-keys", endpoint.key]
+    line += ["--model-name", _NAME]
+    if spec.context_tokens is not None:
+        line += ["--session-len", str(spec.context_tokens)]
+    if spec.server.processes is not None:
+        line += ["--tp", str(spec.server.processes)]
+    return line + flags(spec.server.extra_args)
+
+
+def _check(client: httpx.Client) -> None:
+    names = [card["id"] for card in client.get("/v1/models").raise_for_status().json()["data"]]
+    if names != [_NAME]:
+        raise StageError(f"LMDeploy serves {', '.join(names)}, and not what was asked for.")
+
+
+class LmdeployApi:
+    """LMDeploy's /generate (lmdeploy/serve/openai/endpoints/generate.py), which alone takes token ids."""
+
+    abilities: tuple[Ability, ...] = ()
+
+    def __init__(self, end_ids: frozenset[int]) -> None:
+        """Takes the tokens that end an answer."""
+        self._end_ids = end_ids
+
+    def question(self, request: Generate, prompt_ids: Sequence[int], limit: int) -> tuple[str, Mapping[str, Any]]:
+        """Asks for token ids; its seed cannot be set for a request."""
+        return "/generate", {
+            "input_ids": list(prompt_ids),
+            "max_tokens": limit,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "top_k": request.top_k,
+            "stop_token_ids": sorted(self._end_ids),
+            "stream": True,
+        }
+
+    def piece(self, line: str, request: Generate) -> Piece | None:  # noqa: ARG002 (as for every server)
+        """Reads a server-sent event."""
+        if not line.startswith(_DATA) or line == _DATA + _DONE:
+            return None
+        event = json.loads(line.removeprefix(_DATA))
+        if "meta_info" not in event:
+            return Piece(failure=str(event))
+        reason = event["meta_info"].get("finish_reason")
+        return Piece(tokens=tuple(event["output_ids"] or ()), reason=None if reason is None else reason["type"])

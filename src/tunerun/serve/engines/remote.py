@@ -1,0 +1,268 @@
+"""The service of an engine that is a server of its own: prompts go there as token ids, and answers are streamed back.
+
+Tokens are turned into text here, and stop texts found here, so that an answer ends at the same place and counts the
+same tokens whatever computes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import httpx
+
+from tunerun import artifacts
+from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
+from tunerun.errors import StageError
+from tunerun.models.stops import stop_token_ids
+from tunerun.serve.engines.base import Send
+from tunerun.serve.engines.limits import refusal
+from tunerun.serve.engines.remote_server import Server
+from tunerun.serve.protocol import (
+    Ability,
+    Accepted,
+    Cancel,
+    EngineSpec,
+    Finish,
+    Generate,
+    Ready,
+    Text,
+    Tokenize,
+    Tokens,
+)
+from tunerun.serve.text import StopFilter, WindowDecoder
+
+_CONFIG = "config.json"
+_LENGTH = "max_position_embeddings"
+_SAID_CHARACTERS = 500
+PROBE = "Who are you?  你好，世界！ 123\n\n\tnaïve 🙂"
+"""A text that servers are asked the tokens of; whitespace, digits and bytes are where tokenizers differ."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """What one line of a server's stream says."""
+
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    """Of servers that stream no token ids."""
+    scores: tuple[Mapping[str, Any], ...] = ()
+    """As in `Text`, one for each token."""
+    reason: Literal["stop", "length"] | None = None
+    """Why the answer ends; None while it goes on."""
+    computed: int | None = None
+    """Tokens of the whole answer, of servers that say so at the end only."""
+    failure: str = ""
+    """Why there is no more."""
+
+
+class Api(Protocol):
+    """How a kind of server is asked."""
+
+    abilities: tuple[Ability, ...]
+
+    def question(self, request: Generate, prompt_ids: Sequence[int], limit: int) -> tuple[str, Mapping[str, Any]]:
+        """Returns the path to post to, and the body.
+
+        Args:
+            request: What is asked.
+            prompt_ids: Token ids of its prompt.
+            limit: Most tokens of the answer.
+        """
+
+    def piece(self, line: str, request: Generate) -> Piece | None:
+        """Reads a line of the stream of a request; None for one that says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """What is known of the model that a server has loaded."""
+
+    tokenizer: Tokenizer
+    end_ids: frozenset[int]
+    """Tokens that end an answer."""
+    stops: tuple[str, ...]
+    """Texts that end an answer."""
+    vocabulary: int
+    context_tokens: int
+
+    def encode(self, text: str, *, plain: bool) -> list[int]:
+        """Turns text into token ids; `plain` adds the special tokens that the tokenizer puts around plain text."""
+        return list(self.tokenizer.backend.encode(text, add_special_tokens=plain).ids)
+
+
+def read_model(spec: EngineSpec) -> Model:
+    """Reads a model folder; its context is what is asked for, or else the longest that it was made for.
+
+    Raises:
+        UserError: The tokenizer cannot be loaded.
+        StageError: The config states no context.
+    """
+    folder = Path(spec.weights)
+    return folder_model(folder, spec.context_tokens or artifacts.read_json(folder / _CONFIG).get(_LENGTH), spec.stop)
+
+
+def folder_model(folder: Path, context_tokens: int | None, stops: tuple[str, ...]) -> Model:
+    """Reads tokenizer and end tokens of a model folder.
+
+    Args:
+        folder: The model's.
+        context_tokens: Prompt and answer together.
+        stops: Texts that end an answer.
+
+    Raises:
+        UserError: The tokenizer cannot be loaded.
+        StageError: Nobody states the context.
+    """
+    if context_tokens is None:
+        raise StageError(f"{folder}: states no context length. Set serve.context.")
+    tokenizer = load_tokenizer(folder)
+    # A special token has no text in an answer: it is known by its id.
+    ids = [tokenizer.backend.encode(stop, add_special_tokens=False).ids for stop in stops]
+    ends = {found[0] for found in ids if len(found) == 1}
+    return Model(
+        tokenizer=tokenizer,
+        end_ids=stop_token_ids(folder, tokenizer) | ends,
+        stops=stops,
+        vocabulary=artifacts.read_json(folder / _CONFIG)["vocab_size"],
+        context_tokens=context_tokens,
+    )
+
+
+class RemoteService:
+    """Hands requests to a server, as many at a time as come."""
+
+    def __init__(self, server: Server, api: Api, model: Model, send: Send) -> None:
+        """Takes a server that is ready, and where messages go."""
+        self._server, self._api, self._model, self._send = server, api, model, send
+        self._loop = asyncio.new_event_loop()
+        self._answers: dict[int, asyncio.Task[None]] = {}
+        self._client = server.endpoint.async_client()
+        named = model.tokenizer.named
+        self.ready = Ready(
+            context_tokens=model.context_tokens,
+            chat_template=None,
+            bos_token=named.get("bos_token", ""),
+            eos_token=named.get("eos_token", ""),
+            abilities=api.abilities,
+        )
+
+    def receive(self, message: Generate | Cancel | Tokenize) -> None:
+        """Starts or refuses an answer, gives one up, or tells the tokens of a prompt."""
+        if isinstance(message, Cancel):
+            self._loop.call_soon_threadsafe(self._give_up, message.id)
+        elif isinstance(message, Tokenize):
+            ids = self._model.encode(message.prompt, plain=message.plain)
+            self._send(Tokens(id=message.id, ids=tuple(ids)))
+        else:
+            self._begin(message)
+
+    def run(self) -> int:
+        """Passes answers on until the server ends; its end is this process's."""
+        code = self._loop.run_until_complete(asyncio.to_thread(self._server.wait))
+        print(f"serve: the server ended with exit code {code}", file=sys.stderr)
+        return 1
+
+    def _begin(self, request: Generate) -> None:
+        model, prompt = self._model, request.prompt
+        ids = model.encode(prompt, plain=request.plain) if isinstance(prompt, str) else list(prompt)
+        refused = refusal(request, ids, vocabulary=model.vocabulary, context_tokens=model.context_tokens)
+        if refused is not None:
+            self._send(refused)
+            return
+        room = model.context_tokens - len(ids)
+        limit = room if request.max_new_tokens is None else request.max_new_tokens
+        self._send(Accepted(id=request.id, prompt_tokens=len(ids)))
+        self._loop.call_soon_threadsafe(self._start, request, ids, limit)
+
+    def _start(self, request: Generate, ids: list[int], limit: int) -> None:
+        answer = self._loop.create_task(self._answer(request, ids, limit))
+        self._answers[request.id] = answer
+        answer.add_done_callback(lambda _: self._answers.pop(request.id))
+
+    def _give_up(self, number: int) -> None:
+        # Closes the connection, which is how these servers learn that nobody waits any more.
+        if number in self._answers:
+            self._answers[number].cancel()
+
+    async def _answer(self, request: Generate, ids: list[int], limit: int) -> None:
+        telling = _Telling(request, self._model, self._send)
+        try:
+            async for piece in self._pieces(request, ids, limit):
+                if telling.push(piece):
+                    break
+            finish = telling.finish()
+        except asyncio.CancelledError:
+            finish = Finish(id=request.id, reason="cancelled", completion_tokens=telling.computed)
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            finish = telling.failed(f"{type(error).__name__}: {error}")
+        self._send(finish)
+
+    async def _pieces(self, request: Generate, ids: list[int], limit: int) -> AsyncIterator[Piece]:
+        path, body = self._api.question(request, ids, limit)
+        async with self._client.stream("POST", path, json=body) as response:
+            if response.is_error:
+                said = (await response.aread()).decode(errors="replace")
+                yield Piece(failure=f"status {response.status_code}: {said[:_SAID_CHARACTERS]}")
+                return
+            async for line in response.aiter_lines():
+                piece = self._api.piece(line, request)
+                if piece is not None:
+                    yield piece
+
+
+class _Telling:
+    """One answer on its way from the server to the gateway."""
+
+    def __init__(self, request: Generate, model: Model, send: Send) -> None:
+        backend = model.tokenizer.backend
+        self._id, self._end_ids, self._send = request.id, model.end_ids, send
+        self._decoder = WindowDecoder(lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)))
+        self._stops = StopFilter((*request.stop, *model.stops))
+        self._reason: Literal["stop", "length"] | None = None
+        self._failure = ""
+        self.computed = 0
+        """Tokens of the answer so far, without the end token."""
+
+    def push(self, piece: Piece) -> bool:
+        """Passes a piece on; True when the rest of the stream does not matter."""
+        self._failure, self._reason = piece.failure, piece.reason or self._reason
+        if piece.failure:
+            return True
+        text, scores = piece.text, []
+        for index, token in enumerate(piece.tokens):
+            if token in self._end_ids:
+                self._reason = "stop"
+                break
+            self.computed += 1
+            text += self._decoder.push(token)
+            scores += piece.scores[index : index + 1]
+        if piece.text:
+            self.computed += 1
+        self.computed = self.computed if piece.computed is None else piece.computed
+        self._tell(self._stops.push(text), tuple(scores))
+        if self._stops.stopped:
+            self._reason = "stop"
+        return self._stops.stopped or (self._reason is not None and piece.reason is None)
+
+    def finish(self) -> Finish:
+        """Passes on what is left, and says how the answer ended."""
+        if self._failure or self._reason is None:
+            return self.failed(self._failure or "the stream broke off")
+        if not self._stops.stopped:
+            text = self._stops.push(self._decoder.flush())
+            self._tell(text if self._stops.stopped else text + self._stops.flush(), ())
+        return Finish(id=self._id, reason=self._reason, completion_tokens=self.computed)
+
+    def failed(self, why: str) -> Finish:
+        """Says in the log why there is no answer, and that there is none."""
+        print(f"serve: request {self._id}: {why}", file=sys.stderr)
+        return Finish(id=self._id, reason="error", completion_tokens=self.computed, message="the engine failed")
+
+    def _tell(self, text: str, scores: tuple[Mapping[str, Any], ...]) -> None:
+        if text or scores:
+            self._send(Text(id=self._id, text=text, scores=scores))

@@ -1,0 +1,155 @@
+"""Servers that other projects ship, started for one engine process and reached by it alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tunerun.errors import StageError
+
+_LEASH = Path(__file__).with_name("leash.py")
+_POLL_SECONDS = 0.2
+_PROBE_SECONDS = 5.0
+_HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    """Where a server listens."""
+
+    url: str
+    key: str
+    """Sent as a Bearer token."""
+    socket: str | None = None
+    """Path of a Unix socket; null for a port of the loopback address."""
+
+    def client(self) -> httpx.Client:
+        """Returns a client for short calls."""
+        transport = httpx.HTTPTransport(uds=self.socket) if self.socket is not None else None
+        return httpx.Client(transport=transport, timeout=_PROBE_SECONDS, **self._common())
+
+    def async_client(self) -> httpx.AsyncClient:
+        """Returns a client for answers, of which any number may be open and each may take its time."""
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        transport = httpx.AsyncHTTPTransport(uds=self.socket, limits=limits)
+        return httpx.AsyncClient(transport=transport, timeout=None, **self._common())
+
+    def _common(self) -> dict[str, Any]:
+        return {"base_url": self.url, "headers": {"authorization": f"Bearer {self.key}"}, "trust_env": False}
+
+
+def interpreter(python: str | None) -> str:
+    """Returns the interpreter that has the server's package: `env.serve.python`, or the one of this process."""
+    return sys.executable if python is None else python
+
+
+def flags(arguments: Mapping[str, Any]) -> list[str]:
+    """Writes `serve.extra_args` as a command line: `max_num_seqs: 8` as `--max-num-seqs 8`.
+
+    True is the flag alone and false its negation; a list has all its values after the flag, and a mapping is JSON.
+    """
+    line: list[str] = []
+    for key, value in arguments.items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            line.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, list | tuple):
+            line += [f"--{name}", *map(_written, value)]
+        else:
+            line += [f"--{name}", _written(value)]
+    return line
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def private_folder() -> Path:
+    """Makes a folder that only this user can enter, for a socket and what a server is given in files."""
+    return Path(tempfile.mkdtemp(prefix="tunerun-serve-"))
+
+
+def socket_endpoint(folder: Path) -> Endpoint:
+    """Returns a Unix socket in a private folder: no other user and no web page can reach what listens there."""
+    return Endpoint(url="http://engine", key=secrets.token_urlsafe(32), socket=str(folder / "socket"))
+
+
+def port_endpoint() -> Endpoint:
+    """Returns a free port of the loopback address, for servers that know no Unix sockets."""
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port: int = probe.getsockname()[1]
+    return Endpoint(url=f"http://{_HOST}:{port}", key=secrets.token_urlsafe(32))
+
+
+class Server:
+    """A running server; it ends with this process, however that ends."""
+
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str], endpoint: Endpoint) -> None:
+        """Starts it.
+
+        Args:
+            command: Program and arguments.
+            variables: Of its environment, besides those of this process.
+            endpoint: Where it will listen.
+
+        Raises:
+            StageError: The program cannot be run.
+        """
+        self.endpoint = endpoint
+        theirs, self._leash = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", str(_LEASH), str(theirs), *command],
+                env={**os.environ, **variables},
+                pass_fds=(theirs,),
+                stdin=subprocess.DEVNULL,
+                # Its own words go where this process's go. Ctrl+C in the terminal is the gateway's to handle.
+                stdout=sys.stderr.fileno(),
+                start_new_session=True,
+            )
+        finally:
+            os.close(theirs)
+
+    def wait_until_healthy(self, path: str) -> None:
+        """Waits until a path answers with success, for as long as loading takes.
+
+        Raises:
+            StageError: The server ended.
+        """
+        with self.endpoint.client() as client:
+            while self._process.poll() is None:
+                try:
+                    if client.get(path).is_success:
+                        return
+                except httpx.TransportError:
+                    pass
+                time.sleep(_POLL_SECONDS)
+        raise StageError(f"the server ended with exit code {self._process.returncode}; what it said stands above.")
+
+    def wait(self) -> int:
+        """Waits for its end and returns its exit code."""
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """Ends it."""
+        os.close(self._leash)
+        self._process.wait()
+
+    def kill(self) -> None:
+        """Ends it at once, with all that it started."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()

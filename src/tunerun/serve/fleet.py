@@ -1,0 +1,113 @@
+"""The served models by name, and the engine processes behind them: models on the same weights share one."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tunerun.config.schema import ServeConfig
+from tunerun.errors import Problem, UserError
+from tunerun.plan.steps import Placement
+from tunerun.serve.supervisor import Supervisor
+from tunerun.serve.targets import Target
+
+NAME_PATTERN = "[A-Za-z0-9._-]{1,64}"
+_NAMES_FIX = "Name the targets with --names NAME,NAME."
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A served model."""
+
+    target: Target
+    engine: Supervisor
+    """May answer for other models too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """All that is served."""
+
+    models: Mapping[str, Model]
+    """By name, in the order that the targets were named in."""
+    engines: tuple[Supervisor, ...]
+
+    @property
+    def first(self) -> Model:
+        """Answers requests that name no model."""
+        return next(iter(self.models.values()))
+
+    @property
+    def state(self) -> str:
+        """`ready` when every engine is, else what one of the others does."""
+        return next((engine.state for engine in self.engines if engine.state != "ready"), "ready")
+
+
+def build_fleet(targets: Sequence[Target], serve: ServeConfig, placement: Placement) -> Fleet:
+    """Gives every target an engine process, and those on the same weights the same one.
+
+    Args:
+        targets: At least one; their names are unique.
+        serve: Context and limits.
+        placement: Device, precision and threads of each engine.
+    """
+    engines: dict[tuple[object, ...], Supervisor] = {}
+    for group in _groups(targets):
+        adapters = {target.name: str(target.adapter) for target in group if target.adapter is not None}
+        spec = replace(group[0].spec(placement, serve.context), adapters=adapters)
+        engines[_weights(group[0])] = Supervisor(spec, serve.max_concurrent)
+    return Fleet(
+        models={target.name: Model(target, engines[_weights(target)]) for target in targets},
+        engines=tuple(engines.values()),
+    )
+
+
+def named(targets: Sequence[Target], names: Sequence[str]) -> list[Target]:
+    """Gives targets other names.
+
+    Args:
+        targets: As found.
+        names: One for each of them, or none to keep what they are called.
+
+    Raises:
+        UserError: There are more or fewer names than targets.
+    """
+    if not names:
+        return list(targets)
+    if len(names) != len(targets):
+        what = f"{len(names)} names for {len(targets)} targets."
+        raise UserError(Problem(where="--names", what=what, fix="Write one for each, separated by commas."))
+    return [dataclasses.replace(target, name=name) for target, name in zip(targets, names, strict=True)]
+
+
+def check_targets(targets: Sequence[Target]) -> None:
+    """Checks what can be known of targets before anything is loaded.
+
+    Raises:
+        UserError: A name is taken twice or cannot be one, or a model failed its gates.
+    """
+    problems = [Problem(where=target.name, what=f"{target.unverified}.") for target in targets if target.unverified]
+    for name, count in Counter(target.name for target in targets).items():
+        if not re.fullmatch(NAME_PATTERN, name):
+            what = f"{name!r} cannot name a model: it needs 1 to 64 letters, digits, dots, dashes and underscores."
+            problems.append(Problem(where="serve", what=what, fix=_NAMES_FIX))
+        if count > 1:
+            what = f"{count} targets are called {name!r}, and clients could ask for one of them only."
+            problems.append(Problem(where="serve", what=what, fix=_NAMES_FIX))
+    if problems:
+        raise UserError(problems)
+
+
+def _groups(targets: Sequence[Target]) -> list[list[Target]]:
+    groups: dict[tuple[object, ...], list[Target]] = {}
+    for target in targets:
+        groups.setdefault(_weights(target), []).append(target)
+    return list(groups.values())
+
+
+def _weights(target: Target) -> tuple[object, ...]:
+    """What an engine process loads once, whichever adapters it has on top."""
+    return (target.engine, target.weights.resolve(), target.tokenizer, target.stops, target.context_tokens)
