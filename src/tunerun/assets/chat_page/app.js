@@ -267,6 +267,8 @@ function setUp() {
   page.addEventListener("scroll", () => {
     following = page.scrollHeight - page.scrollTop - page.clientHeight < NEAR_BOTTOM;
   });
+  // A phone's keyboard makes the page smaller.
+  addEventListener("resize", follow);
   drawModels();
   draw();
 }

@@ -139,5 +139,5 @@ export class Conversation {
 export const usable = (answer) => Boolean(answer?.text) && answer.state !== "failed";
 
 function hinted({ message, code }) {
-  return code === "context_length_exceeded" ? `${message} Delete earlier turns, or begin a new chat.` : message;
+  return code === "context_length_exceeded" ? `${message} Set fewer max tokens, delete earlier turns, or begin anew.` : message;
 }
