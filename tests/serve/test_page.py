@@ -6,8 +6,8 @@ import re
 import httpx
 import pytest
 
-from tunerun.plan.steps import Placement
 from tunerun.config.schema import ServeConfig
+from tunerun.plan.steps import Placement
 from tunerun.serve import page
 from tunerun.serve.fleet import build_fleet
 from tunerun.serve.gateway import build_app

@@ -314,7 +314,8 @@ def test_what_a_model_writes_is_never_html(page):
     script = (
         "const { render } = await import('./page/markdown.js'); document.getElementById('talk').append(render("
         "arguments[0])); await new Promise((done) => setTimeout(done, 200));"
-        "return [window.broken ?? null, [...document.querySelectorAll('main a')].map((a) => [a.getAttribute('href'), a.textContent]),"
+        "const links = [...document.querySelectorAll('main a')].map((a) => [a.getAttribute('href'), a.textContent]);"
+        "return [window.broken ?? null, links,"
         "document.querySelectorAll('main :is(script, img, iframe, b, i)').length]"
     )
     broken, links, strangers = page.run_async(script, HOSTILE)

@@ -14,8 +14,8 @@ from pathlib import Path
 from tunerun import artifacts, machine
 from tunerun.commands import compare_table, target
 from tunerun.commands.compare_table import Table
+from tunerun.commands.data_convert import READING_OPTIONS, reading
 from tunerun.data import read
-from tunerun.data.convert import Reading
 from tunerun.data.questions import Question, read_questions
 from tunerun.errors import ExitCode, Problem, UserError
 from tunerun.launch.terminal import Event, Terminal, size
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
     _check(options)
-    questions = None if options.prompts is None else _questions(options.prompts, options.max_prompts)
+    questions = None if options.prompts is None else _questions(options)
     targets = _targets(options)
     for item in targets:
         if item.unverified:
@@ -123,8 +123,14 @@ def _print(table: Table, *, told: bool) -> None:
         print(compare_table.scores_text(table), file=sys.stdout if sys.stdout.isatty() or not told else sys.stderr)
 
 
-def _questions(file: Path, count: int | None) -> list[Question]:
-    return read_questions(read.find_files([str(file)], "--prompts"), Reading(), "--prompts")[:count]
+def _questions(options: argparse.Namespace) -> list[Question]:
+    given = {name: vars(options)[_key(name)] for name in READING_OPTIONS if vars(options)[_key(name)] is not None}
+    files = read.find_files([str(options.prompts)], "--prompts")
+    return read_questions(files, reading(given), "--prompts")[: options.max_prompts]
+
+
+def _key(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
 
 
 def _targets(options: argparse.Namespace) -> list[Target]:
@@ -169,10 +175,9 @@ def _check(options: argparse.Namespace) -> None:
         what = f"{len(options.targets)} models are more than can stand side by side."
         problems.append(Problem(where="compare", what=what, fix=f"Name at most {compare.MAX_TARGETS}."))
     if options.prompts is None:
-        given = [name for name in ("output", "max_prompts") if vars(options)[name] is not None]
-        problems += [
-            Problem(where=f"--{name.replace('_', '-')}", what="needs --prompts, a file of questions.") for name in given
-        ]
+        needy = ("--output", "--max-prompts", *READING_OPTIONS)
+        given = [option for option in needy if vars(options)[_key(option)] is not None]
+        problems += [Problem(where=option, what="needs --prompts, a file of questions.") for option in given]
     elif options.output is not None and options.output.suffix not in compare_table.RENDERERS:
         fix = f"End it in {', '.join(compare_table.RENDERERS)}."
         problems.append(Problem(where="--output", what=f"{options.output} names no kind of table.", fix=fix))
@@ -208,8 +213,12 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("targets", metavar="TARGET", nargs="+", help="two or three models, or one run")
     parser.add_argument("--prompts", type=Path, metavar="FILE",
-                        help="rows of questions, with or without answers: JSON lines, JSON, CSV, Excel, text, ...")  # fmt: skip
+                        help="questions, with or without answers: JSON lines, CSV, Excel, text, ...")  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="FILE", help="write a table: .md, .html or .json")
-    parser.add_argument("--max-prompts", type=int, metavar="N", help="take the first N questions")
+    parser.add_argument("--max-prompts", type=asking.within(1, 1 << 30, int), metavar="N", help="take the first N")
+    parser.add_argument("--columns", action="append", metavar="PART=COLUMN",
+                        help="column of each part (user, assistant, system), by name or letter")  # fmt: skip
+    parser.add_argument("--format", action="append", help="how rows are read (auto)")
+    parser.add_argument("--sheet", action="append", metavar="NAME", help="sheet of a workbook")
     asking.add_sampling(parser)
     return parser

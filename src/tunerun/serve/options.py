@@ -20,15 +20,15 @@ _COLDEST = 1e-3
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Adds how a model is asked."""
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
-    parser.add_argument("--max-new-tokens", type=_within(1, 1 << 20, int), default=512, metavar="N",
+    parser.add_argument("--max-new-tokens", type=within(1, 1 << 20, int), default=512, metavar="N",
                         help="longest answer (512)")  # fmt: skip
     parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T",
                         help="0 to 2; 0 takes the likeliest token (0)")  # fmt: skip
-    parser.add_argument("--top-k", type=_within(0, 1 << 20, int), default=0, metavar="K",
+    parser.add_argument("--top-k", type=within(0, 1 << 20, int), default=0, metavar="K",
                         help="choose among the K likeliest tokens; 0 for all (0)")  # fmt: skip
-    parser.add_argument("--top-p", type=_within(1e-6, 1, float), default=1.0, metavar="P",
+    parser.add_argument("--top-p", type=within(1e-6, 1, float), default=1.0, metavar="P",
                         help="choose among the likeliest tokens with this probability together (1)")  # fmt: skip
-    parser.add_argument("--seed", type=_within(0, (1 << 32) - 1, int), default=0, metavar="S",
+    parser.add_argument("--seed", type=within(0, (1 << 32) - 1, int), default=0, metavar="S",
                         help="decides the choices (0)")  # fmt: skip
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", type=_text,
                         help="ends an answer; may be repeated")  # fmt: skip
@@ -67,7 +67,9 @@ def engine_spec(target: Target, placement: Placement, options: argparse.Namespac
     return dataclasses.replace(target.spec(placement, None), bits=options.bits)
 
 
-def _within(low: float, high: float, kind: Callable[[str], float]) -> Callable[[str], float]:
+def within(low: float, high: float, kind: Callable[[str], float]) -> Callable[[str], float]:
+    """Returns what reads a number that must lie within bounds."""
+
     def number(text: str) -> float:
         value = kind(text)
         if not low <= value <= high:
