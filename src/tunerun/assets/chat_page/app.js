@@ -129,10 +129,10 @@ function draw() {
 
 function drawState() {
   const { busy, turns, columns } = conversation;
-  const button_ = byId("send");
-  button_.textContent = busy ? "Stop" : "Send";
-  button_.classList.toggle("stop", busy);
-  button_.disabled = !busy && (!columns.length || !question.value.trim());
+  const main = byId("send");
+  main.textContent = busy ? "Stop" : "Send";
+  main.classList.toggle("stop", busy);
+  main.disabled = !busy && (!columns.length || !question.value.trim());
   byId("new").disabled = byId("save").disabled = turns.length === 0;
   byId("summary").textContent = settings.summary();
 }
@@ -191,11 +191,18 @@ async function connect() {
   return watchHealth();
 }
 
+let watching = false;
+
 /** Says so while the server is loading its model. */
 async function watchHealth() {
-  const state = await api.health().catch(() => "not reachable");
-  showHealth(state === "ok" ? "" : `The server is ${state} …`);
-  if (state !== "ok") setTimeout(watchHealth, HEALTH_MILLISECONDS);
+  if (watching) return;
+  watching = true;
+  for (let state = ""; state !== "ok";) {
+    state = await api.health().catch(() => "not reachable");
+    showHealth(state === "ok" ? "" : `The server is ${state} …`);
+    if (state !== "ok") await new Promise((done) => setTimeout(done, HEALTH_MILLISECONDS));
+  }
+  watching = false;
 }
 
 function showHealth(text) {
