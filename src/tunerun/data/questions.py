@@ -9,7 +9,7 @@ from typing import Any
 from tunerun.data import read, report
 from tunerun.data.convert import Reading
 from tunerun.data.detect import OPTIONS, Format, format_of
-from tunerun.data.normalise import normalise, prompt_of
+from tunerun.data.normalise import normalise, unanswered
 from tunerun.data.report import Tally
 from tunerun.data.rows import BadRow, Conversation, DataFile, Row, RowFault
 from tunerun.errors import Problem, UserError
@@ -87,6 +87,5 @@ def _answered(row: Row, name: str, columns: Mapping[str, str]) -> Question | Non
 
 
 def _asked(row: Row, form: Format) -> Question:
-    prompt = prompt_of(row.value, form)
-    last = max(prompt.asked)
-    return Question(prompt.messages[:last], None)
+    messages = unanswered(row.value, form).messages
+    return Question(messages[:-1] if messages[-1]["role"] == "assistant" else messages, None)
