@@ -56,6 +56,7 @@ def test_columns_can_be_named(tmp_path):
     ("q.jsonl", '{"question": "a"}\n{"question": 7}\n', "q.jsonl"),
     ("q.jsonl", '{"color": "red"}\n', "no known format"),
     ("q.txt", "\n", "is empty"),
+    ("q.json", "[]", "no question"),
 ])  # fmt: skip
 def test_what_is_no_question_is_told_with_its_place(tmp_path, name, content, what):
     with pytest.raises(UserError, match=what):
