@@ -92,6 +92,17 @@ def test_a_sound_config_has_no_problems():
         ({"data": {"path": ["d"], "packing": True, "max_length": None}}, "data.max_length", "data.packing=false"),
         ({"export": {"gguf": {"types": ["f16"]}, "max_shard_size": "2 boxes"}}, "export.max_shard_size", "not a size"),
         ({"serve__host": "0.0.0.0"}, "serve.host", "api_key_env"),
+        ({"serve": {"extra_args": {"port": 1}}}, "serve.extra_args.port", "decided by tunerun"),
+        (
+            {"serve": {"engine": "lmdeploy", "extra_args": {"session-len": 1}}},
+            "serve.extra_args.session-len",
+            "decided",
+        ),
+        (
+            {"serve": {"engine": "vllm", "extra_args": {"--max-num-seqs": 8}}},
+            "serve.extra_args.--max-num-seqs",
+            "Write max_num_seqs",
+        ),
         ({"name": "../up"}, "name", "a-z, 0-9"),
         ({"method__rank": 0}, "method.rank", "must be >= 1"),
         ({"cluster__kind": "slurm", "cluster__nodes": 2}, "hardware.strategy", "there are 2 nodes"),

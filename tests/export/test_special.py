@@ -12,7 +12,7 @@ from tests.export.models import TEMPLATE, build_model, build_tokenizer, edit_jso
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.errors import UserError
-from tunerun.export.special import SpecialTokens, read_special, tool_parser, without_generation_blocks
+from tunerun.export.special import SpecialTokens, read_special, without_generation_blocks
 
 
 def special_of(folder: Path) -> SpecialTokens:
@@ -95,19 +95,3 @@ def test_the_embedded_template_renders_like_the_one_trained_with(tmp_path: Path)
     assert trained is not None
     assert served is not None
     assert trained.render(talk) == served.render(talk)
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize(
-    ("name", "parser"),
-    [
-        ("Qwen-Qwen2.5-7B-Instruct", "hermes"),
-        ("Qwen-Qwen3-0.6B", "hermes"),
-        ("meta-llama-Llama-3.2-3B-Instruct", "llama3_json"),
-        ("mistralai-Mistral-Nemo-Instruct-2407", "mistral"),
-        ("google-gemma-2-2b-it", None),
-        ("microsoft-Phi-3.5-mini-instruct", None),
-    ],
-)
-def test_the_tool_parser_is_guessed_from_public_templates(shared_dir: Path, name: str, parser: str | None) -> None:
-    assert tool_parser((shared_dir / "templates" / f"{name}.jinja").read_text(encoding="utf-8")) == parser

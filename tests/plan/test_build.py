@@ -341,3 +341,20 @@ def test_a_limit_far_above_the_longest_row_is_told(longest, packing, told):
     size = DataSize(rows=1000, tokens=100_000, longest=longest)
     notes = " ".join(planned(size=size, data__packing=packing).notes)
     assert ("planned for rows of data.max_length=2048; the longest of the first rows has about 200" in notes) == told
+
+
+@pytest.mark.parametrize(
+    ("changes", "engines"),
+    [
+        ({}, ("llamacpp",)),
+        ({"export": {"gguf": {"types": []}}}, ("transformers",)),
+        ({"verify__level": "full"}, ("llamacpp", "transformers")),
+        (
+            {"verify__level": "full", "env": {"serve": {"python": "vllm/bin/python"}}},
+            ("llamacpp", "transformers", "vllm"),
+        ),
+    ],
+)
+def test_verification_serves_by_the_cheapest_engine_or_by_all_at_hand(changes, engines):
+    (step,) = (step for step in planned(**changes).steps if step.stage == "verify")
+    assert step.engines == engines

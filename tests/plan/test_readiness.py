@@ -52,6 +52,12 @@ def test_what_no_stage_uses_is_no_obstacle():
     assert found(serve__engine="vllm") == []
 
 
+def test_a_server_that_is_not_installed_is_an_obstacle_to_serving():
+    stages = ["data", "train", "merge", "serve"]
+    (problem,) = found(serve__engine="vllm", stages=stages, env={"serve": {"python": "/nowhere/python"}})
+    assert problem.startswith("env.serve.python: there is no interpreter /nowhere/python.")
+
+
 def test_a_hub_id_is_no_missing_file():
     assert found(data__path=["org/name"], model__path="org/model") == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,21 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_base(run_dir, BaseModel(folder=merged, path=str(merged), revision=None, sha256="0"))
     write_plan(run_dir, ServeStep(serve=ServeConfig(), placement=Placement()))
     run(ExportStep(name=NAME, merged=True, gguf=GgufConfig(types=("f32",)), chat_template=None), run_dir)
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def sprout_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the shipped model, which calls tools, as merged/ and as an F16 GGUF."""
+    pytest.importorskip("llama_cpp")
+    from tunerun.export.stage import run
+
+    run_dir = tmp_path_factory.mktemp("runs") / "sprout"
+    merged = run_dir / artifacts.MERGED
+    shutil.copytree(ROOT / "src" / "tunerun" / "assets" / "sprout", merged)
+    write_base(run_dir, BaseModel(folder=merged, path=str(merged), revision=None, sha256="0"))
+    write_plan(run_dir, ServeStep(serve=ServeConfig(), placement=Placement()))
+    run(ExportStep(name="sprout", merged=True, gguf=GgufConfig(types=("f16",)), chat_template=None), run_dir)
     return run_dir
 
 

@@ -20,6 +20,7 @@ from tunerun.serve.targets import resolve_target
 
 BODY = {"model": NAME, "messages": [{"role": "user", "content": "fox"}], "temperature": 0, "max_tokens": 450}
 RECOVERY_SECONDS = 15
+SERVE = ServeConfig()
 
 
 @pytest.fixture
@@ -29,12 +30,13 @@ def own(run_dir):
     end(served)
 
 
-def test_an_engine_killed_under_load_comes_back(own):
+@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_an_engine_killed_under_load_comes_back(own, times):
     with own.client() as client:
         short = {**BODY, "max_tokens": 8}
         before = client.post("/v1/chat/completions", json=short).json()["choices"]
         cut = 0
-        for _ in range(3):
+        for _ in range(times):
             streams, waiting = load(own)
             (pid,) = own.engine_pids()
             os.kill(pid, signal.SIGKILL)
@@ -93,7 +95,7 @@ def until_ready(client: httpx.Client, body: dict) -> list[int]:
 
 
 def test_models_are_listed_before_the_engine_is_ready(run_dir):
-    app = build_app(build_fleet([resolve_target(run_dir)], ServeConfig(), Placement()))
+    app = build_app(build_fleet([resolve_target(run_dir)], SERVE, Placement()), SERVE)
 
     async def replies() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
@@ -112,11 +114,11 @@ def test_models_are_listed_before_the_engine_is_ready(run_dir):
 
 def test_a_fault_of_the_server_has_the_shape_of_an_error(run_dir, monkeypatch):
     class Broken(Supervisor):
-        async def ask(self, request):
+        async def ask(self, request, seeds):
             raise KeyError("a fault")
 
     monkeypatch.setattr("tunerun.serve.fleet.Supervisor", Broken)
-    app = build_app(build_fleet([resolve_target(run_dir)], ServeConfig(), Placement()))
+    app = build_app(build_fleet([resolve_target(run_dir)], SERVE, Placement()), SERVE)
 
     async def reply() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -127,15 +129,15 @@ def test_a_fault_of_the_server_has_the_shape_of_an_error(run_dir, monkeypatch):
     assert (found.status_code, found.json()["error"]["type"]) == (500, "server_error")
 
 
-def test_an_engine_that_stands_still_ends_in_a_timeout(run_dir, monkeypatch):
-    monkeypatch.setattr("tunerun.serve.gateway.REQUEST_SECONDS", 0.3)
-    fleet = build_fleet([resolve_target(run_dir)], ServeConfig(), Placement())
+def test_an_engine_that_stands_still_ends_in_a_timeout(run_dir):
+    serve = ServeConfig(request_seconds=0.3)
+    fleet = build_fleet([resolve_target(run_dir)], serve, Placement())
 
     async def replies() -> list[httpx.Response]:
         (engine,) = fleet.engines
         running = asyncio.create_task(engine.run())
         await engine.became_ready.wait()
-        transport = httpx.ASGITransport(build_app(fleet))
+        transport = httpx.ASGITransport(build_app(fleet, serve))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             # It neither accepts a request, nor goes on with one it has accepted.
             os.kill(engine.engine_pid, signal.SIGSTOP)

@@ -8,8 +8,11 @@ import pytest
 
 from tests.serve.conftest import NAME
 from tunerun import artifacts
+from tunerun.config.schema import ServeConfig
 from tunerun.errors import StageError, UserError
-from tunerun.serve.protocol import Ready
+from tunerun.plan.steps import Placement
+from tunerun.serve.protocol import Ready, ServerSettings
+from tunerun.serve.settings import folder_engine
 from tunerun.serve.targets import resolve_checkpoints, resolve_target
 
 ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "nowhere"}
@@ -104,8 +107,55 @@ def test_what_is_no_model_is_told(tmp_path, run_dir):
         resolve_target(run_dir / "merged", checkpoint=1)
     with pytest.raises(UserError, match="GGUF files"):
         resolve_target(run_dir / "merged", engine="llamacpp")
-    with pytest.raises(UserError, match="vLLM"):
-        resolve_target(run_dir, engine="vllm")
+    (file,) = (run_dir / "export").glob("*.gguf")
+    with pytest.raises(UserError, match="vllm serves model folders"):
+        resolve_target(file, engine="vllm")
+
+
+@pytest.mark.parametrize("engine", ["vllm", "lmdeploy"])
+def test_a_runs_folder_is_served_as_the_export_recorded_it(run_dir, engine):
+    facts = json.loads((run_dir / "export" / "serve.json").read_text())
+    target = resolve_target(run_dir, engine=engine)
+    assert (target.engine, target.weights) == (engine, run_dir / "merged")
+    assert (target.stops, target.context_tokens) == (tuple(facts["stops"]), facts["context"])
+    server = target.spec(Placement(), None, ServerSettings(python="there")).server
+    assert (server.python, server.tool_parser) == ("there", facts["tool_parser"])
+    assert server.chat_template == (run_dir / "export" / facts["template"]).read_text(encoding="utf-8")
+
+
+def test_auto_prefers_folders_when_something_better_than_transformers_serves_them(run_dir):
+    assert resolve_target(run_dir, folders="vllm").engine == "vllm"
+    (file,) = (run_dir / "export").glob("*.gguf")
+    assert resolve_target(file, folders="vllm").engine == "llamacpp"
+    assert resolve_target(run_dir, engine="transformers", folders="vllm").engine == "transformers"
+    assert resolve_target(file, engine="ollama").engine == "ollama"
+
+
+def test_lmdeploy_serves_no_adapter(copied):
+    adapter = add_adapter(copied / "adapter")
+    shutil.rmtree(copied / "export")
+    assert resolve_target(adapter, engine="vllm").adapter == adapter
+    with pytest.raises(UserError, match="LMDeploy"):
+        resolve_target(adapter, engine="lmdeploy")
+
+
+def test_a_merged_model_whose_template_was_exchanged_is_not_served(copied):
+    file = copied / "merged" / "tokenizer_config.json"
+    file.write_text(file.read_text().replace("assistant", "helper"))
+    with pytest.raises(UserError, match="chat template"):
+        resolve_target(copied, engine="vllm")
+
+
+def test_vllm_is_taken_on_a_gpu_where_it_is_installed(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    gpu, serve = Placement(device="cuda"), ServeConfig()
+    assert folder_engine(serve, gpu, str(python)) == "vllm"
+    assert folder_engine(serve, Placement(), str(python)) == "transformers"
+    assert folder_engine(serve, gpu, str(tmp_path / "absent")) == "transformers"
+    assert folder_engine(ServeConfig(engine="llamacpp"), gpu, str(python)) == "transformers"
+    assert folder_engine(ServeConfig(engine="lmdeploy"), Placement(), None) == "lmdeploy"
 
 
 def test_an_unfinished_run_has_nothing_to_serve(copied):

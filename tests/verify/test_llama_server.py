@@ -108,7 +108,7 @@ def test_without_a_server_nothing_is_proved(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.timeout(3600)
 def test_the_real_server_renders_as_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds llama-server when there is none, which takes some minutes, and keeps it in the user's cache."""
-    program = shutil.which("llama-server") or _built()
+    program = shutil.which("llama-server") or built_server()
     monkeypatch.setenv("PATH", f"{Path(program).parent}:{os.environ['PATH']}")
     folder = tiny_qwen2(tmp_path / artifacts.MERGED, template=WITH_TOOLS, hidden_size=256, intermediate_size=256)
     export(tmp_path, ("f16",))
@@ -121,7 +121,7 @@ def test_the_real_server_renders_as_training_does(tmp_path: Path, monkeypatch: p
     assert server_gate(tmp_path / artifacts.EXPORT / "tiny-f16.gguf", other, (), None).verdict == "fail"
 
 
-def _built() -> str:
+def built_server() -> str:
     # The test session's own cache is emptied at its end.
     home = {name: value for name, value in os.environ.items() if name != "XDG_CACHE_HOME"}
     script = str(ROOT / "tests" / "build_llama_server.sh")

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tunerun import machine as machines
 from tunerun.commands import arguments, target
 from tunerun.config import resolve
-from tunerun.config.schema import ServeConfig
+from tunerun.config.schema import EngineChoice
 from tunerun.errors import ExitCode, Problem, UserError
+from tunerun.plan import build
 from tunerun.serve.fleet import named
+from tunerun.serve.protocol import EngineName
 from tunerun.serve.server import serve_targets
+from tunerun.serve.settings import folder_engine, server_settings
 from tunerun.serve.targets import Target, resolve_checkpoints, resolve_target
+
+_SECTIONS = ("serve.", "env.serve.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,26 +41,42 @@ def main(argv: Sequence[str]) -> int:
     words = [item for item in rest if "=" not in item]
     if not words:
         raise UserError("name a run, a model folder, a GGUF file or a hub id.")
-    strangers = [item for item in overrides if not item.lstrip("+").startswith("serve.")]
+    strangers = [item for item in overrides if not item.lstrip("+").startswith(_SECTIONS)]
     if strangers:
-        raise UserError([Problem(where=item, what="only serve.* keys apply here.") for item in strangers])
-    serve = resolve.rebuild({}, overrides, section="serve").serve
+        what = "only serve.* and env.serve.* keys apply here."
+        raise UserError([Problem(where=item, what=what) for item in strangers])
+    config = resolve.rebuild({}, overrides, section=_SECTIONS)
+    python, machine = config.env.serve.python, machines.facts()
+    placement = build.single_placement(config, machine)
+    engines = _Engines(config.serve.engine, folder_engine(config.serve, placement, python))
     names = [name for value in options.get("--names", ()) for name in value.split(",")]
-    targets = _targets([target.local_path(word) for word in words], names, serve, "--checkpoints" in options)
+    targets = _targets([target.local_path(word) for word in words], names, engines, "--checkpoints" in options)
     if "--force" in options:
         for item in targets:
             if item.unverified:
                 print(f"warning: {item.unverified}", file=sys.stderr)
         targets = [replace(item, unverified="") for item in targets]
-    serve_targets(targets, serve, target.placement())
+    server = server_settings(config.serve, python, tuple(gpu.memory_bytes for gpu in machine.gpus))
+    serve_targets(targets, config.serve, placement, server)
     return ExitCode.DONE
 
 
-def _targets(paths: Sequence[Path], names: Sequence[str], serve: ServeConfig, checkpoints: bool) -> list[Target]:
-    targets = named([resolve_target(path, engine=serve.engine) for path in paths], names)
+@dataclass(frozen=True, slots=True)
+class _Engines:
+    """What computes the answers."""
+
+    chosen: EngineChoice
+    """By the user."""
+    folders: EngineName
+    """Of model folders."""
+
+
+def _targets(paths: Sequence[Path], names: Sequence[str], engines: _Engines, checkpoints: bool) -> list[Target]:
+    found = [resolve_target(path, engine=engines.chosen, folders=engines.folders) for path in paths]
+    targets = named(found, names)
     if not checkpoints:
         return targets
     found = []
     for path, first in zip(paths, targets, strict=True):
-        found += [first, *resolve_checkpoints(path, first.name)]
+        found += [first, *resolve_checkpoints(path, first.name, engines.folders)]
     return found

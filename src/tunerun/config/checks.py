@@ -15,6 +15,7 @@ from tunerun.config.data_sources import data_paths, data_sources, holds_out
 from tunerun.config.schema import ADAPTER_METHODS, DATA_PARTS, RunConfig, Stage
 from tunerun.errors import Problem
 from tunerun.network import is_loopback
+from tunerun.servers import SERVERS
 
 PACKABLE = ("sft", "pretrain", "distill")
 REWARD_METHODS = ("full", "lora", "dora", "rslora", "lora_plus")
@@ -281,11 +282,32 @@ def _names(config: RunConfig) -> list[Problem]:
 
 
 def _serve(config: RunConfig) -> list[Problem]:
-    if is_loopback(config.serve.host) or config.serve.api_key_env:
-        return []
-    what = f"{config.serve.host} can be reached from other machines, and no key is asked for."
-    fix = "Set serve.api_key_env to the name of a variable that holds a key."
-    return [Problem(where="serve.host", what=what, fix=fix)]
+    serve, problems = config.serve, _serve_origins(config)
+    if not is_loopback(serve.host) and not serve.api_key_env:
+        what = f"{serve.host} can be reached from other machines, and no key is asked for."
+        fix = "Set serve.api_key_env to the name of a variable that holds a key."
+        problems.append(Problem(where="serve.host", what=what, fix=fix))
+    server = SERVERS.get("vllm" if serve.engine == "auto" else serve.engine)
+    for key in serve.extra_args:
+        if server is not None and key.lstrip("-").replace("-", "_") in server.decided:
+            fix = "Leave it out; serve.context, serve.gpus and the other keys of serve decide it."
+            problems.append(Problem(where=f"serve.extra_args.{key}", what="is decided by tunerun.", fix=fix))
+        elif key.startswith("-"):
+            fix = f"Write {key.lstrip('-').replace('-', '_')}."
+            problems.append(Problem(where=f"serve.extra_args.{key}", what="is written without dashes.", fix=fix))
+    return problems
+
+
+def _serve_origins(config: RunConfig) -> list[Problem]:
+    return [
+        Problem(
+            where="serve.cors_origins",
+            what=f"{origin!r} is not a web origin.",
+            fix="Write scheme and host, such as https://chat.example or http://localhost:3000.",
+        )
+        for origin in config.serve.cors_origins
+        if not re.fullmatch(r"https?://[^/\s*?#@]+", origin)
+    ]
 
 
 def _publish(config: RunConfig) -> list[Problem]:

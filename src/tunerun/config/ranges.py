@@ -41,7 +41,12 @@ def check(config: RunConfig) -> list[Problem]:
         ("sweep.jobs", config.sweep.jobs, config.sweep.jobs >= 1, ">= 1"),
         ("serve.port", config.serve.port, 0 <= config.serve.port <= 65535, "from 0 to 65535"),
         ("serve.context", config.serve.context, positive(config.serve.context), ">= 1"),
+        ("serve.gpus", config.serve.gpus, positive(config.serve.gpus), ">= 1"),
         ("serve.max_concurrent", config.serve.max_concurrent, config.serve.max_concurrent >= 1, ">= 1"),
+        ("serve.max_n", config.serve.max_n, 1 <= config.serve.max_n <= 128, "from 1 to 128"),
+        ("serve.max_body_bytes", config.serve.max_body_bytes, config.serve.max_body_bytes >= 1024, ">= 1024"),
+        ("serve.max_prompt_tokens", config.serve.max_prompt_tokens, positive(config.serve.max_prompt_tokens), ">= 1"),
+        ("serve.request_seconds", config.serve.request_seconds, config.serve.request_seconds > 0, "> 0"),
     ]  # fmt: skip
     return [
         Problem(where=key, what=f"{value} is out of range: it must be {bound}.")

@@ -164,13 +164,13 @@ def from_composed(composed: DictConfig, typed_keys: frozenset[str]) -> Resolved:
     return Resolved(config=config, recipe=recipe, notes=tuple(notes))
 
 
-def rebuild(data: dict[str, Any], arguments: Sequence[str], *, section: str = "") -> RunConfig:
+def rebuild(data: dict[str, Any], arguments: Sequence[str], *, section: str | tuple[str, ...] = "") -> RunConfig:
     """Builds a config from plain data, with some keys changed.
 
     Args:
         data: What a run's config.yaml holds, or a part of it.
         arguments: `key=value` overrides.
-        section: Checks only the keys of this section; empty checks the whole config.
+        section: Checks only the keys that begin so, or with one of several; empty checks the whole config.
 
     Raises:
         UserError: A key or value is wrong.

@@ -14,7 +14,8 @@ from tunerun.chat.faults import ChatFault
 from tunerun.chat.frame import PROOF_CONVERSATIONS, Frame, probe_frame
 from tunerun.chat.template import TEMPLATE, ChatTemplate, Message
 from tunerun.chat.tokenizer import Tokenizer
-from tunerun.export.special import SpecialTokens, tool_parser
+from tunerun.chat.tool_calls import tool_parser
+from tunerun.export.special import SpecialTokens
 from tunerun.formats.handoff import HANDOFF, Handoff, Rendering, write_handoff
 from tunerun.formats.modelfile import MODELFILE, OLDER_MODELFILE, Modelfile, write_modelfile
 

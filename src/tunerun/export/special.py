@@ -68,15 +68,6 @@ def without_generation_blocks(template: str) -> str:
     return re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", opened)
 
 
-def tool_parser(template: str) -> str | None:
-    """Names the way a template writes tool calls, as vLLM's `--tool-call-parser` calls it; None when it has none."""
-    for mark, name in (("<tool_call>", "hermes"), ("[TOOL_CALLS]", "mistral"), ("<|python_tag|>", "llama3_json")):
-        if mark in template:
-            return name
-    # Llama 3.2's small models write the call as plain JSON, after an `Environment: ipython` line.
-    return "llama3_json" if "ipython" in template and '"parameters"' in template else None
-
-
 def _render(template: ChatTemplate) -> str:
     try:
         return template.render(_CONVERSATION)

@@ -8,7 +8,7 @@ rsLoRA (Kalajdzievski 2023, arXiv 2312.03732). DoRA trains the length of each ro
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +66,9 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool) -> Any:
     Raises:
         UserError: The folder holds no adapter in safetensors, or it does not fit the model.
     """
-    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-    if missing:
-        what = f"is no adapter folder: {' and '.join(missing)} missing."
-        raise UserError(Problem(where=str(folder), what=what, fix="Name a folder that peft saved as safetensors."))
-    tensors = load_file(folder / WEIGHTS)
-    config = PeftConfig.from_pretrained(str(folder))
+    tensors, config = _read(folder)
     vocabulary.grow_to_adapter(model, tensors, config)
-    problems = misfits(model, tensors, str(folder))
-    if problems:
-        raise UserError(problems)
+    _check_fit(model, tensors, folder)
     config.inference_mode = not trainable
     adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, config=config)
     if trainable:
@@ -83,6 +76,65 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool) -> Any:
         # peft filled modules trained in full through the base's format, which may have rounded them.
         set_peft_model_state_dict(adapted, tensors)
     return adapted
+
+
+def load_adapters(model: Any, folders: Sequence[Path]) -> Any:
+    """Puts several existing adapters on a model, of which `choose_adapter` takes one at a time.
+
+    Args:
+        model: A transformers model.
+        folders: adapter_config.json and adapter_model.safetensors each; at least one.
+
+    Returns:
+        A peft model without gradients.
+
+    Raises:
+        UserError: A folder holds no adapter in safetensors, it does not fit the model, or the adapters give the
+            embedding different numbers of rows.
+    """
+    read = [_read(folder) for folder in folders]
+    base_rows = model.get_input_embeddings().num_embeddings
+    rows = {vocabulary.adapter_rows(tensors, config) or base_rows for tensors, config in read}
+    if len({max(base_rows, count) for count in rows}) > 1:
+        what = f"the adapters give the embedding different numbers of rows: {sorted(rows)}."
+        fix = "Serve them apart."
+        raise UserError(Problem(where=", ".join(map(str, folders)), what=what, fix=fix))
+    for (tensors, config), folder in zip(read, folders, strict=True):
+        vocabulary.grow_to_adapter(model, tensors, config)
+        _check_fit(model, tensors, folder)
+        config.inference_mode = True
+    adapted = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=_numbered(0), config=read[0][1])
+    for index, folder in enumerate(folders[1:], 1):
+        adapted.load_adapter(str(folder), _numbered(index))
+    return adapted
+
+
+def choose_adapter(adapted: Any, index: int | None) -> None:
+    """Lets one of the adapters of `load_adapters` compute, by its place; None for the model without any."""
+    if index is None:
+        adapted.base_model.disable_adapter_layers()
+        return
+    adapted.base_model.enable_adapter_layers()
+    adapted.set_adapter(_numbered(index), inference_mode=True)
+
+
+def _numbered(index: int) -> str:
+    # peft makes names of modules of it, which may have no dots.
+    return f"adapter_{index}"
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], Any]:
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        what = f"is no adapter folder: {' and '.join(missing)} missing."
+        raise UserError(Problem(where=str(folder), what=what, fix="Name a folder that peft saved as safetensors."))
+    return load_file(folder / WEIGHTS), PeftConfig.from_pretrained(str(folder))
+
+
+def _check_fit(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    problems = misfits(model, tensors, str(folder))
+    if problems:
+        raise UserError(problems)
 
 
 def check_kind(folder: Path, method: MethodConfig) -> None:

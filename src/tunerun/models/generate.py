@@ -20,7 +20,6 @@ class Answer:
     """Whether the model ended it itself, before the limit."""
 
 
-@torch.inference_mode()
 def stream(
     model: Any,
     prompt_ids: Sequence[int],
@@ -44,17 +43,57 @@ def stream(
         seed: Decides the samples.
         stop_token_ids: Tokens that end the text.
     """
+    written = steps(
+        model, prompt_ids, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+    )
+    for step in written:
+        if step.token in stop_token_ids:
+            return
+        yield step.token
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A token that a model wrote."""
+
+    token: int
+    logits: Tensor
+    """What it was chosen by, at temperature 1: float32 on the CPU, shape [vocabulary]."""
+
+
+@torch.inference_mode()
+def steps(
+    model: Any,
+    prompt_ids: Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    seed: int,
+    vocabulary: int | None = None,
+) -> Iterator[Step]:
+    """Yields the tokens that follow a prompt, as `stream` does, with what they were chosen by.
+
+    Args:
+        model: As for `stream`.
+        prompt_ids: At least one token.
+        max_new_tokens: Most tokens yielded.
+        temperature: As for `stream`.
+        top_p: As for `stream`.
+        top_k: As for `stream`.
+        seed: As for `stream`.
+        vocabulary: Takes so many logits, for a model whose head has grown; None takes all.
+    """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     inputs = torch.tensor([list(prompt_ids)], device=model.device)
     cache = None
     for _ in range(max_new_tokens):
         output = model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
-        logits = output.logits[0, -1].float().cpu()
+        logits = output.logits[0, -1, :vocabulary].float().cpu()
         token = _choose(logits, temperature=temperature, top_p=top_p, top_k=top_k, generator=generator)
-        if token in stop_token_ids:
-            return
-        yield token
+        yield Step(token, logits)
         inputs = torch.tensor([[token]], device=model.device)
 
 

@@ -60,11 +60,21 @@ def grow_to_adapter(model: Any, tensors: Mapping[str, Tensor], config: LoraConfi
         tensors: The adapter's.
         config: The adapter's.
     """
-    whole = [value.shape[0] for name, value in tensors.items() if name.endswith(_EMBEDDINGS)]
-    trained = [index + 1 for indices in token_rows(config).values() for index in indices]
-    wanted = max([*whole, *trained], default=0)
+    wanted = adapter_rows(tensors, config)
     if wanted > model.get_input_embeddings().weight.shape[0]:
         grow(model, wanted)
+
+
+def adapter_rows(tensors: Mapping[str, Tensor], config: LoraConfig) -> int:
+    """Returns how many rows of the embedding an adapter needs; 0 when it trains none.
+
+    Args:
+        tensors: The adapter's.
+        config: The adapter's.
+    """
+    whole = [value.shape[0] for name, value in tensors.items() if name.endswith(_EMBEDDINGS)]
+    trained = [index + 1 for indices in token_rows(config).values() for index in indices]
+    return max([*whole, *trained], default=0)
 
 
 def token_rows(config: LoraConfig) -> dict[str, list[int]]:

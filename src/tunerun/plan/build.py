@@ -245,7 +245,8 @@ def _steps(config: RunConfig, decided: _Decisions, facts: Facts) -> tuple[Step, 
         return tuple(steps)
     if "eval" in config.stages:
         steps.append(_eval_step(config, decided))
-    steps.extend(delivery.steps(config, decided.single))
+    gpu_bytes = tuple(gpu.memory_bytes for gpu in facts.machine.gpus)
+    steps.extend(delivery.steps(config, decided.single, gpu_bytes))
     return tuple(steps)
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from tunerun.config.checks import size_bytes
 from tunerun.config.credentials import secret_variables
 from tunerun.config.data_sources import data_sources
-from tunerun.config.schema import ADAPTER_METHODS, PUBLISHED, Published, RunConfig
+from tunerun.config.schema import ADAPTER_METHODS, PUBLISHED, EngineChoice, Published, RunConfig
 from tunerun.plan.steps import (
     ExportStep,
     MergeStep,
@@ -33,12 +33,13 @@ def trains_weights(config: RunConfig) -> bool:
     return "train" in config.stages and config.method.kind not in ADAPTER_METHODS
 
 
-def steps(config: RunConfig, placement: Placement) -> list[Step]:
+def steps(config: RunConfig, placement: Placement, gpu_bytes: tuple[int, ...] = ()) -> list[Step]:
     """Returns the steps after training and evaluation.
 
     Args:
         config: Of the run.
         placement: Of stages of one process.
+        gpu_bytes: Memory of each visible GPU.
     """
     assert config.name is not None
     found: list[Step] = []
@@ -73,13 +74,28 @@ def steps(config: RunConfig, placement: Placement) -> list[Step]:
                 placement=placement,
                 seed=config.seed,
                 quantisation=base_quantisation(config),
+                engines=_verified_engines(config, merged=merged, adapted=folder is not None),
+                python=config.env.serve.python,
             )
         )
     if "publish" in config.stages:
         found.append(_publish_step(config, merged=merged, adapted=folder is not None))
     if "serve" in config.stages:
-        found.append(ServeStep(serve=config.serve, placement=placement))
+        python = config.env.serve.python
+        found.append(ServeStep(serve=config.serve, placement=placement, python=python, gpu_bytes=gpu_bytes))
     return found
+
+
+def _verified_engines(config: RunConfig, *, merged: bool, adapted: bool) -> tuple[EngineChoice, ...]:
+    """Returns the engines that the run is served by in verification: the cheapest one, or all that are at hand."""
+    found: list[EngineChoice] = []
+    if "export" in config.stages and config.export.gguf.types:
+        found.append("llamacpp")
+    if merged or adapted:
+        found.append("transformers")
+        if config.env.serve.python is not None or config.serve.engine == "vllm":
+            found.append("vllm")
+    return tuple(found) if config.verify.level == "full" else tuple(found[:1])
 
 
 def _export_step(config: RunConfig, folder: str | None, *, merged: bool) -> ExportStep:

@@ -8,7 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tunerun import hashes, paths
+from tunerun import hashes, paths, servers
 from tunerun import machine as machines
 from tunerun.config.data_sources import data_paths
 from tunerun.config.schema import BITSANDBYTES_OPTIMIZERS, PAGED_OPTIMIZERS, RunConfig
@@ -22,7 +22,6 @@ from tunerun.plan.steps import ZERO_STAGES
 
 # What this version trains and starts; the schema and the estimates already know more.
 TRAINED_OBJECTIVES = ("sft", "pretrain", "dpo", "orpo", "simpo", "kto", "reward", "distill")
-SERVED_ENGINES = ("auto", "llamacpp", "transformers")
 
 _MUON_SINCE = (2, 9)
 
@@ -45,6 +44,7 @@ def problems(config: RunConfig, plan: Plan, machine: Machine | None) -> list[Pro
         *_locked(config),
         *_publishing(config),
         *_quantiser(config),
+        *_server(config),
         *_optimizer(config, plan),
         *(_run_dir(plan) or _disk(plan)),
     ]
@@ -53,7 +53,6 @@ def problems(config: RunConfig, plan: Plan, machine: Machine | None) -> list[Pro
 def _not_built(config: RunConfig) -> list[Problem]:
     rows = [
         ("objective.kind", config.objective.kind, TRAINED_OBJECTIVES, "train" in config.stages),
-        ("serve.engine", config.serve.engine, SERVED_ENGINES, "serve" in config.stages),
     ]
     found = [
         Problem(where=key, what=f"this version plans {value} but cannot run it.", fix=f"It runs: {', '.join(known)}.")
@@ -113,6 +112,13 @@ def _quantiser(config: RunConfig) -> list[Problem]:
     if shutil.which(python) is None:
         return [Problem(where="env.export.python", what=f"there is no interpreter {python}.")]
     return []
+
+
+def _server(config: RunConfig) -> list[Problem]:
+    if "serve" not in config.stages:
+        return []
+    problem = servers.missing(config.serve.engine, config.env.serve.python)
+    return [] if problem is None else [problem]
 
 
 def _has_hub_token() -> bool:

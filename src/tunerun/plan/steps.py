@@ -18,6 +18,7 @@ from tunerun.config.schema import (
     AnswerConfig,
     Bnb4Config,
     DataConfig,
+    EngineChoice,
     EvalConfig,
     GgufConfig,
     GptqConfig,
@@ -272,6 +273,10 @@ class VerifyStep:
     seed: int
     quantisation: Quantisation | None = None
     """What the base's linear layers went through in training and in merged/; null when they are the original ones."""
+    engines: tuple[EngineChoice, ...] = ()
+    """What the run is served by, to see whether the tokens of training arrive."""
+    python: str | None = None
+    """Interpreter that has an engine's server; null takes tunerun's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -295,6 +300,10 @@ class ServeStep:
     stage: ClassVar[str] = "serve"
     serve: ServeConfig
     placement: Placement
+    python: str | None = None
+    """Interpreter with vLLM or LMDeploy; null takes tunerun's own."""
+    gpu_bytes: tuple[int, ...] = ()
+    """Memory of each visible GPU."""
 
 
 Step = (

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from tunerun.config.schema import ServeConfig
 from tunerun.errors import Problem, UserError
 from tunerun.plan.steps import Placement
+from tunerun.serve.protocol import ServerSettings
 from tunerun.serve.supervisor import Supervisor
 from tunerun.serve.targets import Target
 
@@ -46,18 +47,21 @@ class Fleet:
         return next((engine.state for engine in self.engines if engine.state != "ready"), "ready")
 
 
-def build_fleet(targets: Sequence[Target], serve: ServeConfig, placement: Placement) -> Fleet:
+def build_fleet(
+    targets: Sequence[Target], serve: ServeConfig, placement: Placement, server: ServerSettings | None = None
+) -> Fleet:
     """Gives every target an engine process, and those on the same weights the same one.
 
     Args:
         targets: At least one; their names are unique.
         serve: Context and limits.
         placement: Device, precision and threads of each engine.
+        server: For engines that are servers of their own.
     """
     engines: dict[tuple[object, ...], Supervisor] = {}
     for group in _groups(targets):
         adapters = {target.name: str(target.adapter) for target in group if target.adapter is not None}
-        spec = replace(group[0].spec(placement, serve.context), adapters=adapters)
+        spec = replace(group[0].spec(placement, serve.context, server), adapters=adapters)
         engines[_weights(group[0])] = Supervisor(spec, serve.max_concurrent)
     return Fleet(
         models={target.name: Model(target, engines[_weights(target)]) for target in targets},

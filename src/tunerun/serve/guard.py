@@ -14,10 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tunerun.serve import page, replies
 
-MAX_BODY_BYTES = 4 << 20
 BODY_SECONDS = 30.0
-# A client reads no answer before it has sent its body: so much of it is taken and thrown away.
-_MAX_DISCARDED_BYTES = 16 * MAX_BODY_BYTES
+# A client reads no answer before it has sent its body: so many times the longest are taken and thrown away.
+_DISCARDED_TIMES = 16
 # They hold nothing secret.
 _OPEN_PATHS = frozenset(("/health", *page.FILES))
 _JSON = "application/json"
@@ -47,25 +46,32 @@ def error_response(error: HTTPException) -> JSONResponse:
     return JSONResponse(body, error.status_code, error.headers)
 
 
-def guarded(app: ASGIApp, *, key: str | None, hosts: frozenset[str] | None) -> ASGIApp:
-    """Puts the checks of key and host in front of an app.
+def guarded(
+    app: ASGIApp, *, key: str | None, hosts: frozenset[str] | None, origins: frozenset[str] = frozenset()
+) -> ASGIApp:
+    """Puts the checks of key, host and origin in front of an app.
 
     Args:
         app: What answers requests that pass.
         key: What clients must send as `Authorization: Bearer KEY`, except to /health and the chat page.
         hosts: Names that the Host header may have; None allows all. A page on the web can point its own name at
             the loopback address (DNS rebinding): without a key the name is what gives it away.
+        origins: Web origins whose pages may ask, besides the server's own.
     """
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = _refusal(scope, key, hosts) if scope["type"] == "http" else None
+        refusal = _refusal(scope, key, hosts, origins) if scope["type"] == "http" else None
         await (app if refusal is None else error_response(refusal))(scope, receive, send)
 
     return guard
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, longest: int) -> bytes:
     """Reads a JSON request's body.
+
+    Args:
+        request: Whose body it is.
+        longest: Most bytes it may have.
 
     Raises:
         ApiError: It is not declared as JSON, too large, or too slow.
@@ -78,23 +84,26 @@ async def read_body(request: Request) -> bytes:
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.stream():
                 received += len(chunk)
-                if received <= MAX_BODY_BYTES:
+                if received <= longest:
                     body += chunk
-                elif received > _MAX_DISCARDED_BYTES:
+                elif received > _DISCARDED_TIMES * longest:
                     break
     except TimeoutError as error:
         raise ApiError(408, f"The body did not come within {BODY_SECONDS:g} seconds.") from error
     except ClientDisconnect as error:
         raise ApiError(400, "The client went away.") from error
-    if received > MAX_BODY_BYTES:
-        raise ApiError(413, f"The body has more than {MAX_BODY_BYTES} bytes.", headers={"connection": "close"})
+    if received > longest:
+        raise ApiError(413, f"The body has more than {longest} bytes.", headers={"connection": "close"})
     return bytes(body)
 
 
-def _refusal(scope: Scope, key: str | None, hosts: frozenset[str] | None) -> ApiError | None:
+def _refusal(scope: Scope, key: str | None, hosts: frozenset[str] | None, origins: frozenset[str]) -> ApiError | None:
     headers = Headers(scope=scope)
     if hosts is not None and _host_name(headers.get("host", "")) not in hosts:
         return ApiError(403, "The Host header names another server.")
+    origin = headers.get("origin")
+    if origin is not None and origin not in origins and origin.partition("://")[2] != headers.get("host", ""):
+        return ApiError(403, "Pages of this origin may not ask here; serve.cors_origins lists those that may.")
     if key is None or scope["path"] in _OPEN_PATHS:
         return None
     expected = f"Bearer {key}".encode()

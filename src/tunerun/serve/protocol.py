@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-EngineName = Literal["llamacpp", "transformers", "vllm", "lmdeploy", "ollama"]
+EngineName = Literal["llamacpp", "transformers", "vllm", "lmdeploy", "ollama", "llama_server"]
 Ability = Literal["logprobs", "json"]
 
 
@@ -87,6 +87,8 @@ class Generate:
     """How many of the likeliest tokens are told with each token of the answer; null tells no probabilities at all."""
     json_schema: Mapping[str, Any] | None = None
     """JSON schema that the answer must follow; an empty one asks for any JSON."""
+    shown: tuple[str, ...] = ()
+    """Special tokens that are part of the answer's text; others have none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,7 +181,7 @@ Message = Generate | Tokenize | Tokens | Cancel | Ready | Failed | Accepted | Re
 _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind for kind in (Generate, Tokenize, Tokens, Cancel, Ready, Failed, Accepted, Refused, Text, Finish)
 }
-_TUPLES = ("abilities", "gpu_bytes", "ids", "prompt", "scores", "stop")
+_TUPLES = ("abilities", "gpu_bytes", "ids", "prompt", "scores", "shown", "stop")
 
 
 def encode(message: Message) -> bytes:

@@ -12,12 +12,15 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from tunerun import servers
 from tunerun.config.schema import ServeConfig
 from tunerun.errors import Problem, StageError, UserError
 from tunerun.network import is_loopback
 from tunerun.plan.steps import Placement
 from tunerun.serve.fleet import Fleet, build_fleet, check_targets
 from tunerun.serve.gateway import build_app
+from tunerun.serve.patience import PatientProtocol
+from tunerun.serve.protocol import ServerSettings
 from tunerun.serve.targets import Target
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -27,22 +30,39 @@ _BACKLOG = 128
 _LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
-def serve_targets(targets: Sequence[Target], serve: ServeConfig, placement: Placement) -> None:
+def serve_targets(
+    targets: Sequence[Target], serve: ServeConfig, placement: Placement, server: ServerSettings | None = None
+) -> None:
     """Serves models until SIGINT or SIGTERM, and prints how to reach them once they are ready.
 
     Args:
         targets: What is served.
         serve: Address, key, context and limits.
         placement: Device, precision and threads of each engine.
+        server: For engines that are servers of their own.
 
     Raises:
         UserError: A name, the address or the key is not as it should be, or a run failed its gates.
         StageError: An engine cannot start.
     """
     check_targets(targets)
+    check_installed(targets, server)
     key = read_key(serve)
     with _listening(serve.host, serve.port) as listener, _own_signals():
-        asyncio.run(_serve(build_fleet(targets, serve, placement), serve, key, listener))
+        asyncio.run(_serve(build_fleet(targets, serve, placement, server), serve, key, listener))
+
+
+def check_installed(targets: Sequence[Target], server: ServerSettings | None) -> None:
+    """Checks that the servers are there that targets need.
+
+    Raises:
+        UserError: One is not installed.
+    """
+    python = None if server is None else server.python
+    found = (servers.missing(engine, python) for engine in {target.engine: None for target in targets})
+    problems = [problem for problem in found if problem is not None]
+    if problems:
+        raise UserError(problems)
 
 
 def read_key(serve: ServeConfig) -> str | None:
@@ -85,10 +105,10 @@ def announcement(names: Sequence[str], url: str, key_env: str | None) -> str:
 
 async def _serve(fleet: Fleet, serve: ServeConfig, key: str | None, listener: socket.socket) -> None:
     hosts = _LOOPBACK_NAMES | {serve.host.lower()} if key is None else None
-    app = build_app(fleet, key=key, hosts=hosts)
+    app = build_app(fleet, serve, key=key, hosts=hosts)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, lifespan="off",
-        timeout_graceful_shutdown=_GRACE_SECONDS,
+        app, log_level="warning", access_log=False, server_header=False, lifespan="off", http=PatientProtocol,
+        ws="none", timeout_graceful_shutdown=_GRACE_SECONDS,
     )  # fmt: skip
     server = uvicorn.Server(config)
     running = [asyncio.create_task(engine.run()) for engine in fleet.engines]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tunerun.errors import StageError
 from tunerun.serve.process import EngineProcess, exit_text
 from tunerun.serve.protocol import (
+    Ability,
     Accepted,
     Cancel,
     EngineSpec,
@@ -54,32 +55,36 @@ class RequestRefused(Exception):  # noqa: N818 (the client's mistake, told by th
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer that is being computed."""
+class Answers:
+    """Answers to one prompt that are being computed."""
 
+    count: int
     prompt_tokens: int
+    _first_id: int
     _messages: Messages
     close: Callable[[], None]
-    """Gives the answer up; does nothing when it is complete."""
+    """Gives up those that are not complete."""
 
-    async def messages(self, deadline: float) -> AsyncIterator[Text | Finish]:
-        """Yields pieces of text, then the end.
+    async def messages(self, deadline: float) -> AsyncIterator[tuple[int, Text | Finish]]:
+        """Yields pieces of text and the end of each answer, with the answer's number from 0 on.
 
         Args:
             deadline: Time of the event loop's clock at which to give up.
 
         Raises:
-            EngineDown: The engine ended before the answer did.
+            EngineDown: The engine ended before the answers did.
             TimeoutError: The deadline passed.
         """
-        while True:
+        unfinished = self.count
+        while unfinished:
             # Around the wait alone: a timeout around a yield would cancel whoever iterates.
             async with asyncio.timeout_at(deadline):
                 message = await _next(self._messages)
+            if isinstance(message, Accepted):
+                continue
             assert isinstance(message, Text | Finish)
-            yield message
-            if isinstance(message, Finish):
-                return
+            unfinished -= isinstance(message, Finish)
+            yield message.id - self._first_id, message
 
 
 class Supervisor:
@@ -94,6 +99,7 @@ class Supervisor:
         self._next_id = 0
         self._failure = ""
         self.state: State = "starting"
+        self.restarts = 0
         self.ready: Ready | None = None
         """What the engine said of itself; kept while it restarts."""
         self.became_ready = asyncio.Event()
@@ -121,9 +127,18 @@ class Supervisor:
             print(f"serve: the engine ended with {exit_text(code)}; starting it again", file=sys.stderr)
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
+            self.restarts += 1
 
-    async def ask(self, request: Generate) -> Answer:
-        """Sends a request and waits until the engine has accepted it; the request's own number is replaced.
+    def can(self, ability: Ability) -> bool:
+        """Says whether the engine has an ability; none is known before it is ready."""
+        return self.ready is not None and ability in self.ready.abilities
+
+    async def ask(self, request: Generate, seeds: Sequence[int]) -> Answers:
+        """Sends a request for one answer or several, and waits until the engine has accepted it.
+
+        Args:
+            request: Its number and its seed are replaced.
+            seeds: One for each answer.
 
         Raises:
             EngineDown: There is no engine, or it ended at once.
@@ -131,16 +146,19 @@ class Supervisor:
             RequestRefused: The engine refuses the request.
         """
         process = self._running()
-        if len(self._open) >= self._max_concurrent:
-            raise EngineBusy(f"{self._max_concurrent} requests are being answered")
-        number, messages = self._opened()
+        if len(self._open) + len(seeds) > self._max_concurrent:
+            raise EngineBusy(f"{len(self._open)} answers are being computed, of {self._max_concurrent} at most")
+        first_id, messages = self._opened(len(seeds))
 
         def close() -> None:
-            if self._open.pop(number, None) is not None:
-                process.send(Cancel(id=number))
+            for number in range(first_id, first_id + len(seeds)):
+                if self._open.pop(number, None) is not None:
+                    process.send(Cancel(id=number))
 
         try:
-            process.send(dataclasses.replace(request, id=number))
+            for number, seed in enumerate(seeds, first_id):
+                process.send(dataclasses.replace(request, id=number, seed=seed))
+            # All of them have the same prompt: what is said of one holds for the others.
             first = await _next(messages)
             if isinstance(first, Refused):
                 raise RequestRefused(first.code, first.message)
@@ -149,7 +167,7 @@ class Supervisor:
             # A client that goes away cancels the wait.
             close()
             raise
-        return Answer(first.prompt_tokens, messages, close)
+        return Answers(len(seeds), first.prompt_tokens, first_id, messages, close)
 
     async def tokenize(self, prompt: str, *, plain: bool) -> tuple[int, ...]:
         """Returns the tokens that the engine makes of a prompt.
@@ -162,7 +180,7 @@ class Supervisor:
             EngineDown: There is no engine, or it ended at once.
         """
         process = self._running()
-        number, messages = self._opened()
+        number, messages = self._opened(1)
         try:
             process.send(Tokenize(id=number, prompt=prompt, plain=plain))
             found = await _next(messages)
@@ -176,11 +194,12 @@ class Supervisor:
             raise EngineDown(f"the engine is {self.state}")
         return self._process
 
-    def _opened(self) -> tuple[int, Messages]:
-        """Returns a number of its own for a request, and where its messages will be."""
-        number, self._next_id = self._next_id, self._next_id + 1
-        messages = self._open[number] = asyncio.Queue[Message | None]()
-        return number, messages
+    def _opened(self, count: int) -> tuple[int, Messages]:
+        """Returns the first of some numbers in a row for requests, and where their messages will be."""
+        first, messages = self._next_id, asyncio.Queue[Message | None]()
+        self._next_id += count
+        self._open.update(dict.fromkeys(range(first, first + count), messages))
+        return first, messages
 
     async def _run_once(self, loop: asyncio.AbstractEventLoop) -> int:
         ended: asyncio.Future[int] = loop.create_future()

@@ -6,17 +6,18 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tunerun import artifacts
 from tunerun.base_model import read_base
 from tunerun.chat.template import ChatTemplate, load_template
 from tunerun.chat.tokenizer import load_tokenizer
+from tunerun.config.schema import EngineChoice
 from tunerun.errors import Problem, StageError, UserError
 from tunerun.formats import verdicts
 from tunerun.formats.handoff import HANDOFF, Handoff, read_handoff
 from tunerun.plan.steps import Placement
-from tunerun.serve.protocol import EngineName, EngineSpec, Ready
+from tunerun.serve.protocol import EngineName, EngineSpec, Ready, ServerSettings
 
 SERVE_FACTS = f"{artifacts.EXPORT}/{HANDOFF}"
 
@@ -26,7 +27,7 @@ _BASE_KEY = "base_model_name_or_path"
 # Folders of a checkpoint.
 _CHECKPOINT_ADAPTER, _CHECKPOINT_MODEL = "adapter", "model"
 
-EngineChoice = Literal["auto", "llamacpp", "vllm", "transformers"]
+_GGUF_ENGINES: tuple[EngineName, ...] = ("llamacpp", "ollama", "llama_server")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +38,7 @@ class Target:
     """What clients call it."""
     engine: EngineName
     weights: Path
-    """A GGUF file for llama.cpp, a model folder for transformers."""
+    """A GGUF file, or a model folder."""
     adapter: Path | None = None
     tokenizer: Path | None = None
     """Folder of the tokenizer; None takes the one inside the GGUF file."""
@@ -49,6 +50,8 @@ class Target:
     """Texts that end an answer, besides the model's own end tokens."""
     context_tokens: int | None = None
     """To serve with when nothing else is asked for; None takes the model's own."""
+    tool_parser: str | None = None
+    """How the template writes tool calls, as vLLM names it."""
     unverified: str = ""
     """Why the model should not be trusted; empty when nothing speaks against it."""
 
@@ -57,13 +60,17 @@ class Target:
         """What requests call the adapter by; None for a model without one."""
         return None if self.adapter is None else self.name
 
-    def spec(self, placement: Placement, context_tokens: int | None) -> EngineSpec:
+    def spec(
+        self, placement: Placement, context_tokens: int | None, server: ServerSettings | None = None
+    ) -> EngineSpec:
         """Returns what an engine process loads.
 
         Args:
             placement: Device, precision and threads.
             context_tokens: Overrides the target's own.
+            server: For engines that are servers of their own: where they are, and arguments; None takes the defaults.
         """
+        template = None if self.template is None else self.template.text
         return EngineSpec(
             engine=self.engine,
             weights=str(self.weights),
@@ -74,6 +81,7 @@ class Target:
             threads=placement.threads,
             device=placement.device,
             precision=placement.precision,
+            server=replace(server or ServerSettings(), chat_template=template, tool_parser=self.tool_parser),
         )
 
     def chat_template(self, ready: Ready) -> ChatTemplate | None:
@@ -96,24 +104,29 @@ class Target:
 
 
 def resolve_target(
-    path: Path, *, engine: EngineChoice = "auto", checkpoint: int | None = None, base: bool = False
+    path: Path,
+    *,
+    engine: EngineChoice = "auto",
+    folders: EngineName = "transformers",
+    checkpoint: int | None = None,
+    base: bool = False,
 ) -> Target:
     """Finds out what is to be served.
 
     Args:
         path: Run directory, model folder, adapter folder or GGUF file.
         engine: What is to compute the answers.
+        folders: What `auto` takes for model folders; a run's folders go before its GGUF files when it is another engine
+            than `transformers`.
         checkpoint: Step of a checkpoint of the run, instead of its final model.
         base: The run's base model, instead of what was trained.
 
     Raises:
         UserError: There is no such model, or the engine cannot serve it.
     """
-    if engine == "vllm":
-        fix = "Take transformers or llamacpp, or start `vllm serve` on the run's merged/ folder yourself."
-        raise UserError(Problem(where="serve.engine", what="tunerun does not run vLLM yet.", fix=fix))
     if (path / artifacts.MODEL).is_file():
-        target = _of_run(path, engine, checkpoint, base)
+        preferred = folders if engine == "auto" and folders != "transformers" else engine
+        target = _of_run(path, preferred, checkpoint, base)
     elif checkpoint is not None or base:
         what = "is not a run directory, so that it has neither checkpoints nor a base model."
         raise UserError(Problem(where=str(path), what=what))
@@ -126,26 +139,42 @@ def resolve_target(
     else:
         what = "is no run directory, model folder, adapter folder or GGUF file."
         raise UserError(Problem(where=str(path), what=what))
-    if engine not in ("auto", target.engine):
-        needs = "GGUF files" if engine == "llamacpp" else "model folders"
+    return _computed_by(target, folders if engine == "auto" and target.engine == "transformers" else engine)
+
+
+def _computed_by(target: Target, engine: EngineChoice) -> Target:
+    """Gives a target the engine that was asked for.
+
+    Raises:
+        UserError: The engine cannot serve it.
+    """
+    if engine in ("auto", target.engine):
+        return target
+    if (engine in _GGUF_ENGINES) != (target.engine in _GGUF_ENGINES):
+        needs = "GGUF files" if engine in _GGUF_ENGINES else "model folders"
         what = f"{engine} serves {needs}, and {target.weights} is none."
         raise UserError(Problem(where="serve.engine", what=what, fix=f"Take {target.engine}."))
-    return target
+    if engine == "lmdeploy" and target.adapter is not None:
+        what = f"LMDeploy is asked by token ids, which it takes for no adapter, and {target.adapter} is one."
+        raise UserError(Problem(where="serve.engine", what=what, fix="Take vllm, or serve a merged model."))
+    assert engine != "auto"
+    return replace(target, engine=engine)
 
 
-def resolve_checkpoints(run: Path, name: str) -> list[Target]:
+def resolve_checkpoints(run: Path, name: str, engine: EngineName = "transformers") -> list[Target]:
     """Finds the base model of a run and the adapter of each of its checkpoints, which one engine process can serve.
 
     Args:
         run: The run directory.
         name: What the run is called: the base becomes `NAME-base`, a checkpoint `NAME-step-N`.
+        engine: What is to compute the answers; one for model folders.
 
     Raises:
         UserError: It is no run directory, or has no checkpoint with an adapter.
     """
-    base = replace(resolve_target(run, base=True), name=f"{name}-base")
+    base = replace(resolve_target(run, base=True, engine=engine), name=f"{name}-base")
     steps = _checkpoint_steps(run)
-    found = [replace(resolve_target(run, checkpoint=step), name=f"{name}-step-{step}") for step in steps]
+    found = [replace(resolve_target(run, checkpoint=step, engine=engine), name=f"{name}-step-{step}") for step in steps]
     if not found:
         raise UserError(Problem(where="--checkpoints", what=f"the run {run} has no checkpoints."))
     if any(target.adapter is None for target in found):
@@ -167,11 +196,11 @@ def _of_run(run: Path, engine: EngineChoice, checkpoint: int | None, base: bool)
     merged, adapter = run / artifacts.MERGED, run / artifacts.ADAPTER
     source = merged if merged.is_dir() else base_folder
     handoff = read_handoff(run / SERVE_FACTS) if (run / SERVE_FACTS).is_file() else None
-    if engine != "transformers" and handoff is not None:
+    if (engine == "auto" or engine in _GGUF_ENGINES) and handoff is not None:
         return _exported(run, name, handoff, source, unverified)
     if merged.is_dir():
         target = _folder(name, merged, None, unverified)
-        return target if handoff is None else replace(target, stops=handoff.stops)
+        return target if handoff is None else _handed_off(target, handoff)
     if adapter.is_dir():
         return _adapter(name, base_folder, _inside(run, adapter), template, unverified)
     what = "the run has made no model yet: there is neither export/, merged/ nor adapter/."
@@ -189,6 +218,20 @@ def _exported(run: Path, name: str, handoff: Handoff, tokenizer: Path, unverifie
         context_tokens=handoff.context,
         unverified=unverified,
     )
+
+
+def _handed_off(target: Target, handoff: Handoff) -> Target:
+    """Serves a merged model as the export recorded it.
+
+    Raises:
+        UserError: Its chat template is another one by now.
+    """
+    text = None if target.template is None else target.template.text
+    found = None if text is None else hashlib.sha256(text.encode()).hexdigest()
+    if handoff.template_sha256 not in (None, found):
+        what = f"its chat template is not the one that {SERVE_FACTS} names."
+        raise UserError(Problem(where=str(target.weights), what=what, fix="Export again."))
+    return replace(target, stops=handoff.stops, context_tokens=handoff.context, tool_parser=handoff.tool_parser)
 
 
 def _checkpoint(run: Path, step: int, name: str, template: str | None) -> Target:

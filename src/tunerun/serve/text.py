@@ -67,6 +67,31 @@ class WindowDecoder:
         return self._decode(self._before + self._held)[len(self._decode(self._before)) :]
 
 
+class Encode(Protocol):
+    """Turns text into tokens."""
+
+    def __call__(self, text: str, *, plain: bool) -> list[int]:
+        """Recognises special tokens; `plain` adds those that stand around plain text."""
+
+
+def showing(decoder: Decoder, texts: Sequence[str], encode: Encode) -> Decoder:
+    """Returns a decoder that gives some special tokens their text, where another one gives them none."""
+    return _ShowingDecoder(decoder, texts, encode) if texts else decoder
+
+
+class _ShowingDecoder:
+    def __init__(self, decoder: Decoder, texts: Sequence[str], encode: Encode) -> None:
+        self._decoder = decoder
+        ids = [(encode(text, plain=False), text) for text in texts]
+        self._shown = {found[0]: text for found, text in ids if len(found) == 1}
+
+    def push(self, token: int) -> str:
+        return self._decoder.push(token) or self._shown.get(token, "")
+
+    def flush(self) -> str:
+        return self._decoder.flush()
+
+
 class StopFilter:
     """Lets text through up to the first stop text, whatever pieces the text comes in.
 
@@ -88,7 +113,7 @@ class StopFilter:
             start = min(found)[1]
             sendable, self._held = self._held[:start], ""
             return sendable
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        keep = max((overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep
         sendable, self._held = self._held[:cut], self._held[cut:]
         return sendable
@@ -99,7 +124,7 @@ class StopFilter:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Returns the length of the longest proper beginning of `stop` that `text` ends with."""
     longest = min(len(text), len(stop) - 1)
     return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)

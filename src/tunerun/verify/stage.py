@@ -20,7 +20,7 @@ from tunerun.formats.tokens import read_manifest
 from tunerun.models import load
 from tunerun.plan.steps import VerifyStep
 from tunerun.progress import Progress
-from tunerun.verify import files, folders, greedy, llama_server, logits, probes, renderings, tokens
+from tunerun.verify import files, folders, greedy, llama_server, logits, probes, renderings, serving, tokens
 from tunerun.verify.gates import Gate, logits_of
 
 REPORT = "report.json"
@@ -85,6 +85,10 @@ def _gates(step: VerifyStep, out: Path) -> Iterator[Gate]:
     if template is not None and whole == found and found:
         yield from renderings.rendering_gates(out / artifacts.EXPORT, tokenizer, template)
         yield llama_server.server_gate(found[0][1], template, step.prompts, tokenizer.named.get("bos_token"))
+    if whole == found:
+        trained = serving.Trained(tokenizer, template, step.prompts)
+        for engine in step.engines:
+            yield serving.serving_gate(engine, out, trained, step.python)
     texts = [*_texts(step, tokenizer, template), *rows]
     prompts = probes.prompt_rows(tokenizer, template, step.prompts, greedy.PROMPTS)
     yield from _logit_gates(step, out, base, _Rows(texts, prompts), whole)

@@ -18,6 +18,7 @@ from tunerun.config.schema.kinds import (
     PAGED_OPTIMIZERS,
     PUBLISHED,
     DataFormat,
+    EngineChoice,
     GgufType,
     MethodKind,
     ObjectiveKind,
@@ -27,7 +28,13 @@ from tunerun.config.schema.kinds import (
     Strategy,
     used_by,
 )
-from tunerun.config.schema.machine import ClusterConfig, EnvConfig, ExportEnvConfig, HardwareConfig
+from tunerun.config.schema.machine import (
+    ClusterConfig,
+    EnvConfig,
+    ExportEnvConfig,
+    HardwareConfig,
+    ServeEnvConfig,
+)
 from tunerun.config.schema.model import ModelConfig, ShapeConfig
 from tunerun.config.schema.results import (
     Bnb4Config,
@@ -55,6 +62,7 @@ __all__ = [
     "ClusterConfig",
     "DataConfig",
     "DataFormat",
+    "EngineChoice",
     "EnvConfig",
     "EvalConfig",
     "ExportConfig",
@@ -76,6 +84,7 @@ __all__ = [
     "Published",
     "RunConfig",
     "ServeConfig",
+    "ServeEnvConfig",
     "ShapeConfig",
     "SourceConfig",
     "Stage",

@@ -15,6 +15,9 @@ GgufType = Literal[
     "iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s",
 ]  # fmt: skip
 
+# What can compute the answers of a served model.
+EngineChoice = Literal["auto", "llamacpp", "vllm", "transformers", "lmdeploy", "ollama", "llama_server"]
+
 # What `publish` uploads, in the order that it takes them.
 Published = Literal["merged", "adapter", "gguf", "bnb4", "gptq"]
 PUBLISHED: tuple[Published, ...] = ("merged", "adapter", "gguf", "bnb4", "gptq")

@@ -87,6 +87,14 @@ class ExportEnvConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ServeEnvConfig:
+    """Where inference servers are installed."""
+
+    python: str | None = None
+    """Interpreter of an environment with vLLM or LMDeploy; null takes tunerun's own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EnvConfig:
     """Where things are kept on this machine."""
 
@@ -94,3 +102,5 @@ class EnvConfig:
     """Folder for downloaded models; null takes the hub's own (HF_HOME)."""
     export: ExportEnvConfig = ExportEnvConfig()
     """For the export stage."""
+    serve: ServeEnvConfig = ServeEnvConfig()
+    """For the serve stage, and for the gates of the verify stage that serve."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from tunerun.config.schema.kinds import GgufType, Published
+from tunerun.config.schema.kinds import EngineChoice, GgufType, Published, used_by
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,8 +133,9 @@ class PublishConfig:
 class ServeConfig:
     """An OpenAI-compatible endpoint."""
 
-    engine: Literal["auto", "llamacpp", "vllm", "transformers"] = "auto"
-    """What computes the answers; `auto` takes llama.cpp for GGUF files and transformers for folders."""
+    engine: EngineChoice = "auto"
+    """What computes the answers; `auto` takes vLLM on a GPU where `env.serve.python` has it, and else llama.cpp for
+    GGUF files and transformers for folders."""
     host: str = "127.0.0.1"
     """Address to listen on; any but a loopback address needs a key."""
     port: int = 8000
@@ -142,8 +144,26 @@ class ServeConfig:
     """Environment variable that holds the key clients must send."""
     context: int | None = None
     """Context length, in tokens; null takes the model's own."""
-    max_concurrent: int = 8
-    """Requests computed or waiting at a time; more are answered with 429."""
+    max_concurrent: int = 64
+    """Answers computed or waiting at a time, for each engine process; requests for more get status 429."""
+    max_n: int = 8
+    """Most answers to one request (`n`)."""
+    max_body_bytes: int = 4194304
+    """Longest request body."""
+    max_prompt_tokens: int | None = None
+    """Longest prompt; null takes what fits into the context."""
+    request_seconds: float = 600.0
+    """Longest time from a request to the end of its answer."""
+    cors_origins: tuple[str, ...] = ()
+    """Web origins (`https://chat.example`) whose pages may ask from a browser."""
+    gpus: int | None = used_by("auto", "vllm", "lmdeploy", default=None, by="engine")
+    """GPUs that share the model (tensor parallelism); null takes as few as hold it."""
+    extra_args: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"kinds": ("auto", "vllm", "lmdeploy", "ollama", "llama_server"), "by": "engine"}
+    )
+    """Arguments that tunerun has no key for: of `vllm serve` or `lmdeploy serve api_server` as they are called there
+    (`max_num_seqs: 64`, `enforce_eager: true`), options of Ollama (`num_gpu: 20`), or of
+    `llama-server` (`parallel: 2`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

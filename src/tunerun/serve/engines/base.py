@@ -6,10 +6,11 @@ process are `Engine`s behind the service of `worker`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from tunerun.serve.protocol import Cancel, EngineSpec, Generate, Message, Ready, Tokenize
+from tunerun.serve.protocol import Ability, Cancel, EngineSpec, Generate, Message, Ready, Tokenize
 from tunerun.serve.text import Decoder
 
 Send = Callable[[Message], None]
@@ -40,19 +41,31 @@ Raises TunerunError, OSError, ValueError or RuntimeError with words for the user
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A token of an answer."""
+
+    token: int
+    logprob: float = 0.0
+    """Its logarithmic probability at temperature 1, in nats; told when the request asks for it."""
+    top: tuple[tuple[int, float], ...] = ()
+    """Ids and logarithmic probabilities of the likeliest tokens, in order."""
+
+
 class Engine(Protocol):
-    """A loaded model with its tokenizer."""
+    """A loaded model with its tokenizer. Answers are computed in turns, each as if it were alone."""
 
     context_tokens: int
     """Prompt and answer together."""
+    slots: int
+    """Most answers that are computed at a time: each has a key-value cache."""
     vocabulary: int
     """Number of token ids."""
-    end_ids: frozenset[int]
-    """Tokens that end an answer."""
     chat_template: str | None
     """Template inside the model file, when there is one."""
     bos_token: str
     eos_token: str
+    abilities: tuple[Ability, ...]
 
     def encode(self, text: str, *, plain: bool) -> list[int]:
         """Turns text into token ids; called while another thread generates.
@@ -65,14 +78,28 @@ class Engine(Protocol):
     def decoder(self) -> Decoder:
         """Returns a fresh decoder for one answer."""
 
+    def piece(self, token: int) -> bytes:
+        """Returns the bytes that a token stands for."""
+
+    def ends(self, token: int) -> bool:
+        """Says whether a token ends an answer."""
+
+    def fault(self, request: Generate) -> str | None:
+        """Says what of a request, besides its tokens, cannot be done; called while another thread generates."""
+
     def generate(
-        self, prompt_ids: Sequence[int], limit: int, request: Generate, cancelled: Callable[[], bool]
-    ) -> Iterator[int]:
+        self, prompt_ids: Sequence[int], limit: int, request: Generate
+    ) -> Generator[Chosen | None, None, None]:
         """Yields up to `limit` tokens that follow a prompt; may end early at an end token, yielded or not.
+
+        Up to `slots` generators are open at a time. Each takes a slot when it starts and gives it back when it ends or
+        is closed.
 
         Args:
             prompt_ids: At least one token; with the answer at most `context_tokens`.
             limit: Most tokens to yield, at least one.
             request: How to choose tokens.
-            cancelled: Asked now and then; True means that nobody waits for more.
+
+        Yields:
+            A token, or None after a part of a long prompt.
         """

@@ -36,6 +36,7 @@ ENGINES: dict[EngineName, str] = {
     "vllm": "tunerun.serve.engines.vllm",
     "lmdeploy": "tunerun.serve.engines.lmdeploy",
     "ollama": "tunerun.serve.engines.ollama",
+    "llama_server": "tunerun.serve.engines.llama_server",
 }
 """The module of each engine; its function `start` loads the model."""
 

@@ -2,148 +2,163 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
-from tunerun.errors import StageError, require
-from tunerun.serve.engines.base import Send, Service
+from tunerun.errors import StageError
+from tunerun.serve.engines import caches
+from tunerun.serve.engines.base import Chosen, Send, Service
+from tunerun.serve.engines.llama_context import BATCH_TOKENS, CACHED_BYTES, LlamaContext
+from tunerun.serve.engines.llama_sampling import Sampler, check_schema, sampler
+from tunerun.serve.engines.schemas import SchemaFault
+from tunerun.serve.engines.scores import likeliest
 from tunerun.serve.engines.worker import Worker
-from tunerun.serve.protocol import EngineSpec, Generate
+from tunerun.serve.protocol import Ability, EngineSpec, Generate
 from tunerun.serve.text import Decoder, PieceDecoder
 
-_MAGIC = b"GGUF"
 _TEMPLATE_KEY = "tokenizer.chat_template"
-# Computing a shared beginning anew costs little below this; above, the state of the request before is kept. It was
+_ADAPTER_SUFFIX = ".gguf"
+# Computing a shared beginning anew costs little below this; above, the state of a request before is kept. It was
 # computed in other batches, so that its bits may differ: short requests always give the same bits.
 _MIN_REUSED_TOKENS = 256
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A sequence of llama.cpp."""
+
+    number: int
+    adapter: str | None = None
+    """What computed the tokens."""
+    tokens: list[int] = field(default_factory=list)
+    """What its cache holds."""
+    taken: int = 0
+    """How many requests were there when it was last taken: the smallest has waited longest."""
+    free: bool = True
+
+    def shared(self, prompt_ids: Sequence[int], adapter: str | None) -> int:
+        """Returns how many leading tokens of a prompt are worth keeping."""
+        # The last one is computed in any case: its logits are what the answer begins with.
+        longest = min(len(self.tokens), len(prompt_ids) - 1) if adapter == self.adapter else 0
+        count = next((index for index in range(longest) if self.tokens[index] != prompt_ids[index]), longest)
+        return count if count >= _MIN_REUSED_TOKENS else 0
 
 
 class LlamaCppEngine:
     """A GGUF file loaded by llama.cpp."""
 
+    abilities: tuple[Ability, ...] = ("logprobs", "json")
+
     def __init__(self, spec: EngineSpec) -> None:
-        """Loads the file.
+        """Loads the file, and the adapters on top of it.
 
         Raises:
-            StageError: The file is not a GGUF file, or llama.cpp cannot load it.
+            StageError: A file is not a GGUF file, or llama.cpp cannot load it.
             MissingExtra: llama-cpp-python is not installed.
         """
-        _check_magic(Path(spec.weights))
-        self._api: Any = require("llama_cpp", "gguf")
-        try:
-            self._llama: Any = self._api.Llama(
-                model_path=spec.weights,
-                n_ctx=spec.context_tokens or 0,
-                n_threads=spec.threads,
-                n_threads_batch=spec.threads,
-                n_gpu_layers=-1 if spec.device == "cuda" else 0,
-                verbose=False,
-            )
-        except (ValueError, RuntimeError) as error:
-            raise StageError(f"{spec.weights}: llama.cpp cannot load it: {error}") from error
-        self._vocabulary: Any = self._api.llama_model_get_vocab(self._llama.model)
-        self._tokenizer: Tokenizer | None = load_tokenizer(Path(spec.tokenizer)) if spec.tokenizer else None
-        self._evaluated: list[int] = []
-        # llama.cpp rounds the context up.
-        self.context_tokens: int = min(self._llama.n_ctx(), spec.context_tokens or self._llama.n_ctx())
-        self.vocabulary: int = self._llama.n_vocab()
-        self.end_ids = frozenset(
-            token for token in range(self.vocabulary) if self._api.llama_vocab_is_eog(self._vocabulary, token)
+        self._context = LlamaContext(
+            Path(spec.weights), context_tokens=spec.context_tokens, threads=spec.threads, device=spec.device
         )
-        metadata: dict[str, str] = self._llama.metadata
-        self.chat_template = metadata.get(_TEMPLATE_KEY)
-        self.bos_token = self._special_text(self._llama.token_bos())
-        self.eos_token = self._special_text(self._llama.token_eos())
+        self._adapters = frozenset(spec.adapters)
+        for name, path in spec.adapters.items():
+            if not path.endswith(_ADAPTER_SUFFIX):
+                raise StageError(f"{path}: llama.cpp takes adapters as GGUF files.")
+            self._context.load_adapter(name, Path(path))
+        self.slots = caches.slots(self._context.token_numbers, CACHED_BYTES, self._context.context_tokens)
+        self._context.reserve(self.slots)
+        self._slots = [_Slot(number) for number in range(self.slots)]
+        self._requests = 0
+        self._tokenizer: Tokenizer | None = load_tokenizer(Path(spec.tokenizer)) if spec.tokenizer else None
+        self.context_tokens = self._context.context_tokens
+        self.vocabulary = self._context.vocabulary
+        self.chat_template = self._context.metadata(_TEMPLATE_KEY)
+        self.bos_token, self.eos_token = self._named_text("bos"), self._named_text("eos")
 
     def encode(self, text: str, *, plain: bool) -> list[int]:
         """Tokenizes with the model folder's tokenizer when there is one, else with the file's own."""
         if self._tokenizer is not None:
             return list(self._tokenizer.backend.encode(text, add_special_tokens=plain).ids)
-        return list(self._llama.tokenize(text.encode(), add_bos=plain, special=True))
+        return self._context.tokenize(text, plain=plain)
 
     def decoder(self) -> Decoder:
         """Returns a decoder on llama.cpp's own pieces; control tokens have no text."""
-        return PieceDecoder(lambda token: self._piece(token, special=False))
+        return PieceDecoder(lambda token: self._context.piece(token, special=False))
+
+    def piece(self, token: int) -> bytes:
+        """Returns a token's bytes; control tokens have those they are written with."""
+        return self._context.piece(token, special=True)
+
+    def ends(self, token: int) -> bool:
+        """Says whether llama.cpp knows the token as one that ends a generation."""
+        return bool(self._context.api.llama_vocab_is_eog(self._context.vocab, token))
+
+    def fault(self, request: Generate) -> str | None:
+        """Checks the adapter's name, and that the JSON schema can be followed."""
+        if request.adapter is not None and request.adapter not in self._adapters:
+            return f"There is no adapter {request.adapter!r}."
+        if request.json_schema is not None:
+            try:
+                check_schema(self._context, request.json_schema)
+            except SchemaFault as error:
+                return str(error)
+        return None
 
     def generate(
-        self, prompt_ids: Sequence[int], limit: int, request: Generate, cancelled: Callable[[], bool]
-    ) -> Iterator[int]:
-        """Yields the tokens that follow a prompt, end tokens included; looks for a cancel before each batch."""
-        kept = self._reuse(prompt_ids)
-        batch = self._llama.n_batch
-        with self._sampler(request) as sampler:
-            for start in range(kept, len(prompt_ids), batch):
-                if cancelled():
-                    return
-                self._evaluate(prompt_ids[start : start + batch])
-            for count in range(1, limit + 1):
-                token = self._api.llama_sampler_sample(sampler, self._llama.ctx, -1)
-                yield token
-                if count < limit:
-                    self._evaluate([token])
-
-    def _evaluate(self, tokens: Sequence[int]) -> None:
-        self._llama.eval(tokens)
-        self._evaluated.extend(tokens)
-
-    def _reuse(self, prompt_ids: Sequence[int]) -> int:
-        """Returns how many leading tokens of the prompt need no computation, and forgets all others."""
-        # The last one is computed in any case: its logits are what the answer begins with.
-        longest = min(len(self._evaluated), len(prompt_ids) - 1)
-        shared = next((index for index in range(longest) if self._evaluated[index] != prompt_ids[index]), longest)
-        memory = self._api.llama_get_memory(self._llama.ctx)
-        if shared < _MIN_REUSED_TOKENS or not self._api.llama_memory_seq_rm(memory, -1, shared, -1):
-            shared = 0
-            self._llama.reset()
-        self._llama.n_tokens = shared
-        del self._evaluated[shared:]
-        return shared
-
-    @contextmanager
-    def _sampler(self, request: Generate) -> Iterator[Any]:
-        api = self._api
-        chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        self, prompt_ids: Sequence[int], limit: int, request: Generate
+    ) -> Generator[Chosen | None, None, None]:
+        """Yields the tokens that follow a prompt, end tokens included, and None between the batches of the prompt."""
+        slot, kept = self._take(prompt_ids, request.adapter)
         try:
-            if request.temperature == 0:
-                links = [api.llama_sampler_init_greedy()]
-            else:
-                # The order of transformers and vLLM: temperature before top-k and top-p.
-                links = [
-                    api.llama_sampler_init_temp(request.temperature),
-                    api.llama_sampler_init_top_k(request.top_k),
-                    api.llama_sampler_init_top_p(request.top_p, 1),
-                    api.llama_sampler_init_dist(request.seed),
-                ]
-            for link in links:
-                api.llama_sampler_chain_add(chain, link)
-            yield chain
+            with sampler(self._context, request) as chooser:
+                for start in range(kept, len(prompt_ids), BATCH_TOKENS):
+                    if start > kept:
+                        yield None
+                    self._decode(slot, prompt_ids[start : start + BATCH_TOKENS])
+                for count in range(1, limit + 1):
+                    chosen = self._choose(chooser, request)
+                    yield chosen
+                    if count < limit:
+                        self._decode(slot, [chosen.token])
         finally:
-            api.llama_sampler_free(chain)
+            slot.free = True
 
-    def _piece(self, token: int, *, special: bool) -> bytes:
-        room = 64
-        while True:
-            buffer = ctypes.create_string_buffer(room)
-            length = self._api.llama_token_to_piece(self._vocabulary, token, buffer, room, 0, special)
-            if length >= 0:
-                return buffer.raw[:length]
-            # A negative length is the room that the piece needs.
-            room = -length
+    def _choose(self, chooser: Sampler, request: Generate) -> Chosen:
+        token = chooser.choose()
+        if request.logprobs is None:
+            return Chosen(token)
+        return Chosen(token, *likeliest(self._context.logits(), token, request.logprobs))
 
-    def _special_text(self, token: int) -> str:
-        return self._piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+    def _decode(self, slot: _Slot, tokens: Sequence[int]) -> None:
+        position = len(slot.tokens)
+        try:
+            self._context.decode(slot.number, position, tokens, slot.adapter)
+        except RuntimeError:
+            # What the cache holds now, nobody knows.
+            slot.tokens.clear()
+            raise
+        slot.tokens.extend(tokens)
+
+    def _take(self, prompt_ids: Sequence[int], adapter: str | None) -> tuple[_Slot, int]:
+        """Takes the free slot that holds most of a prompt; returns it with how many tokens need no computation."""
+        free = [slot for slot in self._slots if slot.free]
+        slot = max(free, key=lambda found: (found.shared(prompt_ids, adapter), -found.taken))
+        kept = slot.shared(prompt_ids, adapter)
+        if not self._context.forget(slot.number, kept):
+            kept = 0
+            self._context.forget(slot.number, 0)
+        del slot.tokens[kept:]
+        self._requests += 1
+        slot.adapter, slot.taken, slot.free = adapter, self._requests, False
+        return slot, kept
+
+    def _named_text(self, name: str) -> str:
+        # Where the file names no token, llama.cpp takes one that is an ordinary word.
+        token = self._context.metadata(f"tokenizer.ggml.{name}_token_id")
+        return "" if token is None else self.piece(int(token)).decode("utf-8", "replace")
 
 
 def start(spec: EngineSpec, send: Send) -> Service:
     """Loads a GGUF file."""
     return Worker(LlamaCppEngine(spec), spec.stop, send)
-
-
-def _check_magic(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise StageError(f"{path}: is not a GGUF file.")

@@ -12,17 +12,12 @@ from tunerun.errors import StageError
 from tunerun.serve.engines import remote
 from tunerun.serve.engines.base import Send, Service
 from tunerun.serve.engines.remote import Piece
-from tunerun.serve.engines.remote_server import Endpoint, Server, flags, interpreter, port_endpoint
+from tunerun.serve.engines.remote_server import Endpoint, Server, flags, interpreter, port_endpoint, private_folder
 from tunerun.serve.protocol import Ability, EngineSpec, Generate
 
 _DATA = "data: "
 _DONE = "[DONE]"
 _NAME = "model"
-
-SET_HERE = frozenset(
-    ("model_path", "server_name", "server_port", "api_keys", "model_name", "session_len", "tp", "proxy_url", "ssl")
-)
-"""Arguments that tunerun decides, so that `serve.extra_args` may not have them."""
 
 
 def start(spec: EngineSpec, send: Send) -> Service:
@@ -33,10 +28,12 @@ def start(spec: EngineSpec, send: Send) -> Service:
         StageError: LMDeploy cannot load the model.
     """
     model, endpoint = remote.read_model(spec), port_endpoint()
-    server = Server(command(spec, endpoint), {"HF_HUB_OFFLINE": "1"}, endpoint)
-    server.wait_until_healthy("/health")
-    with endpoint.client() as client:
-        _check(client)
+    with private_folder() as folder:
+        server = Server(command(spec, endpoint), {"HF_HUB_OFFLINE": "1"}, endpoint, folder)
+        server.wait_until_healthy("/health")
+        names = [card["id"] for card in server.ask("/v1/models")["data"]]
+    if names != [_NAME]:
+        raise StageError(f"LMDeploy serves {', '.join(names)}, and not what was asked for.")
     return remote.RemoteService(server, LmdeployApi(model.end_ids), model, send)
 
 
@@ -51,12 +48,6 @@ def command(spec: EngineSpec, endpoint: Endpoint) -> list[str]:
     if spec.server.processes is not None:
         line += ["--tp", str(spec.server.processes)]
     return line + flags(spec.server.extra_args)
-
-
-def _check(client: httpx.Client) -> None:
-    names = [card["id"] for card in client.get("/v1/models").raise_for_status().json()["data"]]
-    if names != [_NAME]:
-        raise StageError(f"LMDeploy serves {', '.join(names)}, and not what was asked for.")
 
 
 class LmdeployApi:

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from tunerun.errors import StageError
 from tunerun.formats.gguf_header import read_gguf_header
 from tunerun.formats.modelfile import MODELFILE
@@ -22,8 +20,6 @@ from tunerun.serve.engines.remote_server import Server, port_endpoint, private_f
 from tunerun.serve.protocol import Ability, EngineSpec, Generate
 
 PROGRAM = "ollama"
-SET_HERE = frozenset(("stop", "num_ctx", "num_predict", "temperature", "top_p", "top_k", "seed", "raw"))
-"""Options that tunerun decides, so that `serve.extra_args` may not have them."""
 
 _WRITES_START = "tokenizer.ggml.add_bos_token"
 _LOAD_SECONDS = 3600
@@ -38,12 +34,11 @@ def start(spec: EngineSpec, send: Send) -> Service:
     """
     model, endpoint = _read_model(spec), port_endpoint()
     address = endpoint.url.removeprefix("http://")
-    server = Server([_program(), "serve"], {"OLLAMA_HOST": address, "OLLAMA_KEEP_ALIVE": "-1"}, endpoint)
-    server.wait_until_healthy("/api/version")
-    name = _create(Path(spec.weights), address)
-    api = OllamaApi(name, spec, model)
-    with endpoint.client() as client:
-        _check(client, api, model)
+    with private_folder() as folder:
+        server = Server([_program(), "serve"], {"OLLAMA_HOST": address, "OLLAMA_KEEP_ALIVE": "-1"}, endpoint, folder)
+        server.wait_until_healthy("/api/version")
+        api = OllamaApi(_create(Path(spec.weights), folder, address), spec, model)
+        _check(server, api, model)
     return remote.RemoteService(server, api, model, send)
 
 
@@ -62,33 +57,27 @@ def _program() -> str:
     return program
 
 
-def _create(weights: Path, address: str) -> str:
+def _create(weights: Path, folder: Path, address: str) -> str:
     """Gives the file to Ollama's store, where it is kept by its hash, and returns the model's name there."""
     name = "tunerun-" + "".join(letter if letter.isalnum() else "-" for letter in weights.stem.lower())
-    modelfile = private_folder() / MODELFILE
+    modelfile = folder / MODELFILE
     modelfile.write_text(f"FROM {weights.resolve()}\n", encoding="utf-8")
     command = [_program(), "create", name, "-f", str(modelfile)]
-    try:
-        done = subprocess.run(
-            command, env={**os.environ, "OLLAMA_HOST": address}, capture_output=True, text=True, check=False
-        )
-    finally:
-        shutil.rmtree(modelfile.parent)
+    environment = {**os.environ, "OLLAMA_HOST": address}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StageError(f"`ollama create` failed: {' '.join((done.stderr or done.stdout).split()[-40:])}")
     return name
 
 
-def _check(client: httpx.Client, api: OllamaApi, model: Model) -> None:
+def _check(server: Server, api: OllamaApi, model: Model) -> None:
     """Lets Ollama load the file, and compares how many tokens it makes of a text."""
     probe = Generate(
         id=0, adapter=None, prompt=PROBE, plain=True, max_new_tokens=1, temperature=0, top_p=1, top_k=0, seed=0, stop=()
     )
     path, body = api.question(probe, (), 1)
-    done = client.post(path, json={**body, "stream": False}, timeout=_LOAD_SECONDS)
-    if done.is_error:
-        raise StageError(f"Ollama cannot load the file: {done.text}")
-    theirs, ours = done.json()["prompt_eval_count"], len(model.encode(PROBE, plain=True))
+    done = server.ask(path, {**body, "stream": False}, seconds=_LOAD_SECONDS)
+    theirs, ours = done["prompt_eval_count"], len(model.encode(PROBE, plain=True))
     if theirs != ours:
         raise StageError(f"Ollama makes {theirs} tokens of a text of which the model's own tokenizer makes {ours}.")
 

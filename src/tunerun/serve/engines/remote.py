@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from tunerun.models.stops import stop_token_ids
 from tunerun.serve.engines.base import Send
 from tunerun.serve.engines.limits import refusal
 from tunerun.serve.engines.remote_server import Server
+from tunerun.serve.engines.speech import Speech
 from tunerun.serve.protocol import (
     Ability,
     Accepted,
@@ -30,11 +32,10 @@ from tunerun.serve.protocol import (
     Finish,
     Generate,
     Ready,
-    Text,
     Tokenize,
     Tokens,
 )
-from tunerun.serve.text import StopFilter, WindowDecoder
+from tunerun.serve.text import Decoder, StopFilter, WindowDecoder, showing
 
 _CONFIG = "config.json"
 _LENGTH = "max_position_embeddings"
@@ -58,6 +59,8 @@ class Piece:
     """Tokens of the whole answer, of servers that say so at the end only."""
     failure: str = ""
     """Why there is no more."""
+    refused: bool = False
+    """Whether the failure is the request's, so that whoever asked should read of it."""
 
 
 class Api(Protocol):
@@ -78,10 +81,49 @@ class Api(Protocol):
         """Reads a line of the stream of a request; None for one that says nothing."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Model:
+class ServedModel(Protocol):
     """What is known of the model that a server has loaded."""
 
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end an answer."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Prompt and answer together."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """Template inside a model file; None where the gateway reads it from the model's folder."""
+
+    @property
+    def bos_token(self) -> str:
+        """Text of the token that begins a text; empty when there is none."""
+
+    @property
+    def eos_token(self) -> str:
+        """Text of the token that ends a text; empty when there is none."""
+
+    def encode(self, text: str, *, plain: bool) -> list[int]:
+        """Turns text into token ids; `plain` adds the special tokens that the tokenizer puts around plain text."""
+
+    def decoder(self) -> Decoder:
+        """Returns a fresh decoder for one answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A model folder that a server has loaded."""
+
+    chat_template: None = None
     tokenizer: Tokenizer
     end_ids: frozenset[int]
     """Tokens that end an answer."""
@@ -93,6 +135,21 @@ class Model:
     def encode(self, text: str, *, plain: bool) -> list[int]:
         """Turns text into token ids; `plain` adds the special tokens that the tokenizer puts around plain text."""
         return list(self.tokenizer.backend.encode(text, add_special_tokens=plain).ids)
+
+    def decoder(self) -> Decoder:
+        """Returns a decoder that leaves special tokens out."""
+        backend = self.tokenizer.backend
+        return WindowDecoder(lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)))
+
+    @property
+    def bos_token(self) -> str:
+        """Text of the token that begins a text; empty when there is none."""
+        return self.tokenizer.named.get("bos_token", "")
+
+    @property
+    def eos_token(self) -> str:
+        """Text of the token that ends a text; empty when there is none."""
+        return self.tokenizer.named.get("eos_token", "")
 
 
 def read_model(spec: EngineSpec) -> Model:
@@ -128,7 +185,7 @@ def folder_model(folder: Path, context_tokens: int | None, stops: tuple[str, ...
         tokenizer=tokenizer,
         end_ids=stop_token_ids(folder, tokenizer) | ends,
         stops=stops,
-        vocabulary=artifacts.read_json(folder / _CONFIG)["vocab_size"],
+        vocabulary=artifacts.read_json(folder / _CONFIG).get("vocab_size") or tokenizer.backend.get_vocab_size(),
         context_tokens=context_tokens,
     )
 
@@ -136,18 +193,18 @@ def folder_model(folder: Path, context_tokens: int | None, stops: tuple[str, ...
 class RemoteService:
     """Hands requests to a server, as many at a time as come."""
 
-    def __init__(self, server: Server, api: Api, model: Model, send: Send) -> None:
+    def __init__(self, server: Server, api: Api, model: ServedModel, send: Send) -> None:
         """Takes a server that is ready, and where messages go."""
         self._server, self._api, self._model, self._send = server, api, model, send
         self._loop = asyncio.new_event_loop()
+        self._ended: asyncio.Future[int] = self._loop.create_future()
         self._answers: dict[int, asyncio.Task[None]] = {}
         self._client = server.endpoint.async_client()
-        named = model.tokenizer.named
         self.ready = Ready(
             context_tokens=model.context_tokens,
-            chat_template=None,
-            bos_token=named.get("bos_token", ""),
-            eos_token=named.get("eos_token", ""),
+            chat_template=model.chat_template,
+            bos_token=model.bos_token,
+            eos_token=model.eos_token,
             abilities=api.abilities,
         )
 
@@ -163,9 +220,14 @@ class RemoteService:
 
     def run(self) -> int:
         """Passes answers on until the server ends; its end is this process's."""
-        code = self._loop.run_until_complete(asyncio.to_thread(self._server.wait))
+        threading.Thread(target=self._await_end, daemon=True).start()
+        code = self._loop.run_until_complete(self._ended)
         print(f"serve: the server ended with exit code {code}", file=sys.stderr)
         return 1
+
+    def _await_end(self) -> None:
+        code = self._server.wait()
+        self._loop.call_soon_threadsafe(self._ended.set_result, code)
 
     def _begin(self, request: Generate) -> None:
         model, prompt = self._model, request.prompt
@@ -182,7 +244,14 @@ class RemoteService:
     def _start(self, request: Generate, ids: list[int], limit: int) -> None:
         answer = self._loop.create_task(self._answer(request, ids, limit))
         self._answers[request.id] = answer
-        answer.add_done_callback(lambda _: self._answers.pop(request.id))
+        answer.add_done_callback(lambda done: self._close(request.id, done))
+
+    def _close(self, number: int, answer: asyncio.Task[None]) -> None:
+        del self._answers[number]
+        error = None if answer.cancelled() else answer.exception()
+        if error is not None:
+            # A mistake of ours: with half of the process gone, requests would wait for ever.
+            self._ended.set_exception(error)
 
     def _give_up(self, number: int) -> None:
         # Closes the connection, which is how these servers learn that nobody waits any more.
@@ -206,8 +275,8 @@ class RemoteService:
         path, body = self._api.question(request, ids, limit)
         async with self._client.stream("POST", path, json=body) as response:
             if response.is_error:
-                said = (await response.aread()).decode(errors="replace")
-                yield Piece(failure=f"status {response.status_code}: {said[:_SAID_CHARACTERS]}")
+                said = (await response.aread()).decode(errors="replace")[:_SAID_CHARACTERS]
+                yield Piece(failure=f"status {response.status_code}: {said}", refused=response.is_client_error)
                 return
             async for line in response.aiter_lines():
                 piece = self._api.piece(line, request)
@@ -218,51 +287,54 @@ class RemoteService:
 class _Telling:
     """One answer on its way from the server to the gateway."""
 
-    def __init__(self, request: Generate, model: Model, send: Send) -> None:
-        backend = model.tokenizer.backend
-        self._id, self._end_ids, self._send = request.id, model.end_ids, send
-        self._decoder = WindowDecoder(lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)))
-        self._stops = StopFilter((*request.stop, *model.stops))
+    def __init__(self, request: Generate, model: ServedModel, send: Send) -> None:
+        decoder = showing(model.decoder(), request.shown, model.encode)
+        self._speech = Speech(request.id, decoder, StopFilter((*request.stop, *model.stops)), send)
+        self._id, self._end_ids = request.id, model.end_ids
         self._reason: Literal["stop", "length"] | None = None
-        self._failure = ""
+        self._failure, self._refused = "", False
         self.computed = 0
         """Tokens of the answer so far, without the end token."""
 
     def push(self, piece: Piece) -> bool:
         """Passes a piece on; True when the rest of the stream does not matter."""
-        self._failure, self._reason = piece.failure, piece.reason or self._reason
+        self._failure, self._refused = piece.failure, piece.refused
         if piece.failure:
             return True
-        text, scores = piece.text, []
-        for index, token in enumerate(piece.tokens):
-            if token in self._end_ids:
-                self._reason = "stop"
-                break
-            self.computed += 1
-            text += self._decoder.push(token)
-            scores += piece.scores[index : index + 1]
+        self._reason = piece.reason or self._reason
+        if self._push_tokens(piece):
+            self._reason = "stop"
+            return True
         if piece.text:
             self.computed += 1
+            self._speech.write(piece.text)
         self.computed = self.computed if piece.computed is None else piece.computed
-        self._tell(self._stops.push(text), tuple(scores))
-        if self._stops.stopped:
+        if self._speech.stopped:
             self._reason = "stop"
-        return self._stops.stopped or (self._reason is not None and piece.reason is None)
+        return self._speech.stopped
 
     def finish(self) -> Finish:
         """Passes on what is left, and says how the answer ended."""
         if self._failure or self._reason is None:
             return self.failed(self._failure or "the stream broke off")
-        if not self._stops.stopped:
-            text = self._stops.push(self._decoder.flush())
-            self._tell(text if self._stops.stopped else text + self._stops.flush(), ())
-        return Finish(id=self._id, reason=self._reason, completion_tokens=self.computed)
+        if not self._speech.stopped:
+            self._speech.end()
+        reason = "stop" if self._speech.stopped else self._reason
+        return Finish(id=self._id, reason=reason, completion_tokens=self.computed)
 
     def failed(self, why: str) -> Finish:
         """Says in the log why there is no answer, and that there is none."""
         print(f"serve: request {self._id}: {why}", file=sys.stderr)
-        return Finish(id=self._id, reason="error", completion_tokens=self.computed, message="the engine failed")
+        message = f"the engine refuses it: {why}" if self._refused else "the engine failed"
+        return Finish(id=self._id, reason="error", completion_tokens=self.computed, message=message)
 
-    def _tell(self, text: str, scores: tuple[Mapping[str, Any], ...]) -> None:
-        if text or scores:
-            self._send(Text(id=self._id, text=text, scores=scores))
+    def _push_tokens(self, piece: Piece) -> bool:
+        """Passes tokens on; True when one of them ended the answer."""
+        for index, token in enumerate(piece.tokens):
+            if token in self._end_ids:
+                return True
+            self.computed += 1
+            self._speech.push(token, piece.scores[index] if piece.scores else None)
+            if self._speech.stopped:
+                return True
+        return False

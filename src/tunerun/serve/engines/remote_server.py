@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ class Endpoint:
 
     def async_client(self) -> httpx.AsyncClient:
         """Returns a client for answers, of which any number may be open and each may take its time."""
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        # A server may close an idle connection at the moment when it is used again.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         transport = httpx.AsyncHTTPTransport(uds=self.socket, limits=limits)
         return httpx.AsyncClient(transport=transport, timeout=None, **self._common())
 
@@ -59,11 +61,14 @@ def interpreter(python: str | None) -> str:
 def flags(arguments: Mapping[str, Any]) -> list[str]:
     """Writes `serve.extra_args` as a command line: `max_num_seqs: 8` as `--max-num-seqs 8`.
 
-    True is the flag alone and false its negation; a list has all its values after the flag, and a mapping is JSON.
+    True is the flag alone, false its negation and null nothing; a list has all its values after the flag, and a mapping
+    is JSON.
     """
     line: list[str] = []
     for key, value in arguments.items():
         name = key.replace("_", "-")
+        if value is None:
+            continue
         if isinstance(value, bool):
             line.append(f"--{name}" if value else f"--no-{name}")
         elif isinstance(value, list | tuple):
@@ -77,9 +82,18 @@ def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def private_folder() -> Path:
-    """Makes a folder that only this user can enter, for a socket and what a server is given in files."""
-    return Path(tempfile.mkdtemp(prefix="tunerun-serve-"))
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """Makes a folder that only this user can enter, for a socket and what a server is given in files.
+
+    It is removed when the block fails; else the server that was started there removes it in the end.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="tunerun-serve-"))
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def socket_endpoint(folder: Path) -> Endpoint:
@@ -98,13 +112,14 @@ def port_endpoint() -> Endpoint:
 class Server:
     """A running server; it ends with this process, however that ends."""
 
-    def __init__(self, command: Sequence[str], variables: Mapping[str, str], endpoint: Endpoint) -> None:
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str], endpoint: Endpoint, folder: Path) -> None:
         """Starts it.
 
         Args:
             command: Program and arguments.
             variables: Of its environment, besides those of this process.
             endpoint: Where it will listen.
+            folder: From `private_folder`; removed when the server ends.
 
         Raises:
             StageError: The program cannot be run.
@@ -113,7 +128,7 @@ class Server:
         theirs, self._leash = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", str(_LEASH), str(theirs), *command],
+                [sys.executable, "-I", str(_LEASH), str(theirs), str(folder), *command],
                 env={**os.environ, **variables},
                 pass_fds=(theirs,),
                 stdin=subprocess.DEVNULL,
@@ -140,16 +155,27 @@ class Server:
                 time.sleep(_POLL_SECONDS)
         raise StageError(f"the server ended with exit code {self._process.returncode}; what it said stands above.")
 
+    def ask(self, path: str, body: Mapping[str, Any] | None = None, *, seconds: float = _PROBE_SECONDS) -> Any:
+        """Returns the JSON that a path answers.
+
+        Args:
+            path: Of the server.
+            body: What is posted; None gets.
+            seconds: How long to wait.
+
+        Raises:
+            StageError: It answers with an error, with something else than JSON, or too late.
+        """
+        method = "GET" if body is None else "POST"
+        try:
+            with self.endpoint.client() as client:
+                answer = client.request(method, path, json=body, timeout=seconds)
+                if answer.is_error:
+                    raise StageError(f"the server answers {path} with {answer.status_code}: {answer.text}")
+                return answer.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise StageError(f"the server does not answer {path}: {error}") from error
+
     def wait(self) -> int:
         """Waits for its end and returns its exit code."""
         return self._process.wait()
-
-    def stop(self) -> None:
-        """Ends it."""
-        os.close(self._leash)
-        self._process.wait()
-
-    def kill(self) -> None:
-        """Ends it at once, with all that it started."""
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import httpx
 
 from tunerun import artifacts
 from tunerun.chat.template import load_template
@@ -23,18 +22,12 @@ from tunerun.serve.protocol import Ability, EngineSpec, Generate
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Weights may fill so much of a GPU; the rest is for keys and values and for computing.
 _WEIGHTS_SHARE = 0.7
+# Where white space is free, small models write it until the answer is cut off.
+_JSON_ANSWERS = {"backend": "guidance", "disable_any_whitespace": True}
 _ADAPTER_CONFIG = "adapter_config.json"
 _CONFIG = "config.json"
 _DATA = "data: "
 _DONE = "[DONE]"
-SET_HERE = frozenset(
-    (
-        "model", "served_model_name", "host", "port", "uds", "api_key", "max_model_len", "enable_lora", "lora_modules",
-        "max_lora_rank", "chat_template", "tensor_parallel_size", "generation_config", "root_path", "ssl_keyfile",
-        "ssl_certfile", "enable_tokenizer_info_endpoint", "return_tokens_as_token_ids",
-    )
-)  # fmt: skip
-"""Arguments that tunerun decides, so that `serve.extra_args` may not have them."""
 
 
 def start(spec: EngineSpec, send: Send) -> Service:
@@ -44,14 +37,13 @@ def start(spec: EngineSpec, send: Send) -> Service:
         UserError: The tokenizer cannot be loaded.
         StageError: vLLM cannot load the model, or says other things of it than the model's files.
     """
-    model, folder = remote.read_model(spec), private_folder()
-    endpoint = socket_endpoint(folder)
-    names = weights_name(spec), *spec.adapters
-    server = Server(command(spec, folder, endpoint.socket or ""), _variables(endpoint.key), endpoint)
-    server.wait_until_healthy("/health")
-    with endpoint.client() as client:
-        _check(client, names, spec, model)
-    return remote.RemoteService(server, VllmApi(names[0], model), model, send)
+    model, name = remote.read_model(spec), weights_name(spec)
+    with private_folder() as folder:
+        endpoint = socket_endpoint(folder)
+        server = Server(command(spec, folder, endpoint.socket or ""), _variables(endpoint.key), endpoint, folder)
+        server.wait_until_healthy("/health")
+        _check(server, (name, *spec.adapters), spec, model)
+    return remote.RemoteService(server, VllmApi(name, model), model, send)
 
 
 def weights_name(spec: EngineSpec) -> str:
@@ -74,9 +66,10 @@ def command(spec: EngineSpec, folder: Path, socket: str) -> list[str]:
         StageError: vLLM cannot use an adapter as it is.
     """
     line = [interpreter(spec.server.python), "-m", "vllm.entrypoints.cli.main", "serve", spec.weights]
-    line += ["--served-model-name", weights_name(spec), "--uds", socket, "--disable-uvicorn-access-log"]
+    line += ["--served-model-name", weights_name(spec), "--uds", socket, "--uvicorn-log-level", "warning"]
     # Sampling is as each request says; the model's generation_config.json still names its end tokens.
     line += ["--generation-config", "vllm", "--enable-tokenizer-info-endpoint"]
+    line += ["--structured-outputs-config", json.dumps(_JSON_ANSWERS)]
     config = artifacts.read_json(Path(spec.weights) / _CONFIG)
     # A quantised folder names its own type.
     precision = {"bf16": "bfloat16", "fp32": "float32"}[spec.precision]
@@ -123,9 +116,9 @@ def _rank(name: str, folder: Path) -> int:
 
 
 def _template(spec: EngineSpec, text: str, folder: Path) -> list[str]:
-    """Returns nothing when the model's folder has the template itself."""
+    """Returns nothing when the model's folder has the template itself, and no other one for tools."""
     own = load_template(Path(spec.weights), {})
-    if own is not None and own.text == text:
+    if own is not None and own.text == text and own.tool_text is None:
         return []
     file = folder / "chat_template.jinja"
     file.write_text(text, encoding="utf-8")
@@ -136,7 +129,7 @@ def _processes(spec: EngineSpec, config: Mapping[str, Any]) -> int:
     """Returns how many GPUs share the model: as many as asked for, or the fewest whose memory it fits."""
     if spec.server.processes is not None:
         return spec.server.processes
-    heads, gpus = config["num_attention_heads"], spec.server.gpu_bytes
+    heads, gpus = config.get("num_attention_heads", 1), spec.server.gpu_bytes
     possible = [count for count in range(1, len(gpus) + 1) if heads % count == 0]
     size = sum(info.bytes for info in read_table(Path(spec.weights)).values())
     fitting = [count for count in possible if size <= _WEIGHTS_SHARE * count * min(gpus)]
@@ -145,16 +138,18 @@ def _processes(spec: EngineSpec, config: Mapping[str, Any]) -> int:
 
 def _variables(key: str) -> dict[str, str]:
     # In the environment rather than among the arguments, which every user of the machine can read.
-    return {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    told = {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    # Else it says some hundred lines at each start.
+    return told if "VLLM_LOGGING_LEVEL" in os.environ else {**told, "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
-def _check(client: httpx.Client, names: Sequence[str], spec: EngineSpec, model: Model) -> None:
+def _check(server: Server, names: Sequence[str], spec: EngineSpec, model: Model) -> None:
     """Compares what vLLM says of the model with what its files say.
 
     Raises:
         StageError: Something differs.
     """
-    cards = {card["id"]: card for card in client.get("/v1/models").raise_for_status().json()["data"]}
+    cards = {card["id"]: card for card in server.ask("/v1/models")["data"]}
     missing = sorted(set(names) - set(cards))
     if missing:
         raise StageError(f"vLLM did not load {', '.join(missing)}.")
@@ -162,13 +157,10 @@ def _check(client: httpx.Client, names: Sequence[str], spec: EngineSpec, model: 
     if context != model.context_tokens:
         raise StageError(f"vLLM serves a context of {context} tokens instead of {model.context_tokens}.")
     asked = {"model": names[0], "prompt": PROBE, "add_special_tokens": False}
-    theirs, ours = (
-        client.post("/tokenize", json=asked).raise_for_status().json()["tokens"],
-        model.encode(PROBE, plain=False),
-    )
+    theirs, ours = server.ask("/tokenize", asked)["tokens"], model.encode(PROBE, plain=False)
     if theirs != ours:
         raise StageError(f"vLLM's tokenizer makes {theirs[:8]}... of a text, and the model's own makes {ours[:8]}...")
-    reported = client.get("/tokenizer_info").raise_for_status().json().get("chat_template")
+    reported = server.ask("/tokenizer_info").get("chat_template")
     if spec.server.chat_template is not None and reported != spec.server.chat_template:
         raise StageError(f"vLLM has another chat template than {spec.weights} was trained with.")
 
@@ -180,7 +172,8 @@ class VllmApi:
 
     def __init__(self, name: str, model: Model) -> None:
         """Takes what the weights without an adapter are called, and the model."""
-        self._name, self._model = name, model
+        self._name, self._end_ids = name, model.end_ids
+        self._piece = scores.pieces_of(model.tokenizer.backend)
 
     def question(self, request: Generate, prompt_ids: Sequence[int], limit: int) -> tuple[str, Mapping[str, Any]]:
         """Asks for token ids; stop texts are found here, and end tokens end the answer there."""
@@ -191,7 +184,7 @@ class VllmApi:
             "temperature": request.temperature,
             "top_p": request.top_p,
             "top_k": request.top_k,
-            "stop_token_ids": sorted(self._model.end_ids),
+            "stop_token_ids": sorted(self._end_ids),
             "stream": True,
             "return_token_ids": True,
         }
@@ -219,9 +212,10 @@ class VllmApi:
         )
 
     def _scores(self, found: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
-        backend = self._model.tokenizer.backend
         rows = zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True)
-        return [scores.score(backend, _token_id(token), value, _likeliest(top, count)) for token, value, top in rows]
+        return [
+            scores.score(self._piece, _token_id(token), value, _likeliest(top, count)) for token, value, top in rows
+        ]
 
 
 def _likeliest(found: Mapping[str, float], count: int) -> list[tuple[int, float]]:
