@@ -27,7 +27,7 @@ FORBIDDEN = (
 def replies(run_dir) -> dict[str, httpx.Response]:
     """What a gateway that asks for a key answers to somebody without one."""
     fleet = build_fleet([resolve_target(run_dir)], ServeConfig(), Placement())
-    transport = httpx.ASGITransport(build_app(fleet, key="secret", hosts=HOSTS))
+    transport = httpx.ASGITransport(build_app(fleet, ServeConfig(), key="secret", hosts=HOSTS))
 
     async def get() -> dict[str, httpx.Response]:
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
