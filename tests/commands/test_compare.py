@@ -54,6 +54,15 @@ def test_a_run_alone_is_compared_with_its_base_a_line_a_question(run):
     assert lines[0] == [base.stdout.rstrip("\n"), chat.stdout.rstrip("\n")]
 
 
+def test_a_question_that_no_model_can_take_is_told_and_the_next_one_is_asked(run):
+    done = tunerun("compare", run, *FEW, said="fox " * 900 + "\nfox\n")
+    assert done.returncode == 1
+    first, second = done.stdout.splitlines()
+    assert first == "\t"
+    assert all(second.split("\t"))
+    assert "2 answers are missing" in done.stderr
+
+
 def test_a_file_of_questions_becomes_a_table_with_scores(run, tmp_path):
     rows = [{"question": "fox", "answer": "dog"}, {"question": "fox " * 400}, {"question": "a|b\n<i>"}]
     file = tmp_path / "q.jsonl"

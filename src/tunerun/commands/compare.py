@@ -64,8 +64,8 @@ def main(argv: Sequence[str]) -> int:
     names = [item.name for item in targets]
     with ExitStack() as stack:
         conversations = [stack.enter_context(compare.loaded(item, placement, options)) for item in targets]
-        compare.talk(conversations, names)
-    return ExitCode.DONE
+        faults = compare.talk(conversations, names)
+    return _told(faults)
 
 
 def _table(
@@ -79,7 +79,10 @@ def _table(
     _print(table, told=options.output is None)
     if options.output is not None:
         print(f"{options.output}: {len(questions):,} questions, {len(targets)} models")
-    faults = [answer.fault for row in answers for answer in row if answer.fault]
+    return _told([answer.fault for row in answers for answer in row if answer.fault])
+
+
+def _told(faults: Sequence[str]) -> int:
     if faults:
         print(f"warning: {len(faults):,} answers are missing; the first: {faults[0]}", file=sys.stderr)
     return ExitCode.STAGE_FAILED if faults else ExitCode.DONE

@@ -97,7 +97,7 @@ def answer_all(
     return found
 
 
-def talk(conversations: Sequence[Conversation], names: Sequence[str]) -> None:
+def talk(conversations: Sequence[Conversation], names: Sequence[str]) -> list[str]:
     """Asks every model what comes from the terminal, or from each line of a pipe.
 
     Answers are side by side on a terminal; into a pipe goes one line a question, with a tab between answers.
@@ -106,10 +106,13 @@ def talk(conversations: Sequence[Conversation], names: Sequence[str]) -> None:
         conversations: At least one.
         names: Of the models.
 
+    Returns:
+        Why answers are missing.
+
     Raises:
-        UserError: A question into a pipe cannot be answered.
         StageError: An engine failed.
     """
+    faults: list[str] = []
     with contextlib.suppress(chat.Leave, EOFError):
         for line in _typed(names) if sys.stdin.isatty() else chat.lines():
             told = _command(conversations, line)
@@ -121,14 +124,15 @@ def talk(conversations: Sequence[Conversation], names: Sequence[str]) -> None:
                 for conversation, name, ask in zip(conversations, names, told, strict=True)
             ]
             show(names, answers)
+            faults += [answer.fault for answer in answers if answer.fault]
+    return faults
 
 
 def show(names: Sequence[str], answers: Sequence[Answer]) -> None:
     """Prints answers: side by side on a terminal, else in one line with tabs between them."""
     if sys.stdout.isatty():
-        print(
-            "\n".join(beside(names, [answer.text or f"({answer.fault})" for answer in answers], _width())), flush=True
-        )
+        texts = [answer.text or f"({answer.fault or 'nothing'})" for answer in answers]
+        print("\n".join(beside(names, texts, _width())), flush=True)
     else:
         print("\t".join(chat.one_line(answer.text).replace("\t", "\\t") for answer in answers), flush=True)
 
