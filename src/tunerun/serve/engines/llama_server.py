@@ -30,7 +30,7 @@ _TOKENS, _TEMPLATE = "tokenizer.ggml.tokens", "tokenizer.chat_template"
 _BOS, _EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
 _CACHED_BYTES = 2
 _ALL_LAYERS = 999
-_WARNINGS = 2
+_ERRORS = 1
 # It keeps prompts of the past in memory besides the caches: 8 GiB of them when nothing is said.
 _KEPT_MIB = 512
 
@@ -71,7 +71,7 @@ def command(spec: EngineSpec, endpoint: Endpoint, header: GgufHeader, context: i
     line = [program, "--model", spec.weights, "--host", address.host, "--port", str(address.port)]
     line += ["--parallel", str(parallel), "--ctx-size", str(parallel * context), "--no-kv-unified"]
     line += ["--threads", str(spec.threads), "--n-gpu-layers", str(_ALL_LAYERS if spec.device == "cuda" else 0)]
-    line += ["--no-webui", "--no-slots", "--cache-ram", str(_KEPT_MIB), "--log-verbosity", str(_WARNINGS)]
+    line += ["--no-webui", "--no-slots", "--cache-ram", str(_KEPT_MIB), "--log-verbosity", str(_ERRORS)]
     if spec.adapters:
         line += ["--lora", ",".join(spec.adapters.values()), "--lora-init-without-apply"]
     return line + flags(spec.server.extra_args)
@@ -138,7 +138,7 @@ class LlamaServerApi:
 
     def __init__(self, spec: EngineSpec) -> None:
         """Takes what was loaded."""
-        self._adapters = {name: index for index, name in enumerate(spec.adapters)}
+        self._adapters = tuple(spec.adapters)
         self._stops = spec.stop
 
     def question(self, request: Generate, prompt_ids: Sequence[int], limit: int) -> tuple[str, Mapping[str, Any]]:
@@ -147,6 +147,7 @@ class LlamaServerApi:
         Raises:
             ValueError: The JSON schema is too large.
         """
+        scales = {index: float(name == request.adapter) for index, name in enumerate(self._adapters)}
         body: dict[str, Any] = {
             "prompt": list(prompt_ids),
             "n_predict": limit,
@@ -160,7 +161,8 @@ class LlamaServerApi:
             "samplers": ["temperature", "top_k", "top_p"],
             # Special tokens have text only when it is asked for.
             "preserved_tokens": [*self._stops, *request.shown],
-            "lora": [] if request.adapter is None else [{"id": self._adapters[request.adapter], "scale": 1.0}],
+            # An empty list would mean all of them.
+            "lora": [{"id": index, "scale": scale} for index, scale in scales.items()],
             "stream": True,
         }
         if request.json_schema is not None:

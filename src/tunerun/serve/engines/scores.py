@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer as Backend
 
-from tunerun.chat.token_bytes import token_bytes
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 # How SentencePiece vocabularies write a space.
 _SPACE = "\u2581"
@@ -42,6 +41,9 @@ def likeliest(logits: npt.NDArray[Any], token: int, count: int) -> tuple[float, 
         token: Its id.
         count: How many others; 0 for none.
     """
+    # Imported here: most answers need no numbers.
+    import numpy as np
+
     wide = logits.astype(np.float64)
     highest = wide.max()
     logprobs = wide - (highest + np.log(np.exp(wide - highest).sum()))
@@ -59,6 +61,9 @@ def pieces_of(backend: Backend) -> Piece:
 
     @cache
     def table() -> Any:
+        # Imported here, with numpy: most answers tell no probabilities.
+        from tunerun.chat.token_bytes import token_bytes
+
         return token_bytes(backend)
 
     def piece(token: int) -> bytes:
