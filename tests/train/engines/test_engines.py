@@ -196,3 +196,31 @@ def test_a_training_may_go_from_one_process_to_two_and_back(together: tuple[str,
     _, folder = together
     assert _differ(folder / "moved", folder / "stayed") < 1e-4
     assert _furthest(folder / "moved", folder / "stayed") < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("strategy", "method"),
+    [
+        ("ddp", FULL),
+        pytest.param("ddp", DROPOUT, marks=pytest.mark.slow),
+        *(
+            pytest.param(name, method, marks=pytest.mark.slow)
+            for name in (*WRAPPERS,)[1:]
+            for method in (FULL, DROPOUT)
+        ),
+    ],
+)
+def test_three_processes_go_on_to_the_same_bits(tmp_path: Path, strategy: str, method: MethodConfig) -> None:
+    # Two numbers have one sum; that of three depends on who is added first.
+    step = placed(_step(method, max_steps=4, checkpoint_steps=2), strategy, 3)
+    straight, stopped = _made(tmp_path / "straight"), _made(tmp_path / "stopped")
+    train(
+        [
+            Training(step=step, out=straight),
+            Training(step=step, out=stopped, stop_before=2),
+            Training(step=step, out=stopped),
+        ],
+        tmp_path / "group",
+    )
+    assert losses(stopped) == losses(straight)
+    assert _furthest(stopped, straight) == 0.0
