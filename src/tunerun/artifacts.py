@@ -44,9 +44,19 @@ EVAL = "eval"
 EXPORT = "export"
 BNB4 = "export/bnb4"
 GPTQ = "export/gptq"
+AWQ = "export/awq"
+FP8 = "export/fp8"
 VERIFY = "verify"
 PUBLISH = "publish"
-MODEL_FOLDERS = {"merged": MERGED, "adapter": ADAPTER, "gguf": EXPORT, "bnb4": BNB4, "gptq": GPTQ}
+MODEL_FOLDERS = {
+    "merged": MERGED,
+    "adapter": ADAPTER,
+    "gguf": EXPORT,
+    "bnb4": BNB4,
+    "gptq": GPTQ,
+    "awq": AWQ,
+    "fp8": FP8,
+}
 """What a run makes that can be published, by the names that `publish.artifacts` takes."""
 
 _CHUNK_BYTES = 1 << 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from tunerun.errors import Problem, UserError, require
 from tunerun.export.adapter import write_adapter
 from tunerun.export.bnb4 import write_bnb4
 from tunerun.export.companions import Exported, write_companions
+from tunerun.export.compressed import write_awq, write_fp8
 from tunerun.export.converter import convert, find_converter
 from tunerun.export.gptq import write_gptq
 from tunerun.export.importance import read_importance
@@ -28,6 +28,7 @@ from tunerun.export.special import SpecialTokens, read_special, without_generati
 from tunerun.export.write import write_gguf
 from tunerun.formats.architectures import GGUF_ARCHITECTURES, Architecture
 from tunerun.formats.merged import MergePlan, plan_copy, plan_merge
+from tunerun.formats.share import cores
 from tunerun.models.folder import carry_files, set_chat_template
 from tunerun.plan.steps import ExportStep, Quantisation
 
@@ -63,6 +64,14 @@ def run(step: ExportStep, out: Path) -> list[Artifact]:
             target = staging / Path(artifacts.GPTQ).name
             write_gptq(source, out, target, step.gptq, step.python or sys.executable)
             made.append(("gptq", target.name))
+        if step.awq is not None:
+            target = staging / Path(artifacts.AWQ).name
+            write_awq(source, out, target, step.awq, step.python or sys.executable)
+            made.append(("awq", target.name))
+        if step.fp8 is not None:
+            target = staging / Path(artifacts.FP8).name
+            write_fp8(source, target, step.python or sys.executable)
+            made.append(("fp8", target.name))
         if step.gguf.adapter:
             assert step.adapter is not None, "checked with the config"
             config = read_object(source / "config.json")
@@ -113,7 +122,7 @@ def _write_own(step: ExportStep, source: Path, out: Path, scratch: Path, staging
     if step.gguf.imatrix:
         adapter = None if step.merged or step.adapter is None else out / step.adapter
         importance = read_importance(model, source, adapter, out, most_tokens=_IMPORTANCE_TOKENS)
-    paths = write_gguf(model, step.gguf.types, staging, threads=os.cpu_count() or 1, importance=importance)
+    paths = write_gguf(model, step.gguf.types, staging, threads=cores(), importance=importance)
     context = _context_tokens(step, model.config, model.architecture)
     return _exported(step, paths, tokenizer, template, special, context)
 

@@ -16,10 +16,12 @@ from tunerun.config import typed
 from tunerun.config.data_sources import data_paths, data_sources
 from tunerun.config.schema import (
     AnswerConfig,
+    AwqConfig,
     Bnb4Config,
     DataConfig,
     EngineChoice,
     EvalConfig,
+    Fp8Config,
     GgufConfig,
     GptqConfig,
     MethodConfig,
@@ -35,6 +37,11 @@ from tunerun.config.schema import (
 )
 from tunerun.fits import Fit
 from tunerun.paths import looks_local
+
+VERIFY_PROBES, VERIFY_ROWS = 16, 32
+"""Texts that verify compares models on, at most: probes, and with `verify.level=full` rows of the data."""
+VERIFY_TOKENS = 256
+"""Tokens of such a text, at most."""
 
 ZERO_STAGES: dict[Strategy, int] = {"zero1": 1, "zero2": 2, "zero3": 3}
 """Strategies of DeepSpeed."""
@@ -244,8 +251,12 @@ class ExportStep:
     """A folder of 4-bit weights; null writes none."""
     gptq: GptqConfig | None = None
     """A folder of calibrated weights, made of merged/; null writes none."""
+    awq: AwqConfig | None = None
+    """A folder of calibrated weights of 4 bits, made of merged/; null writes none."""
+    fp8: Fp8Config | None = None
+    """A folder of weights of 8 bits, made of merged/; null writes none."""
     python: str | None = None
-    """Interpreter with gptqmodel; null takes tunerun's own."""
+    """Interpreter with the quantisers' libraries; null takes tunerun's own."""
     max_shard_size_bytes: int = 5 * 10**9
     """Largest weights file of export/bnb4."""
 
@@ -262,7 +273,7 @@ class VerifyStep:
     """Whether merged/ exists."""
     gguf_types: tuple[str, ...]
     """GGUF files in export/ to compare."""
-    folders: tuple[Literal["bnb4", "gptq"], ...] = ()
+    folders: tuple[Literal["bnb4", "gptq", "awq", "fp8"], ...] = ()
     """Folders in export/ to compare."""
     chat: bool
     """Whether the model is used through a chat template."""
@@ -277,6 +288,20 @@ class VerifyStep:
     """What the run is served by, to see whether the tokens of training arrive."""
     python: str | None = None
     """Interpreter that has an engine's server; null takes tunerun's own."""
+
+    @property
+    def rows(self) -> int:
+        """Texts that models are compared on, at most."""
+        return VERIFY_PROBES + (VERIFY_ROWS if self.level == "full" else 0)
+
+    @property
+    def passes(self) -> int:
+        """How often a model is run over these texts."""
+        # The adapter on its base, the base alone, both merged and rounded in memory, and merged/.
+        merge = 4 if self.merged and self.adapter is not None else 0
+        exported = len(self.gguf_types) + len(self.folders)
+        # What they were made from, and each of them.
+        return merge + (1 + exported if exported else 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -58,8 +58,8 @@ def main(argv: Sequence[str], placement: Placement | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     target = asking.find_target(Path(options.target), options, checkpoint=options.checkpoint, base=options.base)
-    if target.unverified:
-        print(f"warning: {target.unverified}", file=sys.stderr)
+    if target.unverified or target.unchecked:
+        print(f"warning: {target.unverified or target.unchecked}", file=sys.stderr)
     with LocalEngine(asking.engine_spec(target, placement or Placement(), options)) as engine:
         template = target.chat_template(engine.ready)
         if template is None and options.system is not None:

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -46,6 +47,9 @@ def serve_targets(
         StageError: An engine cannot start.
     """
     check_targets(targets)
+    for target in targets:
+        if target.unchecked:
+            print(f"warning: {target.unchecked}", file=sys.stderr)
     check_installed(targets, server)
     key = read_key(serve)
     with _listening(serve.host, serve.port) as listener, _own_signals():

@@ -37,9 +37,11 @@ from tunerun.config.schema.machine import (
 )
 from tunerun.config.schema.model import ModelConfig, ShapeConfig
 from tunerun.config.schema.results import (
+    AwqConfig,
     Bnb4Config,
     EvalConfig,
     ExportConfig,
+    Fp8Config,
     GgufConfig,
     GptqConfig,
     PublishConfig,
@@ -58,6 +60,7 @@ __all__ = [
     "PAGED_OPTIMIZERS",
     "PUBLISHED",
     "AnswerConfig",
+    "AwqConfig",
     "Bnb4Config",
     "ClusterConfig",
     "DataConfig",
@@ -67,6 +70,7 @@ __all__ = [
     "EvalConfig",
     "ExportConfig",
     "ExportEnvConfig",
+    "Fp8Config",
     "GgufConfig",
     "GgufType",
     "GptqConfig",
