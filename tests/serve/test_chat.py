@@ -78,7 +78,8 @@ def test_another_try_has_another_seed_and_the_same_one_when_all_is_said_again(ru
     warm = ("--max-new-tokens", 16, "--temperature", 1.5)
     said = "fox\n/retry\n/retry\n/history\n"
     first = chat(run_dir, *warm, said=said)
-    assert len(set(first.stdout.splitlines())) == 3
+    # Not splitlines, which breaks at control characters that an untrained model says.
+    assert len(set(first.stdout.removesuffix("\n").split("\n"))) == 3
     assert "1. fox" in first.stderr
     assert chat(run_dir, *warm, said=said).stdout == first.stdout
 

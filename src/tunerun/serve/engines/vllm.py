@@ -22,8 +22,8 @@ from tunerun.serve.protocol import Ability, EngineSpec, Generate
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Weights may fill so much of a GPU; the rest is for keys and values and for computing.
 _WEIGHTS_SHARE = 0.7
-# Where white space is free, small models write it until the answer is cut off.
-_JSON_ANSWERS = {"backend": "guidance", "disable_any_whitespace": True}
+# Where white space is free and keys may be added, small models go on with them until the answer is cut off.
+_JSON_ANSWERS = {"backend": "guidance", "disable_any_whitespace": True, "disable_additional_properties": True}
 _ADAPTER_CONFIG = "adapter_config.json"
 _CONFIG = "config.json"
 _DATA = "data: "
