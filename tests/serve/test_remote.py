@@ -253,6 +253,8 @@ def test_ollama_gets_the_file_and_the_rendered_text(spec, stand_in, gguf):
         answer(engine, max_new_tokens=30, stop=("zz",), json_schema={"type": "object"})
         body = stand_in.last_body()
         answer(engine, json_schema={})
+        # Told as llama.cpp tells it, and rendered by the gateway.
+        assert engine.ready.chat_template == WITH_TOOLS
     created = stand_in.events("created")[-1]
     assert created["modelfile"] == f"FROM {gguf}\n"
     assert body["model"] == created["created"] == "tunerun-parrot-f32"

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tunerun.serve.protocol import Ability, EngineSpec, Generate
 
 PROGRAM = "ollama"
 
+_TEMPLATE = "tokenizer.chat_template"
 _WRITES_START = "tokenizer.ggml.add_bos_token"
 _LOAD_SECONDS = 3600
 
@@ -47,7 +49,8 @@ def _read_model(spec: EngineSpec) -> Model:
         raise StageError(f"{spec.weights}: Ollama tells no token ids, and the model's own tokenizer is not beside it.")
     header = read_gguf_header(Path(spec.weights))
     own = header.fields.get(f"{header.fields.get('general.architecture')}.context_length")
-    return remote.folder_model(Path(spec.tokenizer), spec.context_tokens or own, spec.stop)
+    model = remote.folder_model(Path(spec.tokenizer), spec.context_tokens or own, spec.stop)
+    return replace(model, chat_template=header.fields.get(_TEMPLATE))
 
 
 def _program() -> str:

@@ -123,7 +123,8 @@ class ServedModel(Protocol):
 class Model:
     """A model folder that a server has loaded."""
 
-    chat_template: None = None
+    chat_template: str | None = None
+    """Template inside a model file; None where the gateway reads it from the model's folder."""
     tokenizer: Tokenizer
     end_ids: frozenset[int]
     """Tokens that end an answer."""
