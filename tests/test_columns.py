@@ -44,7 +44,7 @@ def test_control_characters_do_not_reach_the_terminal():
 
 
 def test_two_texts_side_by_side_stay_in_their_columns():
-    lines = side_by_side("我是一个很小的语言模型" * 3, "short", 41, 9)
+    lines = side_by_side(("我是一个很小的语言模型" * 3, "short"), 41, 9)
     assert all(width(line) <= 41 for line in lines)
     assert {width(line.partition("|")[0]) for line in lines} == {20}
     assert lines[0].endswith("| short")

@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "lock": ("lock", "RUN [NAME]", "pin it as a recipe to commit"),
     "resume": ("resume", "RUN [key=value] [--allow KEY]", "go on with a stopped run"),
     "chat": ("chat", "TARGET [--base] [--system TEXT] ...", "talk to a run, a model folder or a GGUF file"),
+    "compare": ("compare", "TARGET [TARGET ...] [--prompts FILE]", "the same questions to up to three models"),
     "serve": ("serve", "TARGET ... [serve.port=N] [--names A,B] [--checkpoints]", "serve models to OpenAI clients"),
     "recipes": ("recipes", "", "list recipes"),
     "copy": ("copy", "RECIPE [NAME] [--flat]", "copy a recipe into ./recipes to change it"),
@@ -35,7 +36,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
 }
 
 # Verbs with so much to say that they print their help themselves.
-_OWN_HELP = ("chat", "data")
+_OWN_HELP = ("chat", "compare", "data")
 
 _SWEEP_FLAGS = ("-m", "--multirun")
 _HYDRA_FLAGS = ("-c", "--cfg", "-i", "--info", "--hydra-help", "-sc", "--shell-completion")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from itertools import zip_longest
 
 # Latin words stay whole; a wide character may stand at either side of a line break.
 _WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uffef"
 _UNIT = re.compile(rf"\s+|[{_WIDE}]|[^\s{_WIDE}]+")
 ELLIPSIS = "..."
+_BAR = " | "
 
 
 def width(text: str) -> int:
@@ -72,18 +74,17 @@ def fill(text: str, columns: int, *, first: str = "", rest: str = "") -> list[st
     return [*lines, line.rstrip()]
 
 
-def side_by_side(left: str, right: str, columns: int, max_lines: int) -> list[str]:
-    """Lays two texts out next to each other with a bar between.
+def side_by_side(texts: Sequence[str], columns: int, max_lines: int) -> list[str]:
+    """Lays texts out next to each other with bars between.
 
     Args:
-        left: First text.
-        right: Second text.
-        columns: Width of both together.
+        texts: At least one.
+        columns: Width of all together.
         max_lines: Of each text.
     """
-    half = (columns - 3) // 2
-    rows = zip_longest(wrap(left, half, max_lines), wrap(right, half, max_lines), fillvalue="")
-    return [f"{pad(first, half)} | {second}".rstrip() for first, second in rows]
+    each = (columns - len(_BAR) * (len(texts) - 1)) // len(texts)
+    rows = zip_longest(*(wrap(text, each, max_lines) for text in texts), fillvalue="")
+    return [_BAR.join([*(pad(cell, each) for cell in row[:-1]), row[-1]]).rstrip() for row in rows]
 
 
 def printable(text: str) -> str:

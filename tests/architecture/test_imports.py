@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 SRC = ROOT / "src" / "tunerun"
 BASE = {
     "errors", "redact", "paths", "artifacts", "progress", "child", "base_model", "network", "servers", "columns",
-    "hashes", "fits",
+    "hashes", "fits", "text_metrics",
 }  # fmt: skip
 LIBRARY = {"formats", "chat", "models"}
 STAGES = {"data", "train", "evaluate", "merge", "export", "verify", "publish", "serve"}

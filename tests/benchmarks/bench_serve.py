@@ -9,28 +9,38 @@ first_token   start to first token of its GGUF file: `tunerun chat` and a script
 streams       tokens per second of 1, 8 and 32 answers at a time: llama.cpp in turns (as tunerun does it), and
               `llama-server`, which computes them in one batch, when it is on the PATH; and how many answers are those
               given one after the other.
+gateway       what the gateway adds to the bare engine process, taking turns: to a request of one token (bound: 2 ms),
+              and to a stream's tokens per second (bound: 3 %).
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import http.client
+import json
 import os
 import queue
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 QUESTION = "Who are you?"
 ANSWER_TOKENS = 64
+# Of the part `gateway`: hot, so that an answer may be long.
+TEMPERATURE = 2.0
+STREAM_TOKENS = 64
+REQUESTS = 30
 ALONE = """
 import sys
 from llama_cpp import Llama
@@ -183,6 +193,21 @@ class Clients:
                 left, tokens = left - 1, tokens + message.completion_tokens
         return texts, tokens / (time.perf_counter() - started)
 
+    def stream(self, tokens: int, seed: int) -> tuple[float, int]:
+        """Returns the seconds of an answer as `gateway` asks for it, and its tokens."""
+        from tunerun.serve.protocol import Finish, Generate
+
+        started = time.perf_counter()
+        self._process.send(
+            Generate(
+                id=0, adapter=None, prompt=QUESTION, plain=True, max_new_tokens=tokens, temperature=TEMPERATURE,
+                top_p=1, top_k=0, seed=seed, stop=(),
+            )
+        )  # fmt: skip
+        while not isinstance(message := self._messages.get(), Finish):
+            assert not isinstance(message, int), f"the engine ended with {message}"
+        return time.perf_counter() - started, message.completion_tokens
+
     def __enter__(self) -> Self:
         return self
 
@@ -190,7 +215,87 @@ class Clients:
         self._process.close()
 
 
-PARTS: Mapping[str, Callable[[Path, int], None]] = {"first_token": first_token, "streams": streams}
+def gateway(run: Path, repeats: int) -> None:
+    """Prints the milliseconds that the gateway adds to a request, and what it takes from a stream."""
+    from tunerun.commands import target
+    from tunerun.serve.targets import resolve_target
+
+    file = served_file(run)
+    spec = resolve_target(file).spec(target.placement(), None)
+    with Clients(spec) as bare, _served(file) as (port, pid):
+        asking = _HttpClient(port)
+        # One without an end token.
+        seed = next(seed for seed in range(1000) if bare.stream(STREAM_TOKENS, seed)[1] == STREAM_TOKENS)
+        asking.stream(STREAM_TOKENS, seed)
+        used = [_cpu_seconds(pid)]
+        requests = [(bare.stream(1, seed)[0], asking.request(seed)) for _ in range(REQUESTS * repeats)]
+        used.append(_cpu_seconds(pid))
+        streams = [(bare.stream(STREAM_TOKENS, seed), asking.stream(STREAM_TOKENS, seed)) for _ in range(5 * repeats)]
+        used.append(_cpu_seconds(pid))
+    assert all(mine[1] == other[1] for other, mine in streams), "the answers differ"
+    alone, through = (1000 * statistics.median(turn[side] for turn in requests) for side in (0, 1))
+    print(f"a request of one token, medians of {len(requests)}: bare {alone:.2f} ms,", end=" ")
+    print(f"through the gateway {through:.2f} ms: {through - alone:+.2f} ms (bound 2 ms)")
+    alone, through = (statistics.median(turn[side][1] / turn[side][0] for turn in streams) for side in (0, 1))
+    lost = statistics.median(1 - other[0] / mine[0] for other, mine in streams)
+    print(f"a stream of {streams[0][0][1]} tokens, medians of {len(streams)}: bare {alone:.0f} tokens/s,", end=" ")
+    print(f"through the gateway {through:.0f} tokens/s: {100 * lost:.1f} % less (bound 3 %)")
+    request, token = (used[1] - used[0]) / len(requests), (used[2] - used[1]) / sum(mine[1] for _, mine in streams)
+    print(f"CPU time of the gateway's own process: {1000 * request:.2f} ms a request, {1e6 * token:.0f} us a token")
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Returns what a process has computed, without its children."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def _served(file: Path) -> Iterator[tuple[int, int]]:
+    """Runs the gateway on a file; yields its port and process id."""
+    command = [sys.executable, "-m", "tunerun", "serve", str(file), "serve.port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stdout is not None
+        try:
+            found = re.search(r":(\d+)/v1", process.stdout.readline())
+            assert found, "the server did not start"
+            yield int(found[1]), process.pid
+        finally:
+            process.terminate()
+
+
+class _HttpClient:
+    """Asks the gateway over one connection."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port)
+
+    def request(self, seed: int) -> float:
+        """Returns the seconds of an answer of one token."""
+        started = time.perf_counter()
+        self._post(1, seed, stream=False).read()
+        return time.perf_counter() - started
+
+    def stream(self, tokens: int, seed: int) -> tuple[float, int]:
+        """Returns the seconds of an answer that is streamed, and its tokens."""
+        # The server gives up a connection that says nothing while the other side has its turn.
+        self._connection.close()
+        started = time.perf_counter()
+        response = self._post(tokens, seed, stream=True)
+        last = [line for line in response if line.startswith(b"data: {")][-1]
+        return time.perf_counter() - started, json.loads(last[6:])["usage"]["completion_tokens"]
+
+    def _post(self, tokens: int, seed: int, *, stream: bool) -> http.client.HTTPResponse:
+        body: dict[str, Any] = {"prompt": QUESTION, "max_tokens": tokens, "temperature": TEMPERATURE, "seed": seed}
+        if stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        self._connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+        response = self._connection.getresponse()
+        assert response.status == 200, response.read()
+        return response
+
+
+PARTS: Mapping[str, Callable[[Path, int], None]] = {"first_token": first_token, "streams": streams, "gateway": gateway}
 
 
 if __name__ == "__main__":

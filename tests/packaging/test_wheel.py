@@ -53,6 +53,9 @@ def test_configs_recipes_and_the_base_model_are_inside(wheel):
         "tunerun/assets/identity.jsonl",
         "tunerun/assets/sprout/model.safetensors",
         "tunerun/assets/sprout/tokenizer.json",
+        "tunerun/assets/chat_page/index.html",
+        "tunerun/assets/chat_page/style.css",
+        "tunerun/assets/chat_page/app.js",
         "tunerun/chat/templates/chatml.jinja",
         "hydra_plugins/tunerun/__init__.py",
     ]

@@ -55,6 +55,45 @@ def test_a_conversation_remembers_and_can_forget(run_dir):
     assert second != first
 
 
+def test_questions_can_be_changed_and_answers_asked_for_again(run_dir):
+    said = "fox\ndog\n/undo\ndog\n/edit 1 dog\n/reset\ndog\n/retry\n/edit 7 x\n/edit\n/undo\n/undo\n/retry\n"
+    done = chat(run_dir, "--max-new-tokens", 8, said=said)
+    fox, dog, again, edited, fresh, retried = done.stdout.splitlines()
+    assert fox
+    assert again == dog
+    # What is edited is asked as if nothing had been said since.
+    assert edited == fresh == retried
+    told = done.stderr
+    assert "forgotten: dog" in told
+    assert "there is no question 7" in told
+    assert "/edit 1 Who are you?" in told
+    assert "no question to forget" in told
+    assert "no question to answer again" in told
+
+
+def test_another_try_has_another_seed_and_the_same_one_when_all_is_said_again(run_dir):
+    warm = ("--max-new-tokens", 16, "--temperature", 1.5)
+    said = "fox\n/retry\n/retry\n/history\n"
+    first = chat(run_dir, *warm, said=said)
+    assert len(set(first.stdout.splitlines())) == 3
+    assert "1. fox" in first.stderr
+    assert chat(run_dir, *warm, said=said).stdout == first.stdout
+
+
+def test_weights_can_be_loaded_in_four_bits(run_dir):
+    pytest.importorskip("bitsandbytes")
+    few = ("--max-new-tokens", 16)
+    (plain,) = answers(run_dir / "merged", *few, said="fox\n")
+    # A run is then answered from its folder, not from its GGUF file.
+    (packed,) = answers(run_dir, *few, "--bits", 4, said="fox\n")
+    assert packed
+    assert packed != plain
+    (file,) = (run_dir / "export").glob("*.gguf")
+    done = chat(file, "--bits", 4)
+    assert done.returncode == 2
+    assert "GGUF file" in done.stderr
+
+
 def test_both_engines_say_the_same(run_dir):
     (from_gguf,) = answers(run_dir, "--max-new-tokens", 16, said="fox\n")
     (from_folder,) = answers(run_dir / "merged", "--max-new-tokens", 16, said="fox\n")

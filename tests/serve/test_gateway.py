@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -11,6 +12,11 @@ import httpx
 import pytest
 
 from tests.serve.conftest import NAME, end, start
+from tunerun.config.schema import ServeConfig
+from tunerun.plan.steps import Placement
+from tunerun.serve.fleet import build_fleet
+from tunerun.serve.gateway import build_app
+from tunerun.serve.targets import resolve_target
 
 QUESTION = [{"role": "user", "content": "Who are you?"}]
 GREEDY = {"model": NAME, "messages": QUESTION, "temperature": 0, "max_tokens": 40}
@@ -224,20 +230,72 @@ def test_concurrent_streams_are_complete_and_as_when_alone(served, width):
     assert all(reason in ("stop", "length") for _, reason in together)
 
 
-def test_more_requests_than_allowed_are_told_to_come_back(run_dir):
-    served = start(run_dir, engine="llamacpp", max_concurrent=2)
+def test_the_servers_limits_hold(run_dir):
+    served = start(run_dir, engine="llamacpp", max_concurrent=2, max_n=3, max_prompt_tokens=64, max_body_bytes=4096)
     try:
 
-        def status(_: int) -> int:
+        def status(_: int, **fields) -> int:
             with served.client() as client:
-                return client.post("/v1/chat/completions", json={**GREEDY, "max_tokens": 400}).status_code
+                return client.post("/v1/chat/completions", json={**GREEDY, "max_tokens": 400, **fields}).status_code
 
         with ThreadPoolExecutor(8) as pool:
             statuses = list(pool.map(status, range(8)))
         assert set(statuses) == {200, 429}
         assert status(0) == 200
+        assert [status(0, n=n, max_tokens=4) for n in (2, 3, 4)] == [200, 429, 400]
+        with served.client() as client:
+            for prompt in ("fox " * 100, [5] * 100):
+                reply = client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 4})
+                assert (reply.status_code, reply.json()["error"]["code"]) == (400, "prompt_too_long")
+            assert client.post("/v1/completions", json={"prompt": "x" * 5000}).status_code == 413
     finally:
         end(served)
+
+
+def test_only_listed_origins_may_ask_from_a_browser(run_dir):
+    serve = ServeConfig(cors_origins=("https://chat.example",))
+    app = build_app(build_fleet([resolve_target(run_dir)], serve, Placement()), serve, key="secret")
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization, content-type"}
+
+    async def replies(origin: str) -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+            return [
+                await client.options("/v1/chat/completions", headers={"origin": origin, **asks}),
+                await client.get("/v1/models", headers={"origin": origin, "authorization": "Bearer secret"}),
+            ]
+
+    asked, listed = asyncio.run(replies("https://chat.example"))
+    assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, "https://chat.example")
+    assert (listed.status_code, listed.headers["access-control-allow-origin"]) == (200, "https://chat.example")
+    asked, listed = asyncio.run(replies("https://evil.example"))
+    assert (asked.status_code, listed.status_code) == (400, 403)
+    assert "access-control-allow-origin" not in {**asked.headers, **listed.headers}
+
+
+def test_prometheus_is_told_what_was_measured(fast):
+    with fast.client() as client:
+        text = client.get("/metrics").text
+        before = {line.partition(" ")[0]: float(line.rpartition(" ")[2])
+                  for line in text.splitlines() if not line.startswith("#")}  # fmt: skip
+        reply = ask(client, max_tokens=5, n=2)
+        client.get("/nowhere")
+        after = client.get("/metrics")
+    assert after.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+    def grown(name: str) -> float:
+        (line,) = [line for line in after.text.splitlines() if line.startswith(f"{name} ")]
+        return float(line.rpartition(" ")[2]) - before.get(name, 0)
+
+    model = f'{{model="{NAME}"}}'
+    assert grown('tunerun_requests_total{path="/v1/chat/completions",status="200"}') == 1
+    assert grown('tunerun_requests_total{path="other",status="404"}') == 1
+    assert grown(f"tunerun_prompt_tokens_total{model}") == reply["usage"]["prompt_tokens"]
+    assert grown(f"tunerun_completion_tokens_total{model}") == reply["usage"]["completion_tokens"] == 10
+    assert grown(f"tunerun_time_to_first_token_seconds_count{model}") == 1
+    assert grown(f"tunerun_time_per_token_seconds_count{model}") == 2
+    assert f"tunerun_engine_up{model} 1.0" in after.text
+    assert f"tunerun_engine_restarts_total{model} 0.0" in after.text
+    assert f"tunerun_open_replies{model} 0.0" in after.text
 
 
 def test_a_client_that_goes_away_frees_its_place(run_dir):
@@ -322,103 +380,6 @@ def test_nothing_outside_the_listed_paths_is_answered(fast):
         assert client.get("/v1/chat/completions").status_code == 405
         assert client.delete(f"/v1/models/{NAME}").status_code == 405
         assert client.post("/v1/models").json()["error"]["message"]
-
-
-LONG = "fox " * 2000
-HOSTILE_BODIES: dict[str, bytes] = {
-    "empty": b"",
-    "no json": b"{model: x}",
-    "half of json": b'{"messages": [',
-    "a list": b"[]",
-    "latin-1": '{"messages": "\xe9"}'.encode("latin-1"),
-    "nan": b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
-    "infinity": b'{"messages": [{"role": "user", "content": "x"}], "temperature": 1e999}',
-    "nested": b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-    "digits": b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 10_000 + b"}",
-    "surrogate": b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
-}
-HOSTILE_FIELDS: dict[str, dict] = {
-    "many answers": {"n": 1_000_000},
-    "true answers": {"n": True},
-    "no answers": {"n": 0},
-    "negative length": {"max_tokens": -1},
-    "length over the context": {"max_tokens": 100_000},
-    "huge length": {"max_tokens": 1 << 80},
-    "length as a fraction": {"max_tokens": 1.5},
-    "hot": {"temperature": 3},
-    "cold": {"temperature": -1},
-    "temperature as text": {"temperature": "0"},
-    "top_p": {"top_p": 1.1},
-    "top_k": {"top_k": -1},
-    "many stops": {"stop": ["x"] * 10_000},
-    "an empty stop": {"stop": ""},
-    "a long stop": {"stop": "x" * 100_000},
-    "stop as a number": {"stop": 3},
-    "seed as text": {"seed": "1"},
-    "stream as text": {"stream": "yes"},
-    "a template": {"chat_template": "{{ 7 * 7 }}"},
-    "template arguments": {"chat_template_kwargs": {"x": 1}},
-    "a path": {"lora": "../../adapter"},
-    "an address": {"base_url": "http://localhost:1"},
-    "log probabilities": {"logprobs": True},
-    "a grammar": {"response_format": {"type": "json_object"}},
-    "a forced tool": {"tool_choice": "required"},
-    "tools as text": {"tools": "look"},
-    "a tool without a name": {"tools": [{"type": "function", "function": {}}]},
-    "no messages": {"messages": []},
-    "messages as text": {"messages": "hello"},
-    "a message as text": {"messages": ["hello"]},
-    "no role": {"messages": [{"content": "x"}]},
-    "a strange role": {"messages": [{"role": "root", "content": "x"}]},
-    "a role as a list": {"messages": [{"role": ["user"], "content": "x"}]},
-    "no content": {"messages": [{"role": "user"}]},
-    "content as a number": {"messages": [{"role": "user", "content": 3}]},
-    "an image": {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
-    "arguments that are no json": {
-        "messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]
-    },
-    "a long prompt": {"messages": [{"role": "user", "content": LONG}]},
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE_BODIES)
-def test_a_hostile_body_is_the_clients_mistake(fast, name):
-    with fast.client() as client:
-        reply = client.post(
-            "/v1/chat/completions", content=HOSTILE_BODIES[name], headers={"content-type": "application/json"}
-        )
-        check_refusal(client, reply)
-
-
-@pytest.mark.parametrize("name", HOSTILE_FIELDS)
-def test_a_hostile_field_is_the_clients_mistake(fast, name):
-    with fast.client() as client:
-        for streaming in (False, True):
-            body = {**GREEDY, "stream": streaming, **HOSTILE_FIELDS[name]}
-            check_refusal(client, client.post("/v1/chat/completions", json=body))
-
-
-@pytest.mark.parametrize("prompt", [None, "", [], [[1], [2]], ["a", "b"], [1, "a"], [-1], [10**9], [True], 3, {}])
-def test_a_hostile_prompt_is_the_clients_mistake(fast, prompt):
-    with fast.client() as client:
-        check_refusal(client, client.post("/v1/completions", json={"model": NAME, "prompt": prompt}))
-
-
-def check_refusal(client: httpx.Client, reply: httpx.Response) -> None:
-    assert reply.status_code == 400, reply.text
-    assert reply.json()["error"]["type"] == "invalid_request_error"
-    assert reply.json()["error"]["message"]
-    assert text_of(ask(client, max_tokens=2)), "the next request is answered"
-
-
-def test_hostile_framing_is_refused(fast):
-    with fast.client() as client:
-        chat = "/v1/chat/completions"
-        assert client.post(chat, content=json.dumps(GREEDY), headers={"content-type": "text/plain"}).status_code == 415
-        big = client.post(chat, content=b" " * (5 << 20), headers={"content-type": "application/json"})
-        assert (big.status_code, big.json()["error"]["type"]) == (413, "invalid_request_error")
-        assert client.post(chat, json={**GREEDY, "model": "../other"}).status_code == 404
-        assert ask(client)
 
 
 def test_a_model_without_a_template_says_so(tmp_path):

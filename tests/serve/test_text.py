@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tunerun.serve.text import PieceDecoder, StopFilter, WindowDecoder
+from tunerun.serve.text import PieceDecoder, StopFilter, WindowDecoder, showing
 
 
 def send(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
@@ -71,3 +71,12 @@ def test_bytes_that_are_no_character_do_not_hold_back_the_rest():
 
 def decode_bytes(tokens):
     return bytes(tokens).decode("utf-8", "replace")
+
+
+def test_special_tokens_that_are_asked_for_have_their_text():
+    special = {"<call>": [300], "two tokens": [1, 2], "plain": [97]}
+    # The decoder drops 300, as decoders do with special tokens.
+    dropping = PieceDecoder(lambda token: b"" if token == 300 else bytes([token]))
+    decoder = showing(dropping, tuple(special), lambda text, *, plain: special[text])
+    assert [decoder.push(token) for token in (97, 300, 98)] == ["a", "<call>", "b"]
+    assert showing(dropping, (), lambda text, *, plain: []) is dropping

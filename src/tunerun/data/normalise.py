@@ -66,14 +66,7 @@ def prompt_of(value: Any, form: Format, system: str | None = None) -> Prompt:
     Raises:
         RowFault: The row does not have the format, breaks its rules, has tools, or leaves nothing to answer.
     """
-    if form.kind == "text":
-        messages, tools = [{"role": "user", "content": _document(value, form).text}], None
-    else:
-        row = unwrapped(object_of(value, "the row"))
-        messages, tools = [dict(turn) for turn in _PROMPTS[form.name](row, form.columns)], _tools(row)
-    made = conversation(messages, tools, answered=False)
-    if made.tools or any(message["role"] == "tool" or "tool_calls" in message for message in made.messages):
-        raise RowFault("has-tools", "the row has tools, and a teacher is asked for text only.")
+    made = unanswered(value, form)
     if system is not None:
         made = _with_system(made, system, override=False)
     answers = {index for index, message in enumerate(made.messages) if message["role"] == "assistant"}
@@ -84,6 +77,27 @@ def prompt_of(value: Any, form: Format, system: str | None = None) -> Prompt:
         raise RowFault("nothing-asked", "every answer has the weight 0, which keeps it.")
     filled = (blank if index in asked else message for index, message in enumerate(made.messages))
     return Prompt((*filled, *open_end), frozenset(asked))
+
+
+def unanswered(value: Any, form: Format) -> Conversation:
+    """Brings a row to a conversation as it stands, whose answers may be empty and the last one missing.
+
+    Args:
+        value: The row.
+        form: How it is read; documents are what the user says.
+
+    Raises:
+        RowFault: The row does not have the format, breaks its rules, or has tools.
+    """
+    if form.kind == "text":
+        messages, tools = [{"role": "user", "content": _document(value, form).text}], None
+    else:
+        row = unwrapped(object_of(value, "the row"))
+        messages, tools = [dict(turn) for turn in _PROMPTS[form.name](row, form.columns)], _tools(row)
+    made = conversation(messages, tools, answered=False)
+    if made.tools or any(message["role"] == "tool" or "tool_calls" in message for message in made.messages):
+        raise RowFault("has-tools", "the row has tools, and models are asked for text only.")
+    return made
 
 
 def _parse(value: Any, form: Format) -> Content:

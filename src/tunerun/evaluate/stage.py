@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from tunerun import artifacts
+from tunerun import artifacts, text_metrics
 from tunerun.artifacts import Artifact
 from tunerun.base_model import BaseModel, read_base
-from tunerun.evaluate import harness, held_out, text_metrics
+from tunerun.evaluate import harness, held_out
 from tunerun.evaluate.preference import Preference, compare, measure
 from tunerun.formats.pairs import PairStore, open_store
 from tunerun.formats.tokens import TokenStore

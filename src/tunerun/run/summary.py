@@ -64,9 +64,9 @@ def _answers(found: Results) -> list[str]:
             lines += columns.wrap(base, MAX_COLUMNS, _ANSWER_LINES)
             continue
         if not lines:
-            lines = columns.side_by_side("BASE", "TUNED", MAX_COLUMNS, 1)
+            lines = columns.side_by_side(("BASE", "TUNED"), MAX_COLUMNS, 1)
         lines += ["", *columns.wrap(f"> {prompt}", MAX_COLUMNS, 2)]
-        lines += columns.side_by_side(base, tuned, MAX_COLUMNS, _ANSWER_LINES)
+        lines += columns.side_by_side((base, tuned), MAX_COLUMNS, _ANSWER_LINES)
     return lines if lines[:1] != [""] else lines[1:]
 
 

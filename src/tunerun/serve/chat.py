@@ -6,18 +6,21 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tunerun.errors import ExitCode, Problem, UserError
 from tunerun.plan.steps import Placement
-from tunerun.serve.conversation import Conversation, Sampling
+from tunerun.serve import options as asking
+from tunerun.serve.conversation import Conversation
 from tunerun.serve.local import LocalEngine
-from tunerun.serve.targets import resolve_target
 
 _PROMPT = "> "
-# Below it, probabilities leave the range of float32.
-_COLDEST = 1e-3
 _HELP = """\
+/history       list what was said, questions with their numbers
+/edit N TEXT   ask TEXT instead of question N, and forget what came after it
+/retry         answer the last question again, with another seed
+/undo          forget the last question and its answer
 /reset         forget what was said
 /system TEXT   set the system prompt; without TEXT, remove it
 /save FILE     add the conversation to a JSON-lines file that data.path can read
@@ -26,7 +29,16 @@ _HELP = """\
 Ctrl+C stops an answer."""
 
 
-class _Leave(Exception):  # noqa: N818 (what the user asked for)
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a command wants to be asked next."""
+
+    question: str
+    retries: int = 0
+    """How often the question has been answered before."""
+
+
+class Leave(Exception):  # noqa: N818 (what the user asked for)
     """The user wants to leave."""
 
 
@@ -45,17 +57,17 @@ def main(argv: Sequence[str], placement: Placement | None = None) -> int:
         StageError: The engine failed.
     """
     options = _parser().parse_args(argv)
-    target = resolve_target(Path(options.target), checkpoint=options.checkpoint, base=options.base)
+    target = asking.find_target(Path(options.target), options, checkpoint=options.checkpoint, base=options.base)
     if target.unverified:
         print(f"warning: {target.unverified}", file=sys.stderr)
-    with LocalEngine(target.spec(placement or Placement(), None)) as engine:
+    with LocalEngine(asking.engine_spec(target, placement or Placement(), options)) as engine:
         template = target.chat_template(engine.ready)
         if template is None and options.system is not None:
             raise UserError(Problem(where="--system", what="the model has no chat template, so no system prompt."))
         conversation = Conversation(
             engine=engine,
             template=template,
-            sampling=_sampling(options),
+            sampling=asking.sampling(options),
             adapter=target.adapter_name,
             system=options.system,
         )
@@ -66,11 +78,11 @@ def main(argv: Sequence[str], placement: Placement | None = None) -> int:
     return ExitCode.DONE
 
 
-def command(conversation: Conversation, line: str) -> str | None:
+def command(conversation: Conversation, line: str) -> str | Ask | None:
     """Does what a line that begins with a slash asks for.
 
     Returns:
-        What to print, or None when the line is no known command.
+        What to print or to ask, or None when the line is no known command.
     """
     word, _, rest = line.partition(" ")
     if word not in _COMMANDS:
@@ -84,22 +96,22 @@ def _interactive(conversation: Conversation, name: str) -> None:
         import readline  # noqa: F401
     told = "talk" if conversation.template is not None else "it has no chat template and continues your text"
     print(f"{name}: {told}; /help lists commands")
-    with contextlib.suppress(_Leave, EOFError, KeyboardInterrupt):
+    with contextlib.suppress(Leave, EOFError, KeyboardInterrupt):
         while True:
             _turn(conversation, input(_PROMPT).strip())
 
 
 def _turn(conversation: Conversation, line: str) -> None:
-    if line.startswith("/"):
-        told = command(conversation, line)
+    told = command(conversation, line) if line.startswith("/") else Ask(line) if line else ""
+    if isinstance(told, Ask):
+        _stream(conversation, told)
+    elif told != "":
         print(f"there is no command {line.split()[0]}; /help lists them" if told is None else told)
-    elif line:
-        _stream(conversation, line)
 
 
-def _stream(conversation: Conversation, question: str) -> None:
+def _stream(conversation: Conversation, asked: Ask) -> None:
     forgotten = conversation.forgotten
-    answer = conversation.ask(question)
+    answer = conversation.ask(asked.question, retries=asked.retries)
     try:
         for piece in answer:
             print(piece, end="", flush=True)
@@ -117,20 +129,53 @@ def _stream(conversation: Conversation, question: str) -> None:
 
 def _piped(conversation: Conversation) -> None:
     r"""Answers each line with a line; line breaks in an answer are written as `\n`."""
-    with contextlib.suppress(_Leave):
-        for line in _lines():
+    with contextlib.suppress(Leave):
+        for line in lines():
             told = command(conversation, line)
-            if told is not None:
-                print(told, file=sys.stderr)
+            asked = Ask(line) if told is None else told
+            if isinstance(asked, str):
+                print(asked, file=sys.stderr)
                 continue
-            answer = "".join(conversation.ask(line))
-            print(answer.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n"), flush=True)
+            print(one_line("".join(conversation.ask(asked.question, retries=asked.retries))), flush=True)
 
 
-def _lines() -> Iterator[str]:
+def one_line(text: str) -> str:
+    r"""Writes line breaks as `\n` and `\r`."""
+    return text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")
+
+
+def lines() -> Iterator[str]:
+    """Yields the lines of standard input that say something."""
     for line in sys.stdin:
         if line.strip():
             yield line.strip()
+
+
+def _history(conversation: Conversation, _: str) -> str:
+    lines = [] if conversation.system is None else [f"system: {conversation.system}"]
+    for number, (question, answer) in enumerate(conversation.pairs(), start=1):
+        lines += [f"{number}. {question}", f"   {answer}"]
+    return "\n".join(lines) or "nothing was said yet"
+
+
+def _edit(conversation: Conversation, rest: str) -> str | Ask:
+    number, _, text = rest.partition(" ")
+    if not number.isdecimal() or not text.strip():
+        return "write the question's number and its new text: /edit 1 Who are you?"
+    if not conversation.back_before(int(number)):
+        return f"there is no question {number}; /history lists them"
+    return Ask(text.strip())
+
+
+def _retry(conversation: Conversation, _: str) -> str | Ask:
+    retries = conversation.retries + 1
+    question = conversation.undo()
+    return "there is no question to answer again" if question is None else Ask(question, retries)
+
+
+def _undo(conversation: Conversation, _: str) -> str:
+    question = conversation.undo()
+    return "there is no question to forget" if question is None else f"forgotten: {question}"
 
 
 def _reset(conversation: Conversation, _: str) -> str:
@@ -156,14 +201,18 @@ def _save(conversation: Conversation, file: str) -> str:
 
 
 def _quit(conversation: Conversation, _: str) -> str:  # noqa: ARG001 (the signature of commands)
-    raise _Leave
+    raise Leave
 
 
 def _help(conversation: Conversation, _: str) -> str:  # noqa: ARG001 (the signature of commands)
     return _HELP
 
 
-_COMMANDS: dict[str, Callable[[Conversation, str], str]] = {
+_COMMANDS: dict[str, Callable[[Conversation, str], str | Ask]] = {
+    "/history": _history,
+    "/edit": _edit,
+    "/retry": _retry,
+    "/undo": _undo,
     "/reset": _reset,
     "/system": _system,
     "/save": _save,
@@ -172,56 +221,10 @@ _COMMANDS: dict[str, Callable[[Conversation, str], str]] = {
 }
 
 
-def _sampling(options: argparse.Namespace) -> Sampling:
-    return Sampling(
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed,
-        stop=tuple(options.stop),
-    )
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tunerun chat", description="Talk to a model.", allow_abbrev=False)
     parser.add_argument("target", metavar="TARGET", help="run directory, model folder, adapter folder or GGUF file")
     parser.add_argument("--checkpoint", type=int, metavar="N", help="the run's model after step N")
     parser.add_argument("--base", action="store_true", help="the run's base model")
-    parser.add_argument("--system", metavar="TEXT", help="system prompt")
-    parser.add_argument("--max-new-tokens", type=_within(1, 1 << 20, int), default=512, metavar="N",
-                        help="longest answer (512)")  # fmt: skip
-    parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T",
-                        help="0 to 2; 0 takes the likeliest token (0)")  # fmt: skip
-    parser.add_argument("--top-k", type=_within(0, 1 << 20, int), default=0, metavar="K",
-                        help="choose among the K likeliest tokens; 0 for all (0)")  # fmt: skip
-    parser.add_argument("--top-p", type=_within(1e-6, 1, float), default=1.0, metavar="P",
-                        help="choose among the likeliest tokens with this probability together (1)")  # fmt: skip
-    parser.add_argument("--seed", type=_within(0, (1 << 32) - 1, int), default=0, metavar="S",
-                        help="decides the choices (0)")  # fmt: skip
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", type=_text,
-                        help="ends an answer; may be repeated")  # fmt: skip
+    asking.add_sampling(parser)
     return parser
-
-
-def _within(low: float, high: float, kind: Callable[[str], float]) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"must be from {low:g} to {high:g}")
-        return value
-
-    return number
-
-
-def _temperature(text: str) -> float:
-    value = float(text)
-    if value != 0 and not _COLDEST <= value <= 2:
-        raise argparse.ArgumentTypeError(f"must be 0, or from {_COLDEST:g} to 2")
-    return value
-
-
-def _text(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("must not be empty")
-    return text

@@ -44,22 +44,49 @@ class Conversation:
     """Questions and answers in turn, each with `role` and `content`."""
     forgotten: int = 0
     """Turns dropped from the beginning, for the context holds no more."""
+    retries: int = 0
+    """How often the last question was answered before; every time has a seed of its own."""
 
     def messages(self) -> list[dict[str, str]]:
         """Returns the conversation as OpenAI messages."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return system + self.turns
 
-    def ask(self, question: str) -> Generator[str, None, None]:
+    def pairs(self) -> list[tuple[str, str]]:
+        """Returns questions with their answers."""
+        contents = [turn["content"] for turn in self.turns]
+        return list(zip(contents[::2], contents[1::2], strict=True))
+
+    def back_before(self, number: int) -> bool:
+        """Forgets a question, counted from 1, and all after it; returns whether there is one with this number."""
+        if not 1 <= number <= len(self.turns) // 2:
+            return False
+        del self.turns[2 * (number - 1) :]
+        return True
+
+    def undo(self) -> str | None:
+        """Forgets the last question with its answer and returns it; None when there is none."""
+        if not self.turns:
+            return None
+        question = self.turns[-2]["content"]
+        del self.turns[-2:]
+        return question
+
+    def ask(self, question: str, *, retries: int = 0) -> Generator[str, None, None]:
         """Yields the answer in pieces; question and answer are added to the conversation.
 
         When the iterator is closed early, what was said so far counts as the answer. The oldest turns are dropped when
         the context is full.
 
+        Args:
+            question: What the user says.
+            retries: How often it was answered before, to choose other tokens this time.
+
         Raises:
             UserError: The question alone does not fit, or the chat template refuses it.
             StageError: The engine failed.
         """
+        self.retries = retries
         self.turns.append({"role": "user", "content": question})
         said: list[str] = []
         try:
@@ -112,7 +139,7 @@ class Conversation:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            seed=sampling.seed,
+            seed=(sampling.seed + self.retries) % (1 << 32),
             stop=sampling.stop,
         )
 

@@ -1,6 +1,6 @@
 """The HTTP side of serving: OpenAI's endpoints in front of engine processes.
 
-The paths listed in `ROUTES` are all there is. The chat template is the model's own and rendered here, so that the
+The paths in `ROUTES` and those of the chat page are all there is. The chat template is the model's own and rendered here, so that the
 engine sees the tokens that training saw, and tool calls are found here, so that every engine has them; nothing in a
 request names a template, a file or an address.
 """
@@ -25,7 +25,7 @@ from tunerun.chat.faults import ChatFault
 from tunerun.chat.template import ChatTemplate
 from tunerun.chat.tool_calls import TOOL_FORMATS, ToolFormat, tool_parser
 from tunerun.config.schema import ServeConfig
-from tunerun.serve import metrics, openapi, replies, requests
+from tunerun.serve import metrics, openapi, page, replies, requests
 from tunerun.serve.answers import Exchange, Reading, down, too_long
 from tunerun.serve.fields import InvalidRequest
 from tunerun.serve.fleet import Fleet, Model
@@ -68,7 +68,10 @@ def build_app(
     """
     gateway = Gateway(fleet, serve)
     app = Starlette(
-        routes=[Route(path, getattr(gateway, name), methods=[method]) for path, method, name in ROUTES],
+        routes=[
+            *page.routes(),
+            *(Route(path, getattr(gateway, name), methods=[method]) for path, method, name in ROUTES),
+        ],
         exception_handlers={HTTPException: _on_error, Exception: _on_fault},
     )
     app.router.redirect_slashes = False

@@ -12,12 +12,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tunerun.serve import replies
+from tunerun.serve import page, replies
 
 BODY_SECONDS = 30.0
 # A client reads no answer before it has sent its body: so many times the longest are taken and thrown away.
 _DISCARDED_TIMES = 16
-_OPEN_PATH = "/health"
+# They hold nothing secret.
+_OPEN_PATHS = frozenset(("/health", *page.FILES))
 _JSON = "application/json"
 
 
@@ -52,7 +53,7 @@ def guarded(
 
     Args:
         app: What answers requests that pass.
-        key: What clients must send as `Authorization: Bearer KEY`, except to /health.
+        key: What clients must send as `Authorization: Bearer KEY`, except to /health and the chat page.
         hosts: Names that the Host header may have; None allows all. A page on the web can point its own name at
             the loopback address (DNS rebinding): without a key the name is what gives it away.
         origins: Web origins whose pages may ask, besides the server's own.
@@ -103,7 +104,7 @@ def _refusal(scope: Scope, key: str | None, hosts: frozenset[str] | None, origin
     origin = headers.get("origin")
     if origin is not None and origin not in origins and origin.partition("://")[2] != headers.get("host", ""):
         return ApiError(403, "Pages of this origin may not ask here; serve.cors_origins lists those that may.")
-    if key is None or scope["path"] == _OPEN_PATH:
+    if key is None or scope["path"] in _OPEN_PATHS:
         return None
     expected = f"Bearer {key}".encode()
     if hmac.compare_digest(headers.get("authorization", "").encode("latin-1"), expected):

@@ -85,7 +85,7 @@ def read_key(serve: ServeConfig) -> str | None:
 
 
 def announcement(names: Sequence[str], url: str, key_env: str | None) -> str:
-    """Returns how to reach the models: the address, a curl line and lines for the `openai` client."""
+    """Returns how to reach the models: addresses, a curl line and lines for the `openai` client."""
     body = f'{{"model": {_quoted(names[0])}, "messages": [{{"role": "user", "content": "Who are you?"}}]}}'
     authorization = "" if key_env is None else f' \\\n    -H "Authorization: Bearer ${key_env}"'
     key = '"none"' if key_env is None else f'os.environ["{key_env}"]'
@@ -94,6 +94,7 @@ def announcement(names: Sequence[str], url: str, key_env: str | None) -> str:
         (
             f"serving {names[0]} at {url}/v1 (Ctrl+C stops)",
             *(f"    and {name}" for name in names[1:]),
+            f"  chat in a browser: {url}/",
             f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{authorization} \\",
             f"    -d {shlex.quote(body)}",
             f"  {imports}",

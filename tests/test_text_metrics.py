@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tunerun.evaluate import text_metrics
+from tunerun import text_metrics
 
 WORDS = text_metrics.words("the cat sat on a mat and it was happy 你好世界我是小模型")
 

@@ -1,0 +1,92 @@
+"""Options that verbs which ask models themselves have in common."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from tunerun.errors import Problem, UserError
+from tunerun.plan.steps import Placement
+from tunerun.serve.conversation import Sampling
+from tunerun.serve.protocol import EngineSpec
+from tunerun.serve.targets import Target, resolve_target
+
+# Below it, probabilities leave the range of float32.
+_COLDEST = 1e-3
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Adds how a model is asked."""
+    parser.add_argument("--system", metavar="TEXT", help="system prompt")
+    parser.add_argument("--max-new-tokens", type=within(1, 1 << 20, int), default=512, metavar="N",
+                        help="longest answer (512)")  # fmt: skip
+    parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T",
+                        help="0 to 2; 0 takes the likeliest token (0)")  # fmt: skip
+    parser.add_argument("--top-k", type=within(0, 1 << 20, int), default=0, metavar="K",
+                        help="choose among the K likeliest tokens; 0 for all (0)")  # fmt: skip
+    parser.add_argument("--top-p", type=within(1e-6, 1, float), default=1.0, metavar="P",
+                        help="choose among the likeliest tokens with this probability together (1)")  # fmt: skip
+    parser.add_argument("--seed", type=within(0, (1 << 32) - 1, int), default=0, metavar="S",
+                        help="decides the choices (0)")  # fmt: skip
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", type=_text,
+                        help="ends an answer; may be repeated")  # fmt: skip
+    parser.add_argument("--bits", type=int, choices=(4, 8),
+                        help="load a model folder's weights in NF4 or int8 (needs bitsandbytes)")  # fmt: skip
+
+
+def sampling(options: argparse.Namespace) -> Sampling:
+    """Returns how tokens are chosen."""
+    return Sampling(
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        stop=tuple(options.stop),
+    )
+
+
+def find_target(path: Path, options: argparse.Namespace, *, checkpoint: int | None, base: bool) -> Target:
+    """Finds what a verb names, as a model folder where `--bits` asks for less than its weights have.
+
+    Raises:
+        UserError: There is no such model, or its weights cannot be loaded in fewer bits.
+    """
+    if options.bits is None:
+        return resolve_target(path, checkpoint=checkpoint, base=base)
+    if path.is_file():
+        what = f"{path} is a GGUF file, whose weights are as they are."
+        raise UserError(Problem(where="--bits", what=what, fix="Export another type, or name a model folder."))
+    return resolve_target(path, engine="transformers", checkpoint=checkpoint, base=base)
+
+
+def engine_spec(target: Target, placement: Placement, options: argparse.Namespace) -> EngineSpec:
+    """Returns what the engine of a target loads."""
+    return dataclasses.replace(target.spec(placement, None), bits=options.bits)
+
+
+def within(low: float, high: float, kind: Callable[[str], float]) -> Callable[[str], float]:
+    """Returns what reads a number that must lie within bounds."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be from {low:g} to {high:g}")
+        return value
+
+    return number
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if value != 0 and not _COLDEST <= value <= 2:
+        raise argparse.ArgumentTypeError(f"must be 0, or from {_COLDEST:g} to 2")
+    return value
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
