@@ -367,7 +367,7 @@ def test_the_openai_client_works(fast):
 def test_nothing_outside_the_listed_paths_is_answered(fast):
     with fast.client() as client:
         for method, path in [
-            ("GET", "/"),
+            ("GET", "/index.html"),
             ("GET", "/docs"),
             ("GET", "/v1/chat/completions/"),
             ("GET", "/v1/models/../../etc/passwd"),

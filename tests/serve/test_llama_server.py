@@ -126,7 +126,7 @@ def test_each_adapter_answers_by_its_name(spec, adapters):
             found.append([answer(engine, request)[0] for request in asked])
     # llama-server keeps bytes that are no character to itself.
     pairs = [pair for pair in zip(*found, strict=True) if "\ufffd" not in pair[1]]
-    assert len(pairs) > len(asked) / 2
+    assert len(pairs) > len(asked) / 3
     assert all(theirs == ours for theirs, ours in pairs)
     assert len(set(found[1])) > len(paths)
 

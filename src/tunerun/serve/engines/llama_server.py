@@ -31,7 +31,8 @@ _BOS, _EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
 _CACHED_BYTES = 2
 _ALL_LAYERS = 999
 _ERRORS = 1
-# It keeps prompts of the past in memory besides the caches: 8 GiB of them when nothing is said.
+# It keeps prompts of the past in memory besides the caches: 8 GiB of them when nothing is said. With adapters none are
+# kept, for it takes what one adapter computed for the beginning of another one's answer.
 _KEPT_MIB = 512
 
 
@@ -71,7 +72,14 @@ def command(spec: EngineSpec, endpoint: Endpoint, header: GgufHeader, context: i
     line = [program, "--model", spec.weights, "--host", address.host, "--port", str(address.port)]
     line += ["--parallel", str(parallel), "--ctx-size", str(parallel * context), "--no-kv-unified"]
     line += ["--threads", str(spec.threads), "--n-gpu-layers", str(_ALL_LAYERS if spec.device == "cuda" else 0)]
-    line += ["--no-webui", "--no-slots", "--cache-ram", str(_KEPT_MIB), "--log-verbosity", str(_ERRORS)]
+    line += [
+        "--no-webui",
+        "--no-slots",
+        "--cache-ram",
+        str(0 if spec.adapters else _KEPT_MIB),
+        "--log-verbosity",
+        str(_ERRORS),
+    ]
     if spec.adapters:
         line += ["--lora", ",".join(spec.adapters.values()), "--lora-init-without-apply"]
     return line + flags(spec.server.extra_args)
@@ -159,6 +167,7 @@ class LlamaServerApi:
             "seed": request.seed,
             # The order of transformers and vLLM.
             "samplers": ["temperature", "top_k", "top_p"],
+            "cache_prompt": not self._adapters,
             # Special tokens have text only when it is asked for.
             "preserved_tokens": [*self._stops, *request.shown],
             # An empty list would mean all of them.
