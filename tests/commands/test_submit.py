@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 
 import pytest
 import yaml
 
-from tests.run import scenario
 from tunerun import cli
 from tunerun.errors import ExitCode, UserError
 from tunerun.run import record
@@ -18,29 +15,6 @@ TYPED = ("model.path=model", "data.path=rows.txt", "stages=[data,train]", "run_d
 QUEUED = (*TYPED, "cluster=slurm", "hardware.device=cpu")
 JOB = {"SLURM_JOB_ID": "42", "SLURM_PROCID": "0", "SLURM_NODEID": "0", "SLURM_STEP_NUM_NODES": "1",
        "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NODELIST": "here"}  # fmt: skip
-
-
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """Puts Slurm's commands on the path: `slurm(state)` sets what they say of job 42."""
-    scenario.use_stand_ins(monkeypatch.setattr)
-    monkeypatch.chdir(tmp_path)
-    scenario.fill(tmp_path)
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-
-    def install(name, body):
-        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
-        (programs / name).chmod(stat.S_IRWXU)
-
-    def says(state, sbatch='echo "$@" >> submitted; echo "42;cluster"'):
-        install("sbatch", sbatch)
-        install("squeue", f'echo "7|RUNNING"; echo "42|{state}"' if state else "exit 0")
-        install("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
-
-    says("PENDING")
-    return says
 
 
 def shown(capfd):
@@ -207,11 +181,6 @@ def test_on_its_machine_a_task_of_skypilot_runs(slurm, tmp_path, monkeypatch):
     sky = (*TYPED, "cluster=skypilot", "hardware.device=cpu", 'cluster.setup=["pip install tunerun"]')
     assert cli.dispatch(sky) == ExitCode.DONE
     assert record.read(tmp_path / "outputs/mine").status == "done"
-
-
-def test_what_needs_the_result_is_not_queued(slurm):
-    with pytest.raises(UserError, match=r"this command waits for what it runs, and slurm queues it"):
-        cli.dispatch(["-m", *(item for item in QUEUED if not item.startswith("run_dir")), "seed=1,2"])
 
 
 def test_data_are_prepared_at_once(slurm, tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from tunerun.plan import deepspeed
-from tunerun.plan.deepspeed import BUCKET_NUMBERS, deepspeed_config
+from tunerun.plan.deepspeed import BUCKET_NUMBERS, WHOLE_NUMBERS, deepspeed_config
 from tunerun.plan.steps import Placement
 
 ZERO2 = Placement(strategy="zero2", processes=2)
@@ -32,6 +32,7 @@ def test_precision_and_offload_are_those_of_the_placement():
     assert config["zero_optimization"] == {
         "stage": 3,
         "reduce_bucket_size": BUCKET_NUMBERS,
+        "stage3_param_persistence_threshold": WHOLE_NUMBERS,
         "offload_optimizer": {"device": "cpu", "pin_memory": True},
         "offload_param": {"device": "cpu", "pin_memory": True},
     }
@@ -82,6 +83,22 @@ def test_a_users_file_goes_before_and_what_it_leaves_to_a_trainer_is_left_out():
 def test_a_file_that_says_otherwise_than_the_run_is_refused(own, told):
     (found,) = problems(own)
     assert told in found
+
+
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [
+        ({}, (BUCKET_NUMBERS, WHOLE_NUMBERS)),
+        ({"zero_optimization": {"reduce_bucket_size": 1e6}}, (1_000_000, WHOLE_NUMBERS)),
+        ({"zero_optimization": {"stage3_param_persistence_threshold": 0}}, (BUCKET_NUMBERS, 0)),
+        ({"zero_optimization": {"stage3_param_persistence_threshold": "auto"}}, (BUCKET_NUMBERS, WHOLE_NUMBERS)),
+        ({"zero_optimization": True}, (BUCKET_NUMBERS, WHOLE_NUMBERS)),
+    ],
+)
+def test_the_estimate_counts_with_the_sizes_of_a_users_file(own, found):
+    placement = Placement(strategy="zero3", processes=2)
+    assert deepspeed.sizes(deepspeed_config(placement, max_grad_norm=1.0, own=own)) == found
+    assert deepspeed.sizes({}) == (BUCKET_NUMBERS, WHOLE_NUMBERS)
 
 
 @pytest.mark.parametrize("enabled", ["auto", False])

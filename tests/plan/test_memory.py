@@ -75,10 +75,23 @@ def test_full_training_in_bf16_takes_eighteen_bytes_a_weight():
     [("ddp", 6 + 8 + 8), ("zero1", 2 + 6 + 12 / 8), ("zero2", 2 + (4 + 12) / 8), ("zero3", 18 / 8), ("fsdp2", 16 / 8)],
 )
 def test_states_are_divided_as_the_strategy_says(strategy, bytes_each):
-    found = parts(replace(FULL, strategy=strategy, world_size=8))
+    found = parts(replace(FULL, strategy=strategy, world_size=8, whole_numbers=0))
     states = found.weights_bytes + found.gradients_bytes + found.optimiser_bytes
     whole = 2 * (2 * SEVEN_B.layer_parameters + SEVEN_B.embedding_parameters) if strategy in ("zero3", "fsdp2") else 0
     assert states == pytest.approx(bytes_each * SEVEN_B.parameters + whole, rel=1e-6)
+
+
+def test_zero3_keeps_small_parameters_whole_beside_their_parts():
+    spread = replace(LORA, strategy="zero3", world_size=8)
+    none, ours, all_ = (
+        parts(replace(spread, whole_numbers=numbers)).weights_bytes for numbers in (0, 100_000, 1 << 40)
+    )
+    # Norms and biases; of the adapter all but the matrices that are as long as the feed-forward is wide.
+    small = 28 * (3584 + 2 * 512 + 2 * 3584) + 3584
+    adapter = 28 * 16 * ((3584 + 3584) * 2 + (3584 + 512) * 2 + 3 * 3584)
+    assert ours - none == 2 * (small + adapter)
+    assert all_ - none == 2 * (SEVEN_B.parameters + trainable_parameters(SEVEN_B, LORA))
+    assert parts(replace(spread, strategy="zero2", whole_numbers=0)) == parts(replace(spread, strategy="zero2"))
 
 
 def test_offload_moves_bytes_to_the_host_and_loses_none():

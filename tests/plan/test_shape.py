@@ -9,6 +9,7 @@ from tunerun.config import typed
 from tunerun.config.schema import ModelConfig, ShapeConfig
 from tunerun.errors import UserError
 from tunerun.paths import resolve_asset
+from tunerun.plan import trained
 from tunerun.plan.shape import is_complete, read_shape, sizes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,7 +97,7 @@ SMALL: dict[str, Any] = {
         ("gemma3_text", {"head_dim": 32}),
     ],
 )
-def test_a_folder_has_as_many_parameters_as_transformers_builds(model_type, extra, tmp_path):
+def test_a_folder_has_the_parameters_that_transformers_builds(model_type, extra, tmp_path):
     torch = pytest.importorskip("torch")
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -106,7 +107,9 @@ def test_a_folder_has_as_many_parameters_as_transformers_builds(model_type, extr
     config.architectures = [type(model).__name__]
     config.save_pretrained(tmp_path)
     shape = read_shape(tmp_path)
-    assert sizes(shape).parameters == sum(parameter.numel() for parameter in model.parameters())
+    built = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    assert dict(trained.weights(sizes(shape))) == built
+    assert sizes(shape).parameters == sum(built.values())
     assert shape.context == 128
 
 

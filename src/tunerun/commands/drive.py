@@ -12,25 +12,26 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tunerun import artifacts, machine, redact
-from tunerun.commands.prepare import Prepared, prepare, require_here
+from tunerun import redact
+from tunerun.commands import array
+from tunerun.commands.prepare import Prepared, prepare, require_here, require_ready
+from tunerun.commands.trial import Entry, gpus, own
 from tunerun.config import typed
 from tunerun.config.credentials import secrets_of
 from tunerun.config.overrides import key_of
 from tunerun.config.resolve import resolve
-from tunerun.config.schema import RunConfig, SweepConfig
+from tunerun.config.schema import SweepConfig
 from tunerun.errors import ExitCode, Problem, TunerunError, UserError
 from tunerun.launch.forks import ForkServers
 from tunerun.launch.process import Process, Start, StopSignals, Supervision, spawn
 from tunerun.launch.terminal import Terminal
-from tunerun.run import inspect, record, results, rundir, runner
-from tunerun.sweep import measures, table, trials, wandb
+from tunerun.run import runner
+from tunerun.sweep import outcomes, table, trials, wandb
 from tunerun.sweep.sources import Base, MakeSource
 from tunerun.sweep.trials import Outcome, Source, Trial
 
 # What a trial is measured by; the rest can wait for the winner.
 _TRIAL_STAGES = ("data", "train", "eval")
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,16 +46,6 @@ class Request:
     sweep_dir: Path
     numbers: dict[str, int] | None
     """Of the trials of a grid that is resumed, by digest; None for a new sweep."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Entry:
-    """A trial and what it will do."""
-
-    trial: Trial
-    prepared: Prepared
-    whole: Prepared
-    """With all stages; the same as `prepared` unless the best one only is finished."""
 
 
 def drive(request: Request, config: DictConfig, make: MakeSource) -> ExitCode:
@@ -74,7 +65,7 @@ def drive(request: Request, config: DictConfig, make: MakeSource) -> ExitCode:
     base = _base(request, config)
     driver = _Driver(request=request, sweep=base.sweep, source=make(base), secrets=secrets_of(config, os.environ))
     driver.check()
-    return driver.run()
+    return driver.queue() if driver.is_queued else driver.run()
 
 
 def exported(request: Request, config: DictConfig, make: MakeSource) -> str:
@@ -111,7 +102,7 @@ class _Driver:
     sweep: SweepConfig
     source: Source
     secrets: tuple[str, ...]
-    entries: dict[int, _Entry] = field(default_factory=dict)
+    entries: dict[int, Entry] = field(default_factory=dict)
     """Of the trials that are known, by number."""
     codes: dict[int, ExitCode] = field(default_factory=dict)
     """Of the trials that ended in this execution."""
@@ -139,6 +130,8 @@ class _Driver:
                 problems += redact.problems(typed.flatten(typed.plain(whole)), secrets_of(whole, os.environ))
                 if self.source.is_complete:
                     self.entries[trial.number] = entry
+        if self.is_queued and not problems:
+            array.script(self.request.sweep_dir, self.entries, self.sweep.jobs)
         if problems:
             # What all trials share is told once.
             raise UserError(dict.fromkeys(problems))
@@ -148,6 +141,19 @@ class _Driver:
         elif {trial.digest: trial.number for trial in listed} != self.request.numbers:
             what = "its arguments now give other trials than they did."
             raise UserError(Problem(where=str(self.request.sweep_dir), what=what, fix="Start a new sweep."))
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether Slurm runs the trials, or some of them."""
+        return any(entry.whole.is_queued for entry in self.entries.values())
+
+    def queue(self) -> ExitCode:
+        """Queues what is left of the trials."""
+        return array.queue(self.request.sweep_dir, self.entries, self.sweep)
+
+    def _is_array(self, prepared: Prepared) -> bool:
+        # What a search tries next depends on what came of the trials before.
+        return prepared.is_queued and prepared.config.cluster.kind == "slurm" and self.source.is_complete
 
     def _typed_secrets(self) -> list[Problem]:
         """Finds secrets in what was typed, which is written down so that the sweep can be resumed."""
@@ -171,7 +177,7 @@ class _Driver:
 
     def _run_trials(self, stop: StopSignals) -> None:
         free = list(range(self.sweep.jobs))
-        running: dict[Future[ExitCode], tuple[_Entry, int]] = {}
+        running: dict[Future[ExitCode], tuple[Entry, int]] = {}
         with ThreadPoolExecutor(self.sweep.jobs) as pool:
             while True:
                 # A stage may have been sent the signal itself.
@@ -188,13 +194,13 @@ class _Driver:
                     self._end(entry, future.result())
                     self._write_rows()
 
-    def _end(self, entry: _Entry, code: ExitCode) -> None:
+    def _end(self, entry: Entry, code: ExitCode) -> None:
         number = entry.trial.number
         self.codes[number] = code
         self.ended[number] = self._outcome(entry)
         self.source.ended(entry.trial, self.ended[number])
 
-    def _next(self) -> _Entry | None:
+    def _next(self) -> Entry | None:
         """Returns a trial that can be run; one that cannot be planned has failed."""
         while (trial := self.source.next()) is not None:
             if trial.number in self.entries:
@@ -204,42 +210,45 @@ class _Driver:
             except UserError as error:
                 print(f"trial {trial.number}: {error}", file=sys.stderr)
                 self.codes[trial.number] = error.exit_code
-                self.ended[trial.number] = _waiting(trial, "failed", error.exit_code)
+                self.ended[trial.number] = outcomes.waiting(trial.number, trial.parameters, "failed", error.exit_code)
                 self.source.ended(trial, self.ended[trial.number])
             else:
                 return entry
         return None
 
-    def _title(self, entry: _Entry) -> str:
+    def _title(self, entry: Entry) -> str:
         count = f"{entry.trial.number + 1 if self.source.is_complete else len(self.entries)} of {self.source.total}"
         return f"trial {count}: {' '.join(entry.trial.varied)}"
 
-    def _prepare(self, trial: Trial) -> _Entry:
+    def _prepare(self, trial: Trial) -> Entry:
         resolved = resolve([*trial.point, *self.request.search_path], self.request.config_dir)
         missed = sorted(resolved.config.sweep.params.keys() - self.sweep.params.keys())
         if missed:
             what = "comes from a recipe that is varied itself, so that it was not known in time."
             raise UserError(Problem(where=f"sweep.params.{missed[0]}", what=what, fix="Vary the recipe by hand."))
-        config = _for_trial(resolved.config, self.request.sweep_dir, trial.number, self.sweep.jobs)
+        config = own(resolved.config, self.request.sweep_dir, trial.number, self.sweep.jobs)
         whole = prepare(replace(resolved, config=config))
-        require_here(whole)
-        _gpus(whole, 0, self.sweep.jobs)
+        if self._is_array(whole):
+            require_ready(whole)
+        else:
+            require_here(whole)
+            gpus(whole, 0, self.sweep.jobs)
         if "answer" in whole.config.stages:
             fix = "Collect the answers once, with stages=[answer], and sweep with data.path=RUN/answer/answers.jsonl."
             raise UserError(Problem(where="stages", what="each trial would ask the teacher anew.", fix=fix))
         if not whole.config.sweep.finish_best:
-            return _Entry(trial=trial, prepared=whole, whole=whole)
+            return Entry(trial=trial, prepared=whole, whole=whole)
         stages = tuple(stage for stage in config.stages if stage in _TRIAL_STAGES)
         short = prepare(replace(resolved, config=replace(config, stages=stages)))
-        return _Entry(trial=trial, prepared=short, whole=whole)
+        return Entry(trial=trial, prepared=short, whole=whole)
 
-    def _run(self, entry: _Entry, prepared: Prepared, slot: int, stop: StopSignals) -> ExitCode:
+    def _run(self, entry: Entry, prepared: Prepared, slot: int, stop: StopSignals) -> ExitCode:
         """Runs a trial; its failure is a result, not the end of the sweep."""
         prefix = f"{entry.trial.number} | " if self.sweep.jobs > 1 else ""
         terminal = Terminal(sys.stdout, sys.stderr, prefix=prefix)
         supervision = Supervision(
             stop=stop,
-            env=_gpus(prepared, slot, self.sweep.jobs),
+            env=gpus(prepared, slot, self.sweep.jobs),
             judge=self._judge(entry) if self.source.prunes else None,
             start=self._starter(prepared),
         )
@@ -254,7 +263,7 @@ class _Driver:
         train = prepared.plan.train
         return spawn if train is None or train.placement.device == "cuda" else self.servers.start
 
-    def _judge(self, entry: _Entry) -> Callable[[int, float], bool]:
+    def _judge(self, entry: Entry) -> Callable[[int, float], bool]:
         # Without measurements nobody asks.
         every = entry.prepared.config.train.eval_steps or 1
         return lambda step, loss: self.source.goes_on(entry.trial, step // every, loss)
@@ -282,24 +291,9 @@ class _Driver:
         table.write(self.request.sweep_dir, list(rows.values()), self.sweep.metric, self.source.importances())
         return list(rows.values())
 
-    def _outcome(self, entry: _Entry) -> Outcome:
+    def _outcome(self, entry: Entry) -> Outcome:
         number = entry.trial.number
-        folder = self.request.sweep_dir / str(number)
-        code = self.codes.get(number)
-        if code is None and rundir.is_busy(folder):
-            return _waiting(entry.trial, "running", None)
-        if not (folder / artifacts.RECORD).is_file() or not (folder / artifacts.CONFIG).is_file():
-            status = "waiting" if code is None else "preempted" if code == ExitCode.PREEMPTED else "failed"
-            return _waiting(entry.trial, status, code)
-        kept = record.read(folder)
-        return Outcome(
-            trial=number,
-            parameters=entry.trial.parameters,
-            status=inspect.state(folder, kept),
-            exit_code=code,
-            seconds=inspect.seconds(kept),
-            metrics=measures.measure(results.read(folder)),
-        )
+        return outcomes.read(self.request.sweep_dir, number, entry.trial.parameters, self.codes.get(number))
 
     def _say_end(self, rows: Sequence[Outcome]) -> ExitCode:
         metrics, sweep_dir = self.sweep.metric, self.request.sweep_dir
@@ -321,41 +315,3 @@ def _section(node: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
-
-
-def _waiting(trial: Trial, status: str, code: ExitCode | None) -> Outcome:
-    return Outcome(
-        trial=trial.number, parameters=trial.parameters, status=status, exit_code=code, seconds=0.0, metrics={}
-    )
-
-
-def _for_trial(config: RunConfig, sweep_dir: Path, number: int, jobs: int) -> RunConfig:
-    """Gives a trial its directory, its group among the trackers' runs, and its share of the cores."""
-    track, hardware = config.track, config.hardware
-    if track.group is None:
-        track = replace(track, group=sweep_dir.name)
-    if jobs > 1 and hardware.threads is None:
-        # Results differ in bits between numbers of threads, so the number is part of the trial's config.
-        share = max(1, machine.facts().cores // (jobs * (hardware.processes or 1)))
-        hardware = replace(hardware, threads=share)
-    return replace(config, run_dir=str(sweep_dir / str(number)), track=track, hardware=hardware)
-
-
-def _gpus(prepared: Prepared, slot: int, jobs: int) -> dict[str, str]:
-    """Returns the variable that leaves a trial its own GPUs, when several run at a time.
-
-    Raises:
-        UserError: There are too few.
-    """
-    train = prepared.plan.train
-    if jobs == 1 or train is None or train.placement.device != "cuda":
-        return {}
-    each = train.placement.processes
-    names = list(train.placement.devices) or (os.environ.get(_VISIBLE) or "").split(",")
-    names = names if names != [""] else [str(index) for index in range(len(machine.facts().gpus))]
-    if len(names) < jobs * each:
-        what = (
-            f"{jobs} trials at a time on {each} GPU{'s' * (each > 1)} each need {jobs * each}; there are {len(names)}."
-        )
-        raise UserError(Problem(where="sweep.jobs", what=what, fix=f"Set sweep.jobs={len(names) // each}."))
-    return {_VISIBLE: ",".join(names[slot * each : (slot + 1) * each])}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tunerun.config.schema import RunConfig
 from tunerun.errors import Problem
 
+_ARRAY, _TASK = "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"
 _FIRST_PORT = 20000
 _PORTS = 10000
 
@@ -22,7 +23,9 @@ class Allocation:
     """This process's place among those that a cluster started for one command."""
 
     job: str | None
-    """Id of Slurm's job; None under SkyPilot."""
+    """Id of Slurm's job as its commands show it, `42_3` for a task of an array; None under SkyPilot."""
+    number: int | None
+    """What Slurm counts the job by: a number of its own for each task of an array."""
     node: int
     """Number of this node among the command's, from 0; the first is the leader."""
     nodes: int
@@ -36,7 +39,7 @@ class Allocation:
     def port(self) -> int:
         """Where the nodes meet on the leader: another one for each job of Slurm, since jobs may share a node."""
         # Ranks meet on the port after it.
-        return _FIRST_PORT + (0 if self.job is None else 2 * (int(self.job) % (_PORTS // 2)))
+        return _FIRST_PORT + (0 if self.number is None else 2 * (self.number % (_PORTS // 2)))
 
 
 def allocation(env: Mapping[str, str]) -> Allocation | None:
@@ -44,13 +47,15 @@ def allocation(env: Mapping[str, str]) -> Allocation | None:
     if "SKYPILOT_NODE_RANK" in env:
         nodes = int(env["SKYPILOT_NUM_NODES"])
         leader = env["SKYPILOT_NODE_IPS"].split()[0]
-        return Allocation(job=None, node=int(env["SKYPILOT_NODE_RANK"]), nodes=nodes, tasks=nodes, leader=leader)
+        node = int(env["SKYPILOT_NODE_RANK"])
+        return Allocation(job=None, number=None, node=node, nodes=nodes, tasks=nodes, leader=leader)
     if "SLURM_JOB_ID" not in env or "SLURM_PROCID" not in env:
         return None
     # The batch script itself is one process, whatever its job holds.
     in_step = "SLURM_STEP_NUM_TASKS" in env
     return Allocation(
-        job=env["SLURM_JOB_ID"],
+        job=f"{env[_ARRAY]}_{env[_TASK]}" if _ARRAY in env else env["SLURM_JOB_ID"],
+        number=int(env["SLURM_JOB_ID"]),
         node=int(env["SLURM_NODEID"]),
         nodes=int(env["SLURM_STEP_NUM_NODES"]) if in_step else 1,
         tasks=int(env["SLURM_STEP_NUM_TASKS"]) if in_step else 1,

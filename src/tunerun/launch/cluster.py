@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tunerun.plan.plan import Plan
 
 SLURM_SCRIPT = "job.sbatch"
 SLURM_LOG = f"{artifacts.LOGS}/slurm-%j.log"
+ARRAY_LOG = f"{artifacts.LOGS}/slurm-%A_%a.log"
 SKYPILOT_TASK = "task.yaml"
 
 _STORAGE = "/tunerun"
@@ -49,9 +51,39 @@ do :; done
 """
 _REQUEUE = """\
 if [ "$limit" ] && [ "$code" -eq {preempted} ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "{job}"
 fi
 """
+_TABLE = """\
+# Each task writes the table of the sweep as it stands when it ends.
+trap '' USR1 TERM
+{show} > /dev/null || true
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Array:
+    """The trials of a sweep as tasks of one job, each in the folder of its number."""
+
+    sweep_dir: Path
+    trials: int
+    at_a_time: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """What the scripts of a run and of a sweep differ in."""
+
+    name: str
+    about: str
+    run_dir: str
+    """As the shell reads it."""
+    log: Path
+    id: str
+    """Of the job, or the task, as the shell reads it between quotes."""
+    array: str | None = None
+    table: str | None = None
+    """Command that writes the sweep's table."""
 
 
 def slurm_script(plan: Plan, config: RunConfig, directory: Path) -> str:
@@ -62,11 +94,50 @@ def slurm_script(plan: Plan, config: RunConfig, directory: Path) -> str:
         config: What the plan was made from.
         directory: Where the job starts: relative paths of options and recipes mean the same there.
     """
+    job = _Job(
+        name=plan.name,
+        about="The job of a run of tunerun. It may be edited, and submitted again: a run goes on where it stopped.",
+        run_dir=shlex.quote(plan.run_dir),
+        log=Path(plan.run_dir) / SLURM_LOG,
+        id="$SLURM_JOB_ID",
+    )
+    return _script(plan, config, directory, job)
+
+
+def array_script(plan: Plan, config: RunConfig, directory: Path, array: Array) -> str:
+    """Renders the batch script of a sweep: an array, of which each task is `tunerun resume` of a trial.
+
+    Args:
+        plan: Of any of the trials.
+        config: What the plan was made from.
+        directory: Where the job starts.
+        array: The trials.
+    """
+    folder = shlex.quote(str(array.sweep_dir))
+    job = _Job(
+        name=array.sweep_dir.name,
+        about="The job of a sweep of tunerun: a task for each trial. It may be edited, and submitted again.",
+        run_dir=f'{folder}/"$SLURM_ARRAY_TASK_ID"',
+        log=array.sweep_dir / "%a" / ARRAY_LOG,
+        # The last task's own number is also the array's, by which all tasks would be queued again.
+        id="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID",
+        array=f"0-{array.trials - 1}%{array.at_a_time}",
+        table=f"{shlex.join(_tunerun(config))} sweep show {folder}",
+    )
+    return _script(plan, config, directory, job)
+
+
+def _tunerun(config: RunConfig) -> list[str]:
+    return [config.cluster.python or sys.executable, "-P", "-m", "tunerun"]
+
+
+def _script(plan: Plan, config: RunConfig, directory: Path, job: _Job) -> str:
     cluster = config.cluster
     options = {
-        "job-name": plan.name,
+        "job-name": job.name,
+        "array": job.array,
         "chdir": str(directory),
-        "output": str(Path(plan.run_dir) / SLURM_LOG),
+        "output": str(job.log),
         "open-mode": "append",
         "partition": cluster.partition,
         "account": cluster.account,
@@ -84,19 +155,19 @@ def slurm_script(plan: Plan, config: RunConfig, directory: Path) -> str:
     lines += [f"#SBATCH {line}" for line in cluster.extra]
     ended = int(ExitCode.PREEMPTED)
     mark = {"limit": "limit=\n", "near": "limit=near "} if cluster.requeue else {"limit": "", "near": ""}
-    python = (cluster.python or sys.executable, "-P", "-m", "tunerun")
     texts = [
         "#!/bin/bash",
-        "# The job of a run of tunerun. It may be edited, and submitted again: a run goes on where it stopped.",
+        f"# {job.about}",
         *lines,
         "",
         "set -e",
         *cluster.setup,
         "",
-        _START.format(resume=shlex.join([*python, "resume", plan.run_dir])),
+        _START.format(resume=f"{shlex.join([*_tunerun(config), 'resume'])} {job.run_dir}"),
         _SIGNALS.format(seconds=cluster.signal_seconds, preempted=ended, **mark),
         _WAIT,
-        *([_REQUEUE.format(preempted=ended)] if cluster.requeue else []),
+        *([_TABLE.format(show=job.table)] if job.table is not None else []),
+        *([_REQUEUE.format(preempted=ended, job=job.id)] if cluster.requeue else []),
         'exit "$code"',
     ]
     return "\n".join(texts) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Collection, Sequence
@@ -15,18 +16,23 @@ _SUBMIT_SECONDS = 60.0
 _ASK_SECONDS = 5.0
 
 
-def submit(script: Path) -> str:
+def submit(script: Path, *options: str) -> str:
     """Queues a script and returns the id of its job.
+
+    Args:
+        script: For sbatch.
+        options: That go before those in the script.
 
     Raises:
         UserError: Slurm is not there, or refused the script.
     """
     if shutil.which("sbatch") is None:
-        fix = f"Run this where Slurm's commands are, or submit it there: sbatch {script}"
+        typed = shlex.join(["sbatch", *options, str(script)])
+        fix = f"Run this where Slurm's commands are, or submit it there: {typed}"
         raise UserError(Problem(where="cluster.kind", what="there is no sbatch on this machine.", fix=fix))
     try:
         done = subprocess.run(
-            ["sbatch", "--parsable", str(script)],
+            ["sbatch", "--parsable", *options, str(script)],
             capture_output=True,
             text=True,
             timeout=_SUBMIT_SECONDS,
@@ -46,7 +52,7 @@ def states(jobs: Collection[str]) -> dict[str, str]:
     """Asks for the states of jobs, such as `PENDING` or `TIMEOUT`.
 
     Args:
-        jobs: Ids.
+        jobs: Ids, `42_3` for a task of an array.
 
     Returns:
         State by id. A job is absent when Slurm does not know it any more, keeps no accounts, or does not answer.
@@ -54,10 +60,10 @@ def states(jobs: Collection[str]) -> dict[str, str]:
     if not jobs:
         return {}
     # Jobs that ended stay in the queue's memory for some minutes, and in the accounts where a site keeps them.
-    found = _rows(["squeue", "--noheader", "--me", "--states=all", "--format=%i|%T"])
+    found = _rows(["squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i|%T"])
     gone = ",".join(sorted(set(jobs) - found.keys()))
     if gone:
-        accounts = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State"]
+        accounts = ["sacct", "--noheader", "--allocations", "--array", "--parsable2", "--format=JobID,State"]
         found |= _rows([*accounts, f"--jobs={gone}"])
     return {job: found[job] for job in jobs if job in found}
 
@@ -68,4 +74,4 @@ def _rows(argv: Sequence[str]) -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         return {}
     # `CANCELLED by 1000`
-    return dict(re.findall(r"^(\d+)\|([A-Z_]+)", done.stdout, re.MULTILINE)) if done.returncode == 0 else {}
+    return dict(re.findall(r"^(\d+(?:_\d+)?)\|([A-Z_]+)", done.stdout, re.MULTILINE)) if done.returncode == 0 else {}

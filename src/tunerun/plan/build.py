@@ -10,10 +10,9 @@ from tunerun.config.checks import size_bytes
 from tunerun.config.data_sources import holds_out
 from tunerun.config.schema import PAGED_OPTIMIZERS, RunConfig
 from tunerun.machine import Machine
-from tunerun.plan import answers, dataset, delivery, devices, estimate, nodes, shape
+from tunerun.plan import answers, dataset, deepspeed, delivery, devices, estimate, nodes, shape
 from tunerun.plan.compiling import compiles
 from tunerun.plan.dataset import DataSize
-from tunerun.plan.deepspeed import deepspeed_config
 from tunerun.plan.devices import Device
 from tunerun.plan.estimate import Estimate
 from tunerun.plan.memory import STATE_BYTES, Work
@@ -87,7 +86,7 @@ def _decide(config: RunConfig, facts: Facts) -> _Decisions:
     single = _single_placement(config, facts.machine, device)
     train = _train_placement(config, facts.machine, single)
     row_tokens = dataset.row_tokens(config, facts.data)
-    found = _estimate(config, train, device, row_tokens) if "train" in config.stages else None
+    found = _estimate(config, facts, train, device, row_tokens) if "train" in config.stages else None
     notes = dataset.length_notes(config, facts.data) if "train" in config.stages else []
     if _makes_scorer(config):
         left_out = ", ".join(stage for stage in config.stages if stage in ("eval", "merge", "export", "verify"))
@@ -168,10 +167,13 @@ def _train_placement(config: RunConfig, machine: Machine, single: Placement) -> 
     )
 
 
-def _estimate(config: RunConfig, placement: Placement, device: Device | None, row_tokens: int) -> Estimate | None:
+def _estimate(
+    config: RunConfig, facts: Facts, placement: Placement, device: Device | None, row_tokens: int
+) -> Estimate | None:
     if not shape.is_complete(config.model.shape):
         return None
     size = shape.sizes(config.model.shape)
+    bucket, whole = deepspeed.sizes(_deepspeed(config, facts, placement))
     work = Work(
         objective=config.objective.kind,
         method=config.method.kind,
@@ -192,6 +194,8 @@ def _estimate(config: RunConfig, placement: Placement, device: Device | None, ro
         offload=placement.offload,
         state_bytes=STATE_BYTES[config.train.optimizer] + (0.0 if config.train.ema_decay is None else 4.0),
         paged=config.train.optimizer in PAGED_OPTIMIZERS,
+        bucket_numbers=bucket,
+        whole_numbers=whole,
     )
     disk = estimate.disk(
         size,
@@ -263,7 +267,6 @@ def _model_step(config: RunConfig) -> ModelStep:
 
 def _train_step(config: RunConfig, decided: _Decisions, facts: Facts) -> TrainStep:
     assert config.name is not None
-    clip = config.train.max_grad_norm
     per_micro = decided.micro_batch_size * decided.train.world_size
     return TrainStep(
         model=config.model,
@@ -282,8 +285,12 @@ def _train_step(config: RunConfig, decided: _Decisions, facts: Facts) -> TrainSt
         seed=config.seed,
         flops_per_token=None if decided.estimate is None else decided.estimate.model_flops_per_token,
         device_flops=decided.device_flops,
-        deepspeed=deepspeed_config(decided.train, max_grad_norm=clip, own=facts.deepspeed),
+        deepspeed=_deepspeed(config, facts, decided.train),
     )
+
+
+def _deepspeed(config: RunConfig, facts: Facts, placement: Placement) -> dict[str, Any]:
+    return deepspeed.deepspeed_config(placement, max_grad_norm=config.train.max_grad_norm, own=facts.deepspeed)
 
 
 def _eval_step(config: RunConfig, decided: _Decisions) -> EvalStep:

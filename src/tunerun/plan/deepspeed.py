@@ -11,7 +11,10 @@ from tunerun.plan.steps import ZERO_STAGES, Placement
 BUCKET_NUMBERS = 50_000_000
 """Gradients that travel at a time. DeepSpeed's own 500 million would take up to 4 GB of each GPU, however small the
 model."""
+WHOLE_NUMBERS = 100_000
+"""ZeRO-3 leaves parameters of at most as many numbers whole in every process. It is DeepSpeed's own default."""
 
+_BUCKET, _WHOLE = "reduce_bucket_size", "stage3_param_persistence_threshold"
 _WHERE = "hardware.deepspeed"
 # What tunerun does itself, or has keys of its own for.
 _OURS = {
@@ -40,8 +43,10 @@ def deepspeed_config(
     """
     if placement.strategy not in ZERO_STAGES:
         return {}
-    zero: dict[str, Any] = {"stage": ZERO_STAGES[placement.strategy], "reduce_bucket_size": BUCKET_NUMBERS}
-    if placement.strategy != "zero3":
+    zero: dict[str, Any] = {"stage": ZERO_STAGES[placement.strategy], _BUCKET: BUCKET_NUMBERS}
+    if placement.strategy == "zero3":
+        zero[_WHOLE] = WHOLE_NUMBERS
+    else:
         # Overlapping needs CUDA's streams, and gradients that are added up before they are reduced need stage 2.
         zero["overlap_comm"] = placement.strategy == "zero2" and placement.device == "cuda"
     if placement.offload:
@@ -65,6 +70,21 @@ def deepspeed_config(
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     left_out = (*_IGNORED, *_OURS)
     return _merged(config, {key: value for key, value in _set(own or {}).items() if key not in left_out})
+
+
+def sizes(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns how many gradients travel at a time, and the size of the largest parameter that ZeRO-3 leaves whole.
+
+    Args:
+        config: As `deepspeed_config` makes it; what DeepSpeed will refuse in a user's part of it is passed over.
+    """
+    zero = config["zero_optimization"] if config else {}
+    set_here = zero if isinstance(zero, Mapping) else {}
+    bucket, whole = (
+        int(set_here[key]) if key in set_here and isinstance(set_here[key], int | float) else ours
+        for key, ours in ((_BUCKET, BUCKET_NUMBERS), (_WHOLE, WHOLE_NUMBERS))
+    )
+    return bucket, whole
 
 
 def problems(own: Mapping[str, Any], placement: Placement, *, max_grad_norm: float | None) -> list[Problem]:

@@ -6,12 +6,13 @@ Assumptions, measured against real runs in tests/plan/test_memory.py and, for wh
   pieces of at most 64 MiB of fp32 scores, except for the architectures that change scores afterwards;
 - bf16: full training keeps fp32 weights and computes in bf16 (autocast keeps a bf16 copy of them), ZeRO keeps bf16
   weights and fp32 gradients and puts an fp32 copy beside AdamW's two moments; a frozen base is bf16, adapters are fp32;
+- ZeRO-3 keeps small parameters whole in every process, those of an adapter as a rule, beside its part of each;
 - gradients of an accumulated step exist while the next micro-batch is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,7 +20,7 @@ from tunerun.config import typed
 from tunerun.config.schema import ADAPTER_METHODS, MethodKind, ObjectiveKind, Optimizer, Strategy
 from tunerun.errors import Problem, UserError
 from tunerun.plan import trained
-from tunerun.plan.deepspeed import BUCKET_NUMBERS
+from tunerun.plan.deepspeed import BUCKET_NUMBERS, WHOLE_NUMBERS
 from tunerun.plan.shape import Sizes
 
 ALL_LINEAR = "all-linear"
@@ -79,6 +80,10 @@ class Work:
     """What the optimiser keeps for each trained weight, a running average of it included."""
     paged: bool = False
     """Whether that leaves the device when memory is short."""
+    bucket_numbers: int = BUCKET_NUMBERS
+    """Gradients that DeepSpeed sends at a time."""
+    whole_numbers: int = WHOLE_NUMBERS
+    """Size of the largest parameter that ZeRO-3 leaves whole."""
 
     @property
     def rows_per_sample(self) -> int:
@@ -129,13 +134,20 @@ def trainable_parameters(size: Sizes, work: Work) -> int:
         return size.parameters
     if work.method == "freeze":
         return _frozen(size, work).parameters
+    return sum(_adapter_tensors(size, work))
+
+
+def _adapter_tensors(size: Sizes, work: Work) -> Iterator[int]:
+    """Yields the size of each tensor that an adapter adds: two for a linear layer, and the lengths of DoRA."""
     targets = _targets(size, work.target_modules)
-    total = sum(_module_parameters(size, name) for name in work.modules_to_save)
+    for module in work.modules_to_save:
+        yield from _module_tensors(size, module)
     for name, linear in trained.linears(size):
         if name.rpartition(".")[2] in targets:
-            total += trained.rank_of(name, work.rank_pattern, work.rank) * (linear.inputs + linear.outputs)
-            total += linear.outputs if work.method == "dora" else 0
-    return total
+            rank = trained.rank_of(name, work.rank_pattern, work.rank)
+            yield from (rank * linear.inputs, rank * linear.outputs)
+            if work.method == "dora":
+                yield linear.outputs
 
 
 def _frozen(size: Sizes, work: Work) -> trained.Frozen:
@@ -170,7 +182,7 @@ def memory(size: Sizes, work: Work, *, micro_batch_size: int, activation_checkpo
     if work.offload and work.strategy in ("zero3", "fsdp2"):
         host, weights = host + weights, 0.0
     if work.strategy in ("zero3", "fsdp2"):
-        weights += _gathered_bytes(size, work)
+        weights += _gathered_bytes(size, work) + _whole_bytes(size, work)
     layer = _layer_activation_bytes(size, work)
     layers = layers_with_gradients(size, work)
     kept = (layers * size.hidden * work.number_bytes + layer) if activation_checkpointing else layers * layer
@@ -203,11 +215,11 @@ def _targets(size: Sizes, names: tuple[str, ...]) -> set[str]:
     return set(names)
 
 
-def _module_parameters(size: Sizes, name: str) -> int:
+def _module_tensors(size: Sizes, name: str) -> list[int]:
     if name in ("embed_tokens", "lm_head"):
-        return size.embedding_parameters
+        return [size.embedding_parameters]
     if name in size.linears:
-        return size.layers * size.linears[name].parameters
+        return [size.linears[name].parameters] * size.layers
     fix = typed.nearest(name, ["embed_tokens", "lm_head", *size.linears])
     raise UserError(Problem(where="method.modules_to_save", what=f"the model has no module `{name}`.", fix=fix))
 
@@ -274,12 +286,22 @@ def _bucket_bytes(work: Work) -> int:
         return 0
     number = 4 if work.strategy == "zero1" else work.number_bytes
     # With CUDA, ZeRO-2 fills one while another travels.
-    return BUCKET_NUMBERS * number * (2 if work.strategy == "zero2" and work.device == "cuda" else 1)
+    return work.bucket_numbers * number * (2 if work.strategy == "zero2" and work.device == "cuda" else 1)
 
 
 def _gathered_bytes(size: Sizes, work: Work) -> float:
     """The layer that computes and the next one, whole, and the embedding or head."""
     return (2 * size.layer_parameters + size.embedding_parameters) * work.number_bytes
+
+
+def _whole_bytes(size: Sizes, work: Work) -> float:
+    """Parameters so small that ZeRO-3 never takes them apart again: all processes have them whole."""
+    if work.strategy != "zero3":
+        return 0
+    counts = [count for _, count in trained.weights(size)]
+    if work.method in ADAPTER_METHODS:
+        counts += _adapter_tensors(size, work)
+    return work.number_bytes * sum(count for count in counts if count <= work.whole_numbers)
 
 
 def _logits_bytes(size: Sizes, work: Work, tokens: int) -> float:

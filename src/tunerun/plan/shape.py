@@ -77,6 +77,25 @@ class Sizes:
         }
 
     @property
+    def biased(self) -> tuple[str, ...]:
+        """Those of the linear layers that have a bias."""
+        if not self.attention_bias:
+            return ()
+        return ("q_proj", "k_proj", "v_proj", *(() if self.architecture in _QKV_BIAS_ONLY else ("o_proj",)))
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms of one decoder layer over the whole width, by the names transformers gives them."""
+        two = ("input_layernorm", "post_attention_layernorm")
+        four = (*two, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+        return four if self.architecture in _FOUR_NORMS else two
+
+    @property
+    def head_norms(self) -> tuple[str, ...]:
+        """The norms over one head."""
+        return ("q_norm", "k_norm") if self.architecture in _HEAD_NORMS else ()
+
+    @property
     def layer_linear_parameters(self) -> int:
         """Weights in the linear layers of one decoder layer."""
         return sum(linear.parameters for linear in self.linears.values())
@@ -89,12 +108,9 @@ class Sizes:
     @property
     def layer_parameters(self) -> int:
         """All weights of one decoder layer."""
-        biases = self.query_width + 2 * self.kv_width if self.attention_bias else 0
-        if self.attention_bias and self.architecture not in _QKV_BIAS_ONLY:
-            biases += self.hidden
-        norms = (4 if self.architecture in _FOUR_NORMS else 2) * self.hidden
-        head_norms = 2 * self.head_dim if self.architecture in _HEAD_NORMS else 0
-        return self.layer_linear_parameters + biases + norms + head_norms
+        biases = sum(self.linears[name].outputs for name in self.biased)
+        norms = len(self.norms) * self.hidden + len(self.head_norms) * self.head_dim
+        return self.layer_linear_parameters + biases + norms
 
     @property
     def parameters(self) -> int:

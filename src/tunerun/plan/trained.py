@@ -45,11 +45,11 @@ def frozen(size: Sizes, *, layers: int, patterns: tuple[str, ...]) -> Frozen:
     Args:
         size: Of the model.
         layers: Number of last decoder layers trained.
-        patterns: Shell patterns of further weights' names; biases and norms inside attention are left out.
+        patterns: Shell patterns of further weights' names.
     """
     first = size.layers - layers
     parameters, lowest = layers * size.layer_parameters, first
-    for name, count in _weights(size):
+    for name, count in weights(size):
         match = _LAYER.search(name)
         layer = int(match[1]) if match else None
         if (layer is None or layer < first) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
@@ -59,13 +59,18 @@ def frozen(size: Sizes, *, layers: int, patterns: tuple[str, ...]) -> Frozen:
     return Frozen(parameters=parameters, layers=size.layers - lowest)
 
 
-def _weights(size: Sizes) -> Iterator[tuple[str, int]]:
+def weights(size: Sizes) -> Iterator[tuple[str, int]]:
+    """Yields the name that transformers gives each weight, and how many numbers it has; a shared one once."""
     yield "model.embed_tokens.weight", size.embedding_parameters
     for name, linear in linears(size):
         yield f"{name}.weight", linear.parameters
+        if name.rpartition(".")[2] in size.biased:
+            yield f"{name}.bias", linear.outputs
     for layer in range(size.layers):
-        for norm in ("input_layernorm", "post_attention_layernorm"):
+        for norm in size.norms:
             yield f"model.layers.{layer}.{norm}.weight", size.hidden
+        for norm in size.head_norms:
+            yield f"model.layers.{layer}.self_attn.{norm}.weight", size.head_dim
     yield "model.norm.weight", size.hidden
     if not size.tied_embeddings:
         yield "lm_head.weight", size.embedding_parameters

@@ -25,8 +25,12 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[int]:
+def locked(run_dir: Path, *, wait: bool = False) -> Iterator[int]:
     """Makes a run directory and holds its lock.
+
+    Args:
+        run_dir: Of a run, or of a sweep whose tables are written.
+        wait: Whether to wait for a process that holds it.
 
     Yields:
         The lock's descriptor. A process that inherits it holds the lock too, as long as it lives.
@@ -41,7 +45,7 @@ def locked(run_dir: Path) -> Iterator[int]:
         raise UserError(Problem(where="run_dir", what=f"{run_dir} cannot be written: {error.strerror}.")) from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise UserError(_busy(run_dir, os.pread(descriptor, 32, 0).decode().strip())) from error
         os.ftruncate(descriptor, 0)

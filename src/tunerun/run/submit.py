@@ -1,10 +1,10 @@
-"""Hands a run to a cluster instead of running it: prepares its directory and queues a job that resumes it."""
+"""Hands runs to a cluster instead of running them: prepares their directories and queues a job that resumes them."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tunerun import artifacts, redact
@@ -37,23 +37,63 @@ def submit(plan: Plan, config: RunConfig, overrides: Sequence[str]) -> ExitCode:
         UserError: The run is queued or at work already, its config holds a secret, or Slurm refused the job.
     """
     run_dir = Path(plan.run_dir)
-    _refuse_secrets(config)
+    refuse_secrets(config)
     _refuse_queued(run_dir)
     ((name, text),) = cluster.files(plan, config, Path.cwd(), overrides).items()
-    _prepare(plan, config, run_dir, name, text)
+    changed = _prepare(plan, config)
+    if changed or not (run_dir / name).is_file():
+        artifacts.write_text(run_dir / name, text)
     told = _queue(run_dir, run_dir / name) if config.cluster.kind == "slurm" else _tell(run_dir / name)
     print("\n".join([*told, f"run: {run_dir}"]))
     return ExitCode.DONE
 
 
+def submit_array(trials: Mapping[int, tuple[Plan, RunConfig]], script: Path, text: str, at_a_time: int) -> str:
+    """Queues trials of a sweep as one job, a task for each.
+
+    Args:
+        trials: Plan and config by number, none of them queued or at work.
+        script: Of the whole sweep; one that is there is submitted as it stands while no trial's config changes.
+        text: What it is made as.
+        at_a_time: Trials that run at a time.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        UserError: Slurm refused the job.
+    """
+    changed = [_prepare(plan, config) for plan, config in trials.values()]
+    if any(changed) or not script.is_file():
+        artifacts.write_text(script, text)
+    folders = {number: Path(plan.run_dir) for number, (plan, _) in trials.items()}
+    job = _submit(script, folders.values(), f"--array={_ranges(sorted(trials))}%{at_a_time}")
+    for number, folder in folders.items():
+        jobs.write(folder, Job(id=f"{job}_{number}", submitted=record.now()))
+    return job
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Writes numbers in order as Slurm does: `0-2,5`."""
+    starts = [number for number in numbers if number - 1 not in numbers]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    pairs = zip(starts, ends, strict=True)
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in pairs)
+
+
+def _submit(script: Path, run_dirs: Iterable[Path], *options: str) -> str:
+    # Nobody holds the locks: the job may start before sbatch returns.
+    try:
+        return slurm.submit(script, *options)
+    except UserError:
+        for folder in run_dirs:
+            record.write(folder, dataclasses.replace(record.read(folder), status="failed"))
+        raise
+
+
 def _queue(run_dir: Path, script: Path) -> list[str]:
     """Queues a script; returns what to tell the user."""
-    # Nobody holds the lock: the job may start before sbatch returns.
-    try:
-        made = Job(id=slurm.submit(script), submitted=record.now())
-    except UserError:
-        record.write(run_dir, dataclasses.replace(record.read(run_dir), status="failed"))
-        raise
+    made = Job(id=_submit(script, [run_dir]), submitted=record.now())
     jobs.write(run_dir, made)
     run, log = short(run_dir), short(run_dir / cluster.SLURM_LOG.replace("%j", made.id))
     return [
@@ -79,23 +119,27 @@ def _refuse_queued(run_dir: Path) -> None:
         raise UserError(Problem(where=str(run_dir), what=what, fix=f"Wait for it, or end it: scancel {job.id}"))
 
 
-def _prepare(plan: Plan, config: RunConfig, run_dir: Path, name: str, text: str) -> None:
-    """Writes what the job will find in the run directory."""
-    secrets = secrets_of(config, os.environ)
+def _prepare(plan: Plan, config: RunConfig) -> bool:
+    """Writes what the job will find in the run directory; says whether the config is another one than before."""
+    run_dir, secrets = Path(plan.run_dir), secrets_of(config, os.environ)
     with rundir.locked(run_dir):
         kept = runner.open_record(plan, config, run_dir)
         path = run_dir / artifacts.CONFIG
         before = path.read_text(encoding="utf-8") if path.is_file() else None
         rundir.write_config(run_dir, config, secrets)
-        if before != path.read_text(encoding="utf-8") or not (run_dir / name).is_file():
-            artifacts.write_text(run_dir / name, text)
         artifacts.write_json(run_dir / artifacts.PLAN, plans.to_json(plan))
         (run_dir / artifacts.LOGS).mkdir(exist_ok=True)
         status: RunStatus = "submitted" if config.cluster.kind == "slurm" else "prepared"
         record.write(run_dir, dataclasses.replace(kept, status=status, finished=None))
+    return before != path.read_text(encoding="utf-8")
 
 
-def _refuse_secrets(config: RunConfig) -> None:
+def refuse_secrets(config: RunConfig) -> None:
+    """Refuses a config that would write a secret into its files or its job.
+
+    Raises:
+        UserError: Names each key that holds one.
+    """
     secrets = secrets_of(config, os.environ)
     found = redact.problems(typed.flatten(typed.plain(config)), secrets) + _secret_lines(config, secrets)
     if found:
