@@ -140,7 +140,8 @@ def test_the_last_stages_of_the_best_are_queued_when_all_are_done(slurm, task, t
     for number in range(3):
         task(sweep_dir, number)
         assert not (sweep_dir / f"{number}/merged").exists()
-        (sweep_dir / f"{number}/metrics.jsonl").write_text(json.dumps({"step": 1, "loss": float(5 - number)}) + "\n")
+        row = {"step": 1, "loss": float(5 - number), "tokens_per_second": 1.0}
+        (sweep_dir / f"{number}/metrics.jsonl").write_text(json.dumps(row) + "\n")
     assert cli.dispatch(["resume", str(sweep_dir)]) == ExitCode.DONE
     assert submitted(tmp_path)[1:] == [f"--parsable --array=2%1 {sweep_dir}/job.sbatch"]
     task(sweep_dir, 2)

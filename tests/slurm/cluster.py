@@ -1,6 +1,7 @@
 """A Slurm cluster of one machine for tests: munged, slurmctld and slurmd in a folder of their own.
 
-Needs root and Debian's `slurm-wlm` and `munge`. Several nodes are several slurmd on loopback addresses.
+Needs root and Debian's `slurm-wlm` and `munge`. Several nodes are several slurmd, each named after the loopback address
+and with the port that it listens on: names under which nodes find each other without /etc/hosts.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -48,9 +49,10 @@ JobRequeue=1
 SchedulerParameters=bf_interval=1,sched_interval=1
 KillWait=30
 OverTimeLimit=0
-NodeName={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={cpus} RealMemory=2000 State=UNKNOWN
+{nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+_NODE = "NodeName={name} NodeHostname={host} NodeAddr={name} Port={port} CPUs={cpus} RealMemory=2000 State=UNKNOWN"
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,6 @@ class Cluster:
     folder: Path
     env: dict[str, str]
     """Variables under which Slurm's commands talk to it."""
-    node: str
-    """Name of its node."""
 
     def ask(self, *argv: str) -> str:
         """Runs one of Slurm's commands and returns what it printed."""
@@ -77,20 +77,22 @@ def missing() -> list[str]:
 
 
 @contextlib.contextmanager
-def running(folder: Path, cpus: int = 2) -> Iterator[Cluster]:
-    """Starts a cluster, and ends it and every process of its jobs."""
+def running(folder: Path, *, nodes: int = 1, cpus: int = 2) -> Iterator[Cluster]:
+    """Starts a cluster of nodes with some CPUs each, and ends it and every process of its jobs."""
     host = socket.gethostname().split(".")[0]
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
-    controller, node = _free_ports(2)
-    text = _CONFIG.format(folder=folder, host=host, cpus=cpus, controller_port=controller, node_port=node)
+    controller, *ports = _free_ports(1 + nodes)
+    names = [f"127.0.0.{number + 1}" for number in range(nodes)]
+    lines = [_NODE.format(name=name, host=host, port=port, cpus=cpus) for name, port in zip(names, ports, strict=True)]
+    text = _CONFIG.format(folder=folder, host=host, controller_port=controller, nodes="\n".join(lines))
     (folder / "slurm.conf").write_text(text)
     env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
-    cluster = Cluster(folder=folder, env=env, node=host)
+    cluster = Cluster(folder=folder, env=env)
     started: list[subprocess.Popen[bytes]] = []
     try:
-        started.append(_munged(folder, env))
-        started += [_daemon(folder, env, "slurmctld", "-D"), _daemon(folder, env, "slurmd", "-D", "-N", host)]
+        started += [_munged(folder, env), _daemon(folder, env, "slurmctld", "-D")]
+        started += [_daemon(folder, env, "slurmd", "-D", "-N", name) for name in names]
         _wait_until_idle(cluster)
         yield cluster
     finally:
@@ -115,7 +117,7 @@ def _munged(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
 
 
 def _daemon(folder: Path, env: dict[str, str], *argv: str) -> subprocess.Popen[bytes]:
-    with (folder / f"{argv[0]}.out").open("wb") as printed:
+    with (folder / f"{argv[0]}.out").open("ab") as printed:
         return subprocess.Popen(argv, env=env, stdout=printed, stderr=printed, stdin=subprocess.DEVNULL)
 
 
@@ -126,6 +128,7 @@ def _wait_until_idle(cluster: Cluster) -> None:
         done = subprocess.run(
             ["sinfo", "--noheader", "--format=%T"], env=cluster.env, capture_output=True, text=True, check=False
         )
+        # One line, as long as all nodes are in the same state.
         state = done.stdout.strip() or done.stderr.strip()
         if state == "idle":
             return

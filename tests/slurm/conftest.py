@@ -13,11 +13,17 @@ from tests.slurm import cluster as clusters
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def nodes():
+    """How many nodes the cluster has; a module may say otherwise."""
+    return 1
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, nodes):
     absent = clusters.missing()
     if absent:
         pytest.skip(f"a Slurm cluster needs {', '.join(absent)} (Debian: apt-get install slurm-wlm munge, as root)")
-    with clusters.running(tmp_path_factory.mktemp("slurm")) as found:
+    with clusters.running(tmp_path_factory.mktemp("slurm"), nodes=nodes, cpus=2 // nodes) as found:
         yield found
 
 

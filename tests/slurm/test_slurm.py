@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from pathlib import Path
 
 import pytest
 
@@ -107,3 +109,41 @@ def test_under_srun_with_more_tasks_it_is_told_the_right_command(tunerun):
 def test_what_slurm_refuses_is_told(tunerun):
     out = tunerun(*SHORT, *QUEUED, "cluster.partition=nowhere", "run_dir=refused", code=2)
     assert "invalid partition specified: nowhere" in " ".join(out.split())
+
+
+def test_a_sweep_is_one_array_and_each_trial_is_queued_again_for_itself(cluster, tunerun, state, project):
+    trials = (*TRAINING, *QUEUED, "train.max_steps=100", "train.global_batch_size=1", "stages=[data,train,eval]")
+    out = tunerun("-m", *trials, "train.learning_rate=1e-3,1e-2,1e-4", "sweep.jobs=2")
+    sweep_dir = Path(out.splitlines()[-1].removeprefix("sweep: "))
+    job = re.match(r"job (\d+) is queued with 3 trials, 2 at a time: ", out)[1]
+    last = sweep_dir / "2"
+    seen = set()
+    while not (last / "metrics.jsonl").is_file():
+        seen.add(tuple(state(str(sweep_dir / str(number))) for number in range(3)))
+        time.sleep(0.2)
+    assert ("running", "running", "queued") in seen, seen
+    assert all(states.count("running") <= 2 for states in seen), seen
+    # The last task has the array's own number too: it alone is to be queued again.
+    cluster.ask("scancel", "--batch", "--signal=USR1", f"{job}_2")
+    until_ended(sweep_dir, tunerun)
+    calls = [[call.exit_code for call in record.read(sweep_dir / str(n)).invocations] for n in range(3)]
+    assert calls == [[0], [0], [75, 0]], job_log(last)
+    rows = json.loads((sweep_dir / "results.json").read_text())["trials"]
+    assert [row["status"] for row in rows] == ["done"] * 3
+    assert all("eval_loss" in row["metrics"] for row in rows)
+    listed = tunerun("runs", str(sweep_dir))
+    assert listed.count(" done ") == 3
+    tunerun(*(item for item in trials if item not in QUEUED), "train.learning_rate=1e-4", "run_dir=alone")
+    assert weights(last) == weights(project / "alone")
+    assert "the best as a recipe" in tunerun("resume", str(sweep_dir))
+
+
+def until_ended(sweep_dir, tunerun, seconds=400):
+    """Waits for the table that the last task writes: nobody asks for it."""
+    deadline = time.monotonic() + seconds
+    ended = False
+    while not ended:
+        assert time.monotonic() < deadline, tunerun("sweep", "show", str(sweep_dir))
+        rows = json.loads((sweep_dir / "results.json").read_text())["trials"]
+        ended = all(row["status"] in ("done", "failed") for row in rows)
+        time.sleep(0.5)

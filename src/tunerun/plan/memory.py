@@ -296,7 +296,8 @@ def _gathered_bytes(size: Sizes, work: Work) -> float:
 
 def _whole_bytes(size: Sizes, work: Work) -> float:
     """Parameters so small that ZeRO-3 never takes them apart again: all processes have them whole."""
-    if work.strategy != "zero3":
+    # One process has them once, unless its parts are on the host.
+    if work.strategy != "zero3" or (work.world_size == 1 and not work.offload):
         return 0
     counts = [count for _, count in trained.weights(size)]
     if work.method in ADAPTER_METHODS:
