@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 
 import pytest
 
-from tests.nodes import namespaces
+from tests.conftest import ROOT
+from tests.nodes import machines
 from tunerun.hashes import path_sha256
 from tunerun.run import record
 
@@ -20,16 +24,17 @@ TRAINING = (
 )  # fmt: skip
 SPREAD = (
     "hardware=ddp", "hardware.processes=1", "cluster=multi_node", "cluster.nodes=2",
-    f"cluster.rendezvous={namespaces.ADDRESSES[0]}:29400",
 )  # fmt: skip
 
 
 @pytest.fixture
-def nodes():
-    absent = namespaces.missing()
-    if absent is not None:
-        pytest.skip(f"two nodes need {absent}")
-    with namespaces.two_nodes() as found:
+def nodes(request):
+    """Two nodes, the leader first: namespaces where they are allowed, and loopback addresses elsewhere."""
+    wanted = request.param if hasattr(request, "param") else "any"
+    absent = None if wanted == "addresses" else machines.missing()
+    if absent is not None and wanted == "namespaces":
+        pytest.skip(f"a wire that can be cut needs {absent}")
+    with machines.two_namespaces() if absent is None and wanted != "addresses" else machines.two_addresses() as found:
         yield found
 
 
@@ -39,7 +44,8 @@ def start(tmp_path, nodes):
     started = []
 
     def begin(*arguments):
-        processes = [node.start(tmp_path, tmp_path / f"{node.address}.log", *arguments) for node in nodes]
+        spread = (*SPREAD, f"cluster.rendezvous={nodes[0].meets}", *arguments)
+        processes = [node.start(tmp_path, tmp_path / f"{node.address}.log", *TRAINING, *spread) for node in nodes]
         started.extend(processes)
         return processes
 
@@ -50,9 +56,22 @@ def start(tmp_path, nodes):
 
 
 @pytest.fixture
-def said(tmp_path):
+def said(tmp_path, nodes):
     """Returns what a node printed."""
-    return lambda number: (tmp_path / f"{namespaces.ADDRESSES[number]}.log").read_text()
+    return lambda number: (tmp_path / f"{nodes[number].address}.log").read_text()
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """Runs the command on this machine as it is."""
+
+    def run(*arguments):
+        argv = [sys.executable, "-P", "-m", "tunerun", *TRAINING, *arguments]
+        env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run
 
 
 def losses(run_dir):
@@ -71,11 +90,11 @@ def until_step(run_dir, step, seconds=240):
         time.sleep(0.1)
 
 
-def test_two_nodes_come_to_what_one_process_comes_to(nodes, start, said, tmp_path):
-    for process in start(*TRAINING, *SPREAD, "train.max_steps=10", "run_dir=two"):
+@pytest.mark.parametrize("nodes", ["any", "addresses"], indirect=True)
+def test_two_nodes_come_to_what_one_process_comes_to(start, said, alone, tmp_path):
+    for process in start("train.max_steps=10", "run_dir=two"):
         assert process.wait(300) == 0, said(0) + said(1)
-    one = nodes[0].start(tmp_path, tmp_path / "one.log", *TRAINING, "train.max_steps=10", "run_dir=one")
-    assert one.wait(300) == 0, (tmp_path / "one.log").read_text()
+    alone("train.max_steps=10", "run_dir=one")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     assert "node 1 of 2; the run is in" in said(1)
     assert (tmp_path / "two/logs/train-rank1.log").is_file()
@@ -83,7 +102,7 @@ def test_two_nodes_come_to_what_one_process_comes_to(nodes, start, said, tmp_pat
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_killed_node_ends_the_other_and_the_run_goes_on(nodes, start, said, tmp_path, lost):
-    long = (*TRAINING, *SPREAD, "train.max_steps=200")
+    long = ("train.max_steps=200",)
     processes = start(*long, "run_dir=broken")
     until_step(tmp_path / "broken", 10)
     nodes[lost].kill()
@@ -94,7 +113,7 @@ def test_a_killed_node_ends_the_other_and_the_run_goes_on(nodes, start, said, tm
     # A message is folded to the width of a terminal.
     words = " ".join(said(1 - lost).split())
     assert "is gone: it closed the connection" in words
-    assert ("node 1 (" if lost else f"the leader ({namespaces.ADDRESSES[0]}:29400)") in words
+    assert ("node 1 (" if lost else f"the leader ({nodes[0].meets})") in words
 
     for process in start(*long, "run_dir=broken"):
         assert process.wait(400) == 0, said(0) + said(1)
@@ -106,8 +125,9 @@ def test_a_killed_node_ends_the_other_and_the_run_goes_on(nodes, start, said, tm
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("nodes", ["namespaces"], indirect=True)
 def test_a_wire_that_is_cut_is_noticed_on_both_sides(nodes, start, said, tmp_path):
-    processes = start(*TRAINING, *SPREAD, "train.max_steps=2000", "run_dir=cut")
+    processes = start("train.max_steps=2000", "run_dir=cut")
     until_step(tmp_path / "cut", 5)
     nodes[1].cut()
     cut = time.monotonic()
@@ -118,7 +138,7 @@ def test_a_wire_that_is_cut_is_noticed_on_both_sides(nodes, start, said, tmp_pat
 
 
 def test_a_signal_to_one_node_stops_both_at_the_same_step(start, said, tmp_path):
-    processes = start(*TRAINING, *SPREAD, "train.max_steps=2000", "run_dir=stopped")
+    processes = start("train.max_steps=2000", "run_dir=stopped")
     until_step(tmp_path / "stopped", 5)
     processes[1].terminate()
     assert [process.wait(2 * SECONDS_TO_NOTICE) for process in processes] == [75, 75], said(0) + said(1)
