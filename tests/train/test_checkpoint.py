@@ -38,7 +38,9 @@ def _engine(value: float) -> Engine:
     )
 
 
-def _write(folder: Path, step: int, *, keep: int = 2, failing: bool = False, best: int | None = None) -> None:
+def _write(
+    folder: Path, step: int, *, keep: int = 2, failing: bool = False, best: int | None = None, every: int | None = None
+) -> None:
     engine = _engine(float(step))
     engine.parameters["p"].grad = torch.ones(2, 2)
     engine.move(0.1)
@@ -57,7 +59,7 @@ def _write(folder: Path, step: int, *, keep: int = 2, failing: bool = False, bes
         identity=IDENTITY,
         fill=fill,
         needed_bytes=checkpoint.state_bytes(engine.parameters, state, None),
-        keep=keep,
+        train=TrainConfig(keep_checkpoints=keep, checkpoint_steps=every),
         ranks=Ranks(),
     )
 
@@ -114,6 +116,18 @@ def test_the_one_with_the_lowest_loss_stays(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         _write(tmp_path, step, keep=1, best=2 if step > 1 else None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-4"]
+
+
+def test_the_newest_that_was_due_stays_beside_one_that_was_not(tmp_path: Path) -> None:
+    train = TrainConfig(checkpoint_steps=2)
+    for step in (2, 4, 5, 7):
+        _write(tmp_path, step, keep=1, every=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-4", "step-7"]
+    due, newest = checkpoint.newest(tmp_path, due=train), checkpoint.newest(tmp_path)
+    assert due is not None and due.progress.step == 4
+    assert newest is not None and newest.progress.step == 7
+    _write(tmp_path, 8, keep=1, every=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-8"]
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,22 @@ def test_rollback_takes_back_the_steps_since_the_checkpoint(
     assert _same(back, other)
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_rollback_goes_past_a_checkpoint_that_a_signal_made(
+    tmp_path: Path, nan_in: Any, keep: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nan_in(4)
+    step = train_step(on_nonfinite="rollback", checkpoint_steps=2, keep_checkpoints=keep)
+    straight, stopped = make_run(tmp_path / "straight"), make_run(tmp_path / "stopped")
+    run(step, straight)
+    with before_step(2, lambda: signal.raise_signal(signal.SIGTERM)), pytest.raises(Preempted):
+        run(step, stopped)
+    assert (stopped / artifacts.CHECKPOINTS / "step-3").is_dir()
+    run(step, stopped)
+    assert capsys.readouterr().err.count("went back to the weights of step-2") == 2
+    assert _same(straight, stopped)
+
+
 def test_rollback_without_a_checkpoint_and_endless_skipping_stop(tmp_path: Path, nan_in: Any) -> None:
     nan_in(*range(1, 20))
     with pytest.raises(StageError, match="there is no checkpoint to go back to"):

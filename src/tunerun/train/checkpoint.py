@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tunerun import artifacts
+from tunerun.config.schema import TrainConfig
 from tunerun.errors import Problem, StageError, UserError
 from tunerun.plan import step_keys
 from tunerun.train import ema
@@ -96,10 +97,10 @@ def write(
     identity: Mapping[str, Any],
     fill: Callable[[Path], None],
     needed_bytes: int,
-    keep: int,
+    train: TrainConfig,
     ranks: Ranks,
 ) -> Path:
-    """Publishes a checkpoint, then removes the oldest beyond `keep`; the one with the lowest held-out loss stays.
+    """Publishes a checkpoint, then removes the oldest beyond those that are to be kept.
 
     All ranks call it: each writes its share into the staging folder of the first one, which publishes it when all have.
 
@@ -109,7 +110,7 @@ def write(
         identity: What the checkpoint belongs to.
         fill: Writes this rank's share of weights and state into a staging folder; waits for no other rank.
         needed_bytes: About what that takes.
-        keep: Number of newest checkpoints kept, at least 1.
+        train: How many are kept, and which are due.
         ranks: This process among those that train.
 
     Returns:
@@ -133,7 +134,7 @@ def write(
             manifest = {"schema": SCHEMA, "progress": asdict(progress), "identity": dict(identity), "files": files}
             artifacts.write_json(staging / MANIFEST, {**manifest, "sha256": _digest(manifest)})
     if ranks.is_first:
-        _rotate(folder, progress, keep)
+        _rotate(folder, progress, train)
     ranks.wait()
     return target
 
@@ -179,9 +180,25 @@ def state_bytes(weights: Mapping[str, Tensor], state: State, average: Average | 
     )
 
 
-def newest(folder: Path, ranks: Ranks = ALONE) -> Checkpoint | None:
-    """Returns the newest checkpoint that is whole, as the first rank finds; says on stderr why newer ones are not."""
-    whole = (number for number in _numbers(folder) if _is_whole(folder, number))
+def is_due(progress: Progressed, train: TrainConfig) -> bool:
+    """Says whether a checkpoint is to be written: every so many steps, and where the held-out loss is the lowest."""
+    is_best = train.keep_best and progress.best_step == progress.step
+    return is_best or (train.checkpoint_steps is not None and progress.step % train.checkpoint_steps == 0)
+
+
+def newest(folder: Path, ranks: Ranks = ALONE, *, due: TrainConfig | None = None) -> Checkpoint | None:
+    """Returns the newest checkpoint that is whole, as the first rank finds; says on stderr why newer ones are not.
+
+    Args:
+        folder: The run's checkpoints.
+        ranks: This process among those that train.
+        due: Passes over those that a signal or a lack of memory made: an undisturbed training does not have them.
+    """
+    whole = (
+        number
+        for number in _numbers(folder)
+        if _is_whole(folder, number) and (due is None or is_due(_open(folder, number).progress, due))
+    )
     number = ranks.objects(next(whole, None) if ranks.is_first else None)[0]
     return None if number is None else _open(folder, number)
 
@@ -279,15 +296,25 @@ def _check_space(folder: Path, step: int, needed_bytes: int) -> None:
         )
 
 
-def _rotate(folder: Path, progress: Progressed, keep: int) -> None:
-    """Removes what is beyond the newest `keep`, the one just written being the newest.
+def _rotate(folder: Path, progress: Progressed, train: TrainConfig) -> None:
+    """Removes what is beyond the newest `train.keep_checkpoints`, the one just written being the newest.
 
-    A checkpoint of a later step can only be a damaged one that was passed over: it must not push out a good one.
+    The one with the lowest held-out loss stays, and the newest that was due, to which a rollback goes. A checkpoint of a later step can only be a damaged one that was passed over: it must not push out a good one.
     """
     numbers = _numbers(folder)
     older = [number for number in numbers if number <= progress.step]
-    for number in {*numbers} - {*older[: max(1, keep)], progress.best_step}:
+    kept = {*older[: max(1, train.keep_checkpoints)], progress.best_step}
+    kept.add(next((number for number in older if _was_due(folder, number, train)), None))
+    for number in {*numbers} - kept:
         shutil.rmtree(folder / f"{_PREFIX}{number}")
+
+
+def _was_due(folder: Path, number: int, train: TrainConfig) -> bool:
+    try:
+        return is_due(_open(folder, number).progress, train)
+    except (OSError, ValueError, KeyError, TypeError):
+        # Its manifest is damaged; whether its other files are takes too long to see.
+        return False
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -103,7 +103,7 @@ def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Track
                 if not settled:
                     continue
                 asked = agreed_signal(job, stop)
-                if asked is not None or (not ended and _is_due(progress, config)):
+                if asked is not None or (not ended and checkpoint.is_due(progress, config)):
                     _save(job, progress, answers=asked is None)
                 if asked is not None:
                     where = f"step {progress.step} of {job.total_steps}"
@@ -292,12 +292,6 @@ def _advance(progress: Progressed, result: StepResult) -> Progressed:
     )
 
 
-def _is_due(progress: Progressed, config: TrainConfig) -> bool:
-    """Says whether a checkpoint is to be written: every so many steps, and where the held-out loss is the lowest."""
-    is_best = config.keep_best and progress.best_step == progress.step
-    return is_best or (config.checkpoint_steps is not None and progress.step % config.checkpoint_steps == 0)
-
-
 def _is_out_of_patience(progress: Progressed, config: TrainConfig) -> bool:
     patience = config.early_stopping_evals
     return patience is not None and progress.evals_since_best >= patience
@@ -365,7 +359,7 @@ def _save(job: Job, progress: Progressed, *, answers: bool) -> None:
         identity=job.identity,
         fill=fill,
         needed_bytes=checkpoint.state_bytes(weights, state, job.average),
-        keep=job.step.train.keep_checkpoints,
+        train=job.step.train,
         ranks=job.ranks,
     )
 

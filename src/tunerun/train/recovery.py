@@ -15,7 +15,7 @@ from tunerun.train.job import Job
 def recover(job: Job, progress: Progressed, fault: NotFinite) -> Progressed:
     """Does what `train.on_nonfinite` asks for; no weight was moved by the step.
 
-    `rollback` takes the weights and the optimiser's state of the newest checkpoint and goes on with the rows after the
+    `rollback` takes the weights and the optimiser's state of the newest checkpoint that was due, and goes on with the rows after the
     failed step: those since the checkpoint are passed over too (Chowdhery et al. 2022, "PaLM", section 5.1). As both
     depend on step and checkpoint alone, a resumed training does the same.
 
@@ -39,7 +39,7 @@ def recover(job: Job, progress: Progressed, fault: NotFinite) -> Progressed:
     if skipped[-len(in_a_row) :] == in_a_row:
         raise StageError(f"{fault.told}; the {health.MOST_SKIPPED} steps before it failed too.") from fault
     if policy == "rollback":
-        found = checkpoint.newest(job.checkpoints, job.ranks)
+        found = checkpoint.newest(job.checkpoints, job.ranks, due=job.step.train)
         if found is None:
             raise StageError(f"{fault.told}; there is no checkpoint to go back to.") from fault
         job.reload(found)

@@ -130,6 +130,6 @@ class TrainConfig:
     """End training after so many measurements in a row without a lower held-out loss; null trains to the end."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     """What to do when a loss or a gradient is NaN or infinite: stop, skip the step, or go back to the newest
-    checkpoint and on with the rows after the step."""
+    checkpoint that was due and on with the rows after the step."""
     log_steps: int = 1
     """Write metrics every so many steps."""
