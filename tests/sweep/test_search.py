@@ -95,6 +95,16 @@ def test_tpe_looks_where_the_loss_is_low(tmp_path):
     assert sorted(late)[4] < sorted(early)[4] / 2
 
 
+@pytest.mark.parametrize("sampler", ["grid", "tpe", "random"])
+def test_the_searchs_own_seed_goes_before_the_runs(tmp_path, sampler):
+    rank = Axis(key="method.rank", low=1, high=16, points=tuple(map(str, range(1, 17))), integer=True, step=1)
+    seeds, proposed = [(0, None), (1, None), (0, 1), (1, 0)], []
+    for run, own in seeds:
+        search = opened(tmp_path / f"{run}-{own}", asked(5, rank, seed=run), sampler=sampler, seed=own)
+        proposed.append([trial.varied for trial in finish(search, lambda trial: 1.0)])
+    assert proposed[0] == proposed[3] != proposed[1] == proposed[2]
+
+
 def test_a_grid_takes_every_point_once_whatever_the_number_of_trials(tmp_path):
     rank = Axis(key="method.rank", points=("4", "8", "12"), low=4, high=12, step=4, integer=True)
     search = opened(tmp_path, asked(1, KIND, rank), sampler="grid")

@@ -209,7 +209,7 @@ def _open(asked: Asked, settings: OptunaConfig, sweep_dir: Path) -> Study:
     study = optuna.create_study(
         storage=_storage(settings.storage, sweep_dir),
         study_name=settings.study or sweep_dir.name,
-        sampler=_SeededByTrial(lambda number: _sampler(asked, settings, _seed(seed, number))),
+        sampler=_SeededByTrial(lambda number: _sampler(asked, settings, seed, number)),
         pruner=_pruner(settings),
         directions=directions,
         load_if_exists=True,
@@ -288,10 +288,11 @@ def _distribution(axis: Axis) -> BaseDistribution:
     return FloatDistribution(axis.low, axis.high, log=axis.log, step=axis.step)
 
 
-def _sampler(asked: Asked, settings: OptunaConfig, seed: int) -> BaseSampler:
+def _sampler(asked: Asked, settings: OptunaConfig, search_seed: int, number: int) -> BaseSampler:
     if settings.sampler == "grid":
-        # The order of the points, which is one for all trials.
-        return GridSampler({axis.key: _grid_values(axis) for axis in asked.axes}, seed=asked.seed)
+        # It decides the order of the points, which is one for all trials.
+        return GridSampler({axis.key: _grid_values(axis) for axis in asked.axes}, seed=search_seed)
+    seed = _seed(search_seed, number)
     if settings.sampler == "random":
         return RandomSampler(seed=seed)
     if settings.sampler == "tpe":

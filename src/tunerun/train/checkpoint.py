@@ -299,7 +299,8 @@ def _check_space(folder: Path, step: int, needed_bytes: int) -> None:
 def _rotate(folder: Path, progress: Progressed, train: TrainConfig) -> None:
     """Removes what is beyond the newest `train.keep_checkpoints`, the one just written being the newest.
 
-    The one with the lowest held-out loss stays, and the newest that was due, to which a rollback goes. A checkpoint of a later step can only be a damaged one that was passed over: it must not push out a good one.
+    The one with the lowest held-out loss stays, and the newest that was due, to which a rollback goes. A checkpoint of
+    a later step can only be a damaged one that was passed over: it must not push out a good one.
     """
     numbers = _numbers(folder)
     older = [number for number in numbers if number <= progress.step]

@@ -15,9 +15,9 @@ from tunerun.train.job import Job
 def recover(job: Job, progress: Progressed, fault: NotFinite) -> Progressed:
     """Does what `train.on_nonfinite` asks for; no weight was moved by the step.
 
-    `rollback` takes the weights and the optimiser's state of the newest checkpoint that was due, and goes on with the rows after the
-    failed step: those since the checkpoint are passed over too (Chowdhery et al. 2022, "PaLM", section 5.1). As both
-    depend on step and checkpoint alone, a resumed training does the same.
+    `rollback` takes the weights and the optimiser's state of the newest checkpoint that was due, and goes on with the
+    rows after the failed step: those since the checkpoint are passed over too (Chowdhery et al. 2022, "PaLM", section
+    5.1). As both depend on step and checkpoint alone, a resumed training does the same.
 
     Args:
         job: What is trained.
