@@ -44,9 +44,27 @@ def test_an_accelerate_config_takes_the_stage_from_the_deepspeed_config_beside_i
     )
     hardware = prepared("hardware.accelerate=settings/accelerate.yaml").hardware
     assert (hardware.strategy, hardware.deepspeed) == ("zero3", str(folder / "settings/zero.json"))
+    typed = prepared("hardware.accelerate=settings/accelerate.yaml", "hardware.deepspeed=settings/zero.json")
+    assert typed.hardware == hardware
+    (folder / "other.json").write_text('{"zero_optimization": {"stage": 3}}')
+    told = rf"hardware\.deepspeed: is {folder}/other\.json, and {folder}/settings/accelerate\.yaml names .*/zero\.json"
+    with pytest.raises(UserError, match=told):
+        prepared("hardware.accelerate=settings/accelerate.yaml", "hardware.deepspeed=other.json")
     (folder / "settings/zero.json").unlink()
     with pytest.raises(UserError, match=r"hardware\.accelerate: .*settings/zero\.json cannot be read"):
         prepared("hardware.accelerate=settings/accelerate.yaml")
+
+
+def test_a_deepspeed_config_of_ones_own_goes_with_an_accelerate_config_that_names_none(folder):
+    (folder / "zero.json").write_text('{"zero_optimization": {"reduce_bucket_size": 1000}}')
+    (folder / "accelerate.yaml").write_text(
+        "distributed_type: DEEPSPEED\nnum_processes: 2\nuse_cpu: true\ndeepspeed_config: {zero_stage: 2}\n"
+    )
+    typed = ("hardware.accelerate=accelerate.yaml", "hardware.deepspeed=zero.json")
+    assert prepared(*typed).hardware.deepspeed == str(folder / "zero.json")
+    (folder / "accelerate.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n")
+    with pytest.raises(UserError, match=r"hardware\.deepspeed: ddp does not run under DeepSpeed"):
+        prepared(*typed)
 
 
 def test_a_deepspeed_config_whose_sections_are_none_is_told_as_such(folder):

@@ -320,6 +320,9 @@ def _unused_keys(config: RunConfig, origin: Sources) -> tuple[list[Problem], lis
             if "kinds" not in item.metadata:
                 continue
             discriminator = item.metadata["by"]
+            if discriminator == "strategy" and config.hardware.accelerate is not None:
+                # The strategy stands in that file.
+                continue
             kind = getattr(values, discriminator)
             if kind in item.metadata["kinds"]:
                 continue

@@ -57,7 +57,7 @@ def with_accelerate(
     Returns:
         The config, and what of the file cannot be done.
     """
-    problems = [*_said_twice(config), *_not_counted(content)]
+    problems = [*_said_twice(config), *_named_twice(config, content), *_not_counted(content)]
     strategy, found = _strategy(content, own)
     problems += found
     half = own is not None and _section(own, "bf16").get("enabled") is True
@@ -97,6 +97,14 @@ def _said_twice(config: RunConfig) -> list[Problem]:
         for key, is_set in keys.items()
         if is_set
     ]
+
+
+def _named_twice(config: RunConfig, content: Mapping[str, Any]) -> list[Problem]:
+    typed, named = config.hardware.deepspeed, deepspeed_file(content)
+    if typed is None or named is None or typed == named:
+        return []
+    what = f"is {typed}, and {config.hardware.accelerate} names {named}."
+    return [Problem(where="hardware.deepspeed", what=what, fix="Name one of the two.")]
 
 
 def _not_counted(content: Mapping[str, Any]) -> list[Problem]:
