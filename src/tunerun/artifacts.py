@@ -46,6 +46,8 @@ BNB4 = "export/bnb4"
 GPTQ = "export/gptq"
 VERIFY = "verify"
 PUBLISH = "publish"
+MODEL_FOLDERS = {"merged": MERGED, "adapter": ADAPTER, "gguf": EXPORT, "bnb4": BNB4, "gptq": GPTQ}
+"""What a run makes that can be published, by the names that `publish.artifacts` takes."""
 
 _CHUNK_BYTES = 1 << 20
 

@@ -119,6 +119,46 @@ def test_publishing_needs_a_token_or_ollama(monkeypatch, tmp_path):
     assert found(stages=stages, publish={"repo": "a/b"}) == []
 
 
+def test_modelscope_needs_a_token_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(readiness, "is_installed", lambda name: True)
+    monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", "of-another-hub")
+    monkeypatch.delenv("MODELSCOPE_API_TOKEN", raising=False)
+    wanted = {"stages": ["export", "publish"], "publish": {"repo": "a/b", "hub": "modelscope"}}
+    (problem,) = found(**wanted)
+    assert problem.startswith("publish.repo: there is no token for ModelScope. Set MODELSCOPE_API_TOKEN")
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials/cookies").touch()
+    assert found(**wanted) == []
+    # Set and empty, it goes before a login.
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "")
+    assert len(found(**wanted)) == 1
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms-token")
+    assert found(**wanted) == []
+
+
+@pytest.mark.parametrize(
+    ("stages", "chosen", "told"),
+    [
+        (["data", "train", "publish"], [], []),
+        (["data", "train", "publish"], ["adapter", "merged"], ["publish.artifacts: merged is made by no stage"]),
+        (["data", "train", "merge", "export", "publish"], ["gguf", "bnb4"], ["publish.artifacts: bnb4 is made by no"]),
+        (["publish"], ["merged"], ["publish.artifacts: merged is made by no stage"]),
+        (["publish"], [], ["publish.repo: there is nothing to publish."]),
+    ],
+)
+def test_what_is_published_is_made_by_a_stage_or_there(stages, chosen, told, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
+    run_dir = tmp_path / "run"
+    wanted = {"stages": stages, "publish": {"repo": "a/b", "artifacts": chosen}, "run_dir": str(run_dir)}
+    problems = found(**wanted)
+    assert len(problems) == len(told)
+    assert all(problem.startswith(start) for problem, start in zip(problems, told, strict=True))
+    for folder in ("merged", "export/bnb4"):
+        (run_dir / folder).mkdir(parents=True)
+    assert found(**wanted) == []
+
+
 @pytest.mark.parametrize("run_dir", ["rows.jsonl", "rows.jsonl/run"])
 def test_a_run_directory_that_cannot_be_made_is_noticed(run_dir, tmp_path):
     assert found(run_dir=str(tmp_path / run_dir)) == [

@@ -235,6 +235,9 @@ class ModelScope:
             for name, data in self.files.items()
         ]
 
+    def list_repo_revisions(self, repo_id: str, repo_type: str) -> list[dict[str, str]]:
+        return [{"Revision": "master"}, {"Revision": "small"}]
+
     def upload_file(
         self,
         repo_id: str,
@@ -280,6 +283,17 @@ def test_modelscope_gets_each_file_once_and_the_card_last(out: Path, modelscope:
     assert sorted(modelscope.uploads) == sorted(modelscope.files or {})
     assert len(modelscope.uploads) == 4
     assert modelscope.visibility == "private"
+
+
+def test_a_branch_of_modelscope_has_to_be_there(out: Path, modelscope: type[ModelScope]) -> None:
+    told = (
+        r"ModelScope, someone/small: there is no branch new; there is master, small\. Make it .*publish\.revision=null"
+    )
+    with pytest.raises(StageError, match=told):
+        run(step(replace(CONFIG, hub="modelscope", revision="new"), "merged"), out)
+    assert modelscope.uploads == []
+    run(step(replace(CONFIG, hub="modelscope", revision="small"), "merged"), out)
+    assert len(modelscope.uploads) == 4
 
 
 def test_a_fault_of_modelscope_is_a_message(out: Path, modelscope: type[ModelScope]) -> None:

@@ -76,7 +76,7 @@ def steps(config: RunConfig, placement: Placement) -> list[Step]:
             )
         )
     if "publish" in config.stages:
-        found.append(_publish_step(config, merged=merged, adapted=folder is not None))
+        found.append(_publish_step(config))
     if "serve" in config.stages:
         found.append(ServeStep(serve=config.serve, placement=placement))
     return found
@@ -99,13 +99,23 @@ def _export_step(config: RunConfig, folder: str | None, *, merged: bool) -> Expo
     )
 
 
-def _publish_step(config: RunConfig, *, merged: bool, adapted: bool) -> PublishStep:
-    assert config.name is not None
-    made: set[Published] = {"merged"} if merged else {"adapter"} if adapted else set()
+def made(config: RunConfig) -> set[Published]:
+    """Returns what the stages of a run make that can be published."""
+    found: set[Published] = {"adapter"} if trains_adapter(config) else set()
+    if trains_weights(config) or ("merge" in config.stages and adapter(config) is not None):
+        found.add("merged")
     if "export" in config.stages:
-        made |= {"gguf"} if config.export.gguf.types else set()
-        made |= set(_folders(config))
-    chosen = config.publish.artifacts or tuple(kind for kind in PUBLISHED if kind in made)
+        found |= {"gguf"} if config.export.gguf.types else set()
+        found |= set(_folders(config))
+    return found
+
+
+def _publish_step(config: RunConfig) -> PublishStep:
+    assert config.name is not None
+    # A merged model holds its adapter.
+    there = made(config)
+    there -= {"adapter"} if "merged" in there else set()
+    chosen = config.publish.artifacts or tuple(kind for kind in PUBLISHED if kind in there)
     return PublishStep(
         publish=config.publish, name=config.name, artifacts=chosen, secret_variables=secret_variables(config)
     )

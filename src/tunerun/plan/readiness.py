@@ -8,17 +8,17 @@ import os
 import shutil
 from pathlib import Path
 
-from tunerun import hashes, paths
+from tunerun import artifacts, hashes, paths
 from tunerun import machine as machines
 from tunerun.config.data_sources import data_paths
 from tunerun.config.schema import BITSANDBYTES_OPTIMIZERS, PAGED_OPTIMIZERS, RunConfig
 from tunerun.errors import Problem
 from tunerun.formats.architectures import GGUF_ARCHITECTURES
 from tunerun.machine import Machine
-from tunerun.plan import nodes, tasks
+from tunerun.plan import delivery, nodes, tasks
 from tunerun.plan.delivery import trains_adapter
 from tunerun.plan.plan import Plan
-from tunerun.plan.steps import ZERO_STAGES
+from tunerun.plan.steps import ZERO_STAGES, PublishStep
 
 # What this version trains and starts; the schema and the estimates already know more.
 TRAINED_OBJECTIVES = ("sft", "pretrain", "dpo", "orpo", "simpo", "kto", "reward", "distill")
@@ -43,7 +43,7 @@ def problems(config: RunConfig, plan: Plan, machine: Machine | None) -> list[Pro
         *_key(config),
         *(tasks.problems(config.eval) if "eval" in config.stages else ()),
         *_locked(config),
-        *_publishing(config),
+        *_publishing(config, plan),
         *_quantiser(config),
         *_optimizer(config, plan),
         *(_run_dir(plan) or _disk(plan)),
@@ -88,7 +88,7 @@ def _files(config: RunConfig) -> list[Problem]:
     return found
 
 
-def _publishing(config: RunConfig) -> list[Problem]:
+def _publishing(config: RunConfig, plan: Plan) -> list[Problem]:
     publish, found = config.publish, []
     if "publish" not in config.stages or publish.dry_run:
         return []
@@ -96,10 +96,33 @@ def _publishing(config: RunConfig) -> list[Problem]:
         what = "there is no token for the hub."
         fix = "Set HF_TOKEN to a token that may write, or run: hf auth login"
         found.append(Problem(where="publish.repo", what=what, fix=fix))
+    if publish.repo is not None and publish.hub == "modelscope" and not _has_modelscope_token():
+        what = "there is no token for ModelScope."
+        fix = "Set MODELSCOPE_API_TOKEN to a token that may write, or run: modelscope login"
+        found.append(Problem(where="publish.repo", what=what, fix=fix))
+    if publish.repo is not None:
+        found += _published(config, plan)
     if publish.ollama is not None and shutil.which("ollama") is None:
         what = "there is no `ollama` on the PATH."
         found.append(Problem(where="publish.ollama", what=what, fix="Install Ollama, or set publish.ollama=null."))
     return found
+
+
+def _published(config: RunConfig, plan: Plan) -> list[Problem]:
+    """Finds what is to be published and neither lies in the run directory nor is made by a stage."""
+    chosen = next(step.artifacts for step in plan.steps if isinstance(step, PublishStep))
+    made = delivery.made(config)
+    there = {kind for kind, folder in artifacts.MODEL_FOLDERS.items() if (Path(plan.run_dir) / folder).is_dir()}
+    fix = "Add the stages that make it, or leave it out."
+    problems = [
+        Problem(where="publish.artifacts", what=f"{kind} is made by no stage of the run.", fix=fix)
+        for kind in chosen
+        if kind not in {*made, *there}
+    ]
+    if not chosen and not there:
+        fix = "Add stages that make a model, such as train and merge."
+        problems.append(Problem(where="publish.repo", what="there is nothing to publish.", fix=fix))
+    return problems
 
 
 def _quantiser(config: RunConfig) -> list[Problem]:
@@ -119,6 +142,13 @@ def _has_hub_token() -> bool:
     """Says whether huggingface_hub would find a token (its constants.py: HF_TOKEN_PATH)."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
     return bool(os.environ.get("HF_TOKEN")) or Path(os.environ.get("HF_TOKEN_PATH") or home / "token").is_file()
+
+
+def _has_modelscope_token() -> bool:
+    """Says whether modelscope_hub would find a token (its config.py): in a variable, or in the cookies of a login."""
+    home = Path(os.environ.get("MODELSCOPE_HOME") or Path.home() / ".modelscope").expanduser()
+    token = os.environ.get("MODELSCOPE_API_TOKEN")
+    return (home / "credentials" / "cookies").is_file() if token is None else bool(token)
 
 
 def _key(config: RunConfig) -> list[Problem]:

@@ -8,16 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunerun import artifacts, redact
+from tunerun.artifacts import MODEL_FOLDERS
 from tunerun.config.schema import PUBLISHED, Published
 from tunerun.errors import Problem, StageError, UserError
 
-_FOLDERS: dict[Published, str] = {
-    "merged": artifacts.MERGED,
-    "adapter": artifacts.ADAPTER,
-    "gguf": artifacts.EXPORT,
-    "bnb4": artifacts.BNB4,
-    "gptq": artifacts.GPTQ,
-}
 CARD = f"{artifacts.PUBLISH}/{artifacts.CARD}"
 _CHUNK_BYTES = 1 << 20
 # Their texts are pieces of words in any order, which look like anything.
@@ -50,16 +44,16 @@ def collect(run: Path, chosen: Sequence[Published], folder: str | None) -> list[
         StageError: Something that was chosen is not there, or nothing is.
     """
     kinds = list(chosen) or _present(run)
-    missing = [kind for kind in kinds if not (run / _FOLDERS[kind]).is_dir()]
+    missing = [kind for kind in kinds if not (run / MODEL_FOLDERS[kind]).is_dir()]
     if missing or not kinds:
-        what = f"no {', '.join(f'{_FOLDERS[kind]}/' for kind in missing)}" if missing else "nothing to publish"
+        what = f"no {', '.join(f'{MODEL_FOLDERS[kind]}/' for kind in missing)}" if missing else "nothing to publish"
         raise StageError(f"{run}: there is {what}. Run the stages that make it.")
     base = f"{folder}/" if folder else ""
     found = []
     if (run / CARD).is_file():
         found.append(_file(run / CARD, base + artifacts.CARD))
     for number, kind in enumerate(kinds):
-        source, target = run / _FOLDERS[kind], base if number == 0 else f"{base}{kind}/"
+        source, target = run / MODEL_FOLDERS[kind], base if number == 0 else f"{base}{kind}/"
         # Beside the GGUF files lie folders that are chosen by themselves.
         files = sorted(path for path in source.glob("*" if kind == "gguf" else "**/*") if path.is_file())
         found += [_file(path, target + path.relative_to(source).as_posix()) for path in files]
@@ -92,7 +86,7 @@ def refuse_secrets(files: Sequence[File], secrets: tuple[str, ...]) -> None:
 
 
 def _present(run: Path) -> list[Published]:
-    there = [kind for kind in PUBLISHED if any(path.is_file() for path in (run / _FOLDERS[kind]).glob("*"))]
+    there = [kind for kind in PUBLISHED if any(path.is_file() for path in (run / MODEL_FOLDERS[kind]).glob("*"))]
     return [kind for kind in there if kind != "adapter" or "merged" not in there]
 
 

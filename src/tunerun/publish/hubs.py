@@ -11,6 +11,8 @@ from tunerun.errors import StageError, require
 from tunerun.progress import Progress
 from tunerun.publish.files import File
 
+_MODELSCOPE_BRANCH = "master"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
@@ -65,6 +67,7 @@ def upload_modelscope(publish: PublishConfig, files: Sequence[File], message: st
     try:
         if not client.repo_exists(publish.repo, "model"):
             client.create_repo(publish.repo, "model", visibility="private" if publish.private else "public")
+        _require_branch(client, publish.repo, publish.revision)
         listed = client.list_repo_files(publish.repo, "model", revision=publish.revision)
         there = {item.path: item.sha256 for item in listed if not item.is_dir}
         new = [file for file in files if there.get(file.name) != file.sha256]
@@ -85,6 +88,16 @@ def upload_modelscope(publish: PublishConfig, files: Sequence[File], message: st
         raise StageError(f"ModelScope, {publish.repo}: {_reason(error)}") from error
     url = f"https://www.modelscope.cn/models/{publish.repo}"
     return Upload(url=url, commit=None, uploaded=tuple(file.name for file in new))
+
+
+def _require_branch(client: Any, repo: str, branch: str | None) -> None:
+    """Refuses a branch that is not there: ModelScope's client makes tags only."""
+    if branch in (None, _MODELSCOPE_BRANCH):
+        return
+    there = sorted({_MODELSCOPE_BRANCH, *(item["Revision"] for item in client.list_repo_revisions(repo, "model"))})
+    if branch not in there:
+        fix = f"Make it there (git push origin HEAD:{branch}), or set publish.revision=null."
+        raise StageError(f"ModelScope, {repo}: there is no branch {branch}; there is {', '.join(there)}. {fix}")
 
 
 UPLOADERS: Mapping[str, Uploader] = {"hf": upload_huggingface, "modelscope": upload_modelscope}

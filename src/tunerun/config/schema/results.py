@@ -114,7 +114,8 @@ class PublishConfig:
     private: bool = True
     """Whether a repository that is made can be seen by its owner only."""
     revision: str | None = None
-    """Branch, made when it does not exist; null takes the repository's own (hf: main, modelscope: master)."""
+    """Branch; null takes the repository's own (hf: main, modelscope: master). On hf it is made when it does not exist;
+    on modelscope it has to, as its client makes none."""
     folder: str | None = None
     """Folder in the repository; null takes its root."""
     artifacts: tuple[Published, ...] = ()
