@@ -36,6 +36,18 @@ class Plain:
             wrap: Any = DistributedDataParallel
             wrap._set_params_and_buffers_to_ignore_for_model(self._body, same)
             self._body = wrap(self._body)
+            self._settle_buckets()
+
+    def _settle_buckets(self) -> None:
+        """Runs a backward pass that comes to zero, after which DDP lays out anew what it sends together.
+
+        It does so once, after its first step. Where an element lies decides in which order three or more ranks add it
+        up, so the first step would otherwise differ in bits from the same step of a training that did not stop before.
+        """
+        firsts = self._body(lambda _: torch.stack([value.flatten()[0].float() for value in self.parameters.values()]))
+        (firsts.sum() * 0.0).backward()
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     @torch.no_grad()
     def run(self, function: Callable[[Any], T]) -> T:
