@@ -54,7 +54,8 @@ Verbs:
 {verbs}
 
 Exit codes: 0 done, 1 a stage failed, 2 the config or the data is wrong,
-3 a verify gate failed, 75 stopped by a signal and resumable.
+3 a verify gate failed, 75 stopped by a signal and resumable; in a trial's
+run.json, 4 ended early by its sweep.
 """
 
 

@@ -38,9 +38,10 @@ class SweepConfig:
     trials: int = 20
     """Number of trials of a search (`hydra/sweeper=tunerun_optuna`); a grid has as many as it has points."""
     jobs: int = 1
-    """Trials that run at a time: each on GPUs of its own, or with its share of the cores."""
+    """Trials that run at a time: each on GPUs of its own, or with its share of the cores; under Slurm, tasks of one
+    array."""
     finish_best: bool = False
-    """Run the stages after eval for the best trial only."""
+    """Run the stages after eval for the best trial only; under Slurm, `tunerun resume` of the sweep queues them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

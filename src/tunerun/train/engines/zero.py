@@ -77,11 +77,14 @@ class Zero:
 
     def assign(self, weights: Mapping[str, Tensor]) -> None:
         """See `Engine`."""
-        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
         for name, weight in weights.items():
-            parameter = self.parameters[name]
-            safe_set_full_fp32_param(parameter, weight.to(parameter.device, torch.float32))
+            parameter, value = self.parameters[name], weight.to(self.parameters[name].device, torch.float32)
+            if hasattr(parameter, "ds_id"):
+                safe_set_local_fp32_param(parameter, self._part(parameter, value))
+            else:
+                safe_set_full_fp32_param(parameter, value)
 
     def state(self) -> State:
         """See `Engine`."""
@@ -100,7 +103,7 @@ class Zero:
 
     def restore(self, state: State) -> None:
         """See `Engine`."""
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         if not state.tensors:
             return
@@ -115,8 +118,20 @@ class Zero:
         for key, value in state.tensors.items():
             name, _, part = key.rpartition("|")
             if part != _STEP:
-                parameter = self.parameters[name]
-                safe_set_full_optimizer_state(parameter, value.to(parameter.device), part)
+                parameter, whole = self.parameters[name], value.to(self.parameters[name].device)
+                if hasattr(parameter, "ds_id"):
+                    safe_set_local_optimizer_state(parameter, self._part(parameter, whole), part)
+                else:
+                    safe_set_full_optimizer_state(parameter, whole, part)
+
+    def _part(self, parameter: Any, value: Tensor) -> Tensor:
+        """Returns this rank's part of a whole value under ZeRO-3, the last one filled up with zeros.
+
+        DeepSpeed's own functions for whole values read past the end of one that the ranks cannot share evenly.
+        """
+        size = parameter.ds_tensor.numel()
+        missing = size * self._ranks.world - value.numel()
+        return torch.nn.functional.pad(value.flatten(), (0, missing)).narrow(0, size * self._ranks.rank, size)
 
     def _flat_parts(self) -> list[Tensor]:
         """Returns what the optimiser moves on this rank: one long tensor for each group of parameters."""
