@@ -40,6 +40,12 @@ def test_a_process_of_srun_knows_its_place():
     assert found.port == 20246
 
 
+def test_a_task_of_an_array_is_named_as_slurm_names_it_and_meets_where_no_other_task_does():
+    env = {**STEP, "SLURM_JOB_ID": "130", "SLURM_ARRAY_JOB_ID": "123", "SLURM_ARRAY_TASK_ID": "6"}
+    found = allocation.allocation(env)
+    assert (found.job, found.port) == ("123_6", 20260)
+
+
 def test_jobs_that_share_a_node_meet_on_different_ports():
     ports = {allocation.allocation({**STEP, "SLURM_JOB_ID": str(job)}).port for job in range(77_000, 77_100)}
     assert len(ports | {port + 1 for port in ports}) == 200

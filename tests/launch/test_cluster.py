@@ -104,6 +104,7 @@ def job(tmp_path):
         "srun": 'trap "signalled=1" USR1\necho "$@" > started\nfor _ in $(seq 200); do [ "$signalled" ] && break; '
         'sleep 0.05; [ "$ENDS" ] && break; done\nsleep 0.3\nexit "$CODE"',
         "scontrol": 'echo "$@" > requeued',
+        "python3": 'echo "$@" > table; exit 1',
     }.items():
         (programs / name).write_text(f"#!/bin/bash\n{body}\n")
         (programs / name).chmod(0o755)
@@ -112,6 +113,7 @@ def job(tmp_path):
     def start(text, code, *, ends):
         (tmp_path / "job.sbatch").write_text(text)
         env = {"PATH": f"{programs}:{os.environ['PATH']}", "CODE": str(code), "SLURM_JOB_ID": "7"}
+        env |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
         if ends:
             env["ENDS"] = "1"
         started.append(subprocess.Popen(["bash", "job.sbatch"], cwd=tmp_path, env=env, start_new_session=True))
@@ -151,6 +153,21 @@ def test_only_a_job_that_was_stopped_by_its_time_limit_is_queued_again(job, numb
     assert (tmp_path / "requeued").exists() == again
     if again:
         assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
+def test_a_task_writes_the_table_and_is_queued_again_for_itself(job, tmp_path):
+    array = cluster.Array(sweep_dir=Path("/runs/my sweep"), trials=4, at_a_time=2)
+    text = cluster.array_script(planned(**PLAIN), config(**PLAIN), Path("/home/me"), array)
+    assert options(text)[:4] == ["--job-name='my sweep'", "--array=0-3%2", "--chdir=/home/me",
+                                 "--output='/runs/my sweep/%a/logs/slurm-%A_%a.log'"]  # fmt: skip
+    process = job(text, 75, ends=False)
+    assert (tmp_path / "started").read_text().strip().endswith("python3 -P -m tunerun resume /runs/my sweep/3")
+    time.sleep(0.1)
+    process.send_signal(signal.SIGUSR1)
+    # A table that cannot be written keeps no trial from going on.
+    assert process.wait(10) == 75
+    assert (tmp_path / "table").read_text() == "-P -m tunerun sweep show /runs/my sweep\n"
+    assert (tmp_path / "requeued").read_text() == "requeue 7_3\n"
 
 
 SKY = {

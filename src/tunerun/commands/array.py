@@ -57,8 +57,7 @@ def queue(sweep_dir: Path, entries: Mapping[int, Entry], sweep: SweepConfig) -> 
     Raises:
         UserError: Slurm refused the job.
     """
-    rows = _rows(sweep_dir, {number: entry.trial.parameters for number, entry in entries.items()})
-    table.write(sweep_dir, rows, sweep.metric)
+    rows = _written(sweep_dir, {number: entry.trial.parameters for number, entry in entries.items()}, sweep.metric)
     left = {row.trial: entries[row.trial].prepared for row in rows if row.status not in (*_ENDED, *_ALIVE)}
     alive = sum(row.status in _ALIVE for row in rows)
     if not left and not alive:
@@ -85,11 +84,16 @@ def collect(sweep_dir: Path) -> tuple[list[Outcome], tuple[str, ...]]:
     rows, metrics = table.read(sweep_dir)
     if not (sweep_dir / cluster.SLURM_SCRIPT).is_file():
         return rows, metrics
-    # The last to read is the last to write.
-    with rundir.locked(sweep_dir, wait=True):
-        rows = _rows(sweep_dir, {row.trial: row.parameters for row in rows})
-        table.write(sweep_dir, rows, metrics)
+    rows = _written(sweep_dir, {row.trial: row.parameters for row in rows}, metrics)
     return table.ranked(rows, metrics), metrics
+
+
+def _written(sweep_dir: Path, parameters: Mapping[int, Mapping[str, str]], metrics: Sequence[str]) -> list[Outcome]:
+    """Reads what came of the trials and writes the tables; the last to read is the last to write."""
+    with rundir.locked(sweep_dir, wait=True):
+        rows = _rows(sweep_dir, parameters)
+        table.write(sweep_dir, rows, metrics)
+    return rows
 
 
 def _rows(sweep_dir: Path, parameters: Mapping[int, Mapping[str, str]]) -> list[Outcome]:

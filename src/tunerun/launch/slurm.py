@@ -63,7 +63,7 @@ def states(jobs: Collection[str]) -> dict[str, str]:
     found = _rows(["squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i|%T"])
     gone = ",".join(sorted(set(jobs) - found.keys()))
     if gone:
-        accounts = ["sacct", "--noheader", "--allocations", "--array", "--parsable2", "--format=JobID,State"]
+        accounts = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State"]
         found |= _rows([*accounts, f"--jobs={gone}"])
     return {job: found[job] for job in jobs if job in found}
 
