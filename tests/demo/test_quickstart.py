@@ -128,7 +128,13 @@ def test_the_run_can_be_talked_to_through_a_pipe(finished):
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("name", ["alpaca_zh_demo.json", "glaive_toolcall_en_demo.json", "gsm8k_train.csv"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "glaive_toolcall_en_demo.json",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("alpaca_zh_demo.json", "gsm8k_train.csv")),
+    ],
+)
 def test_real_data_needs_no_other_override_than_its_path(name, shared_dir, tunerun, tmp_path):
     done = tunerun("+recipe=quickstart", f"data.path={shared_dir / 'data' / name}", "run_dir=run", *SHORT)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -204,15 +204,15 @@ class _HalfOnCpu(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scaling: float | None
     ) -> Tensor:
         """Returns (1, tokens, heads, head width)."""
-        outputs, sums = [], []
-        for part in zip(*(torch.split(states, list(lengths), 2) for states in (query, key, value)), strict=True):
+        found, sums = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format), []
+        parts = zip(*(torch.split(states, list(lengths), 2) for states in (query, key, value)), strict=True)
+        for part, into in zip(parts, torch.split(found, list(lengths), 1), strict=True):
             output, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 *part, is_causal=True, scale=scaling
             )
-            outputs.append(output.transpose(1, 2))
+            into.copy_(output.transpose(1, 2))
             sums.append(log_sums)
         ctx.lengths, ctx.scaling = lengths, scaling
-        found = torch.cat(outputs, 1)
         ctx.save_for_backward(query, key, value, found, *sums)
         return found
 
@@ -222,14 +222,15 @@ class _HalfOnCpu(torch.autograd.Function):
         query, key, value, found, *sums = ctx.saved_tensors
         states = (grads[0].transpose(1, 2), query, key, value, found.transpose(1, 2))
         parts = zip(*(torch.split(items.float(), list(ctx.lengths), 2) for items in states), strict=True)
-        gradients = [
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        gradients = [torch.empty_like(items) for items in (query, key, value)]
+        into = zip(*(torch.split(items, list(ctx.lengths), 2) for items in gradients), strict=True)
+        for part, log_sums, slices in zip(parts, sums, into, strict=True):
+            computed = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 *part, log_sums, 0.0, True, scale=ctx.scaling
             )
-            for part, log_sums in zip(parts, sums, strict=True)
-        ]
-        joined = (torch.cat(items, 2).to(query.dtype) for items in zip(*gradients, strict=True))
-        return (*joined, None, None)
+            for whole, values in zip(slices, computed, strict=True):
+                whole.copy_(values)
+        return (*gradients, None, None)
 
 
 ALL_ATTENTION_FUNCTIONS.register(SEGMENTS, segment_attention)

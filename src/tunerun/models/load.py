@@ -11,6 +11,7 @@ import torch
 
 from tunerun import artifacts
 from tunerun.errors import Problem, StageError, UserError, require
+from tunerun.models import fused
 from tunerun.models.folder import carry_files
 from tunerun.plan.steps import Quantisation
 
@@ -75,6 +76,7 @@ def load_model(
         raise StageError(f"{folder}: the model cannot be loaded: {error}") from error
     finally:
         reports.set_verbosity(verbosity)
+    fused.fuse(model)
     if quantisation is None and not _is_quantised(folder):
         return model.to(device)
     # bitsandbytes' weights are already there, and refuse to be moved.
@@ -163,6 +165,7 @@ def random_model(folder: Path, *, seed: int, device: str, attention: str = "sdpa
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    fused.fuse(model)
     return model.eval().to(device)
 
 

@@ -20,6 +20,9 @@ _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "l
 
 # Logits held at a time, in float32: large enough for efficient products, small beside any model.
 _LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
+# Of those, what a CPU turns into gradients at a time.
+_CACHED_BYTES = 1 << 20
+_ROWS_MULTIPLE = 64
 
 
 def token_loss(network: Any, batch: MicroBatch, *, label_smoothing: float = 0.0) -> Tensor:
@@ -142,25 +145,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         piece = max(1, _LOGITS_BYTES[device] // (4 * weight.shape[0]))
         for start in range(0, len(targets), piece):
             rows = slice(start, start + piece)
-            logits, wanted = F.linear(inputs[rows], matrix).float(), targets[rows, None]
-            told = (1.0 - smoothing) * logits.gather(1, wanted).sum()
-            if smoothing:
-                told += smoothing * logits.mean(1).sum()
-            # In place, and the exponentials are used twice: once for the loss, once for its gradient.
-            largest = logits.amax(1, keepdim=True)
-            total = logits.sub_(largest).exp_().sum(1, keepdim=True)
-            loss += (largest + total.log()).sum() - told
-            if not (wants_hidden or wants_weight):
-                continue
-            grad = logits.div_(total)
-            grad.scatter_add_(1, wanted, grad.new_full(wanted.shape, smoothing - 1.0))
-            if smoothing:
-                grad -= smoothing / weight.shape[0]
-            grad = grad.to(dtype)
+            wanted, states = targets[rows], _filled(inputs[rows])
+            logits = F.linear(states, matrix)
+            loss += _replace_by_gradient(logits, wanted, smoothing)
             if hidden_grad is not None:
-                hidden_grad[rows] = grad @ matrix
+                hidden_grad[rows] = (logits @ matrix)[: len(wanted)]
             if wants_weight:
-                found = (grad.T @ inputs[rows]).to(weight.dtype)
+                found = (logits.T @ states).to(weight.dtype)
                 weight_grad = found if weight_grad is None else weight_grad.add_(found)
         ctx.save_for_backward(hidden_grad, weight_grad)
         return loss
@@ -175,3 +166,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _filled(states: Tensor) -> Tensor:
+    """Adds rows of zeros in half precision on a CPU, whose products are compiled for each number of rows anew."""
+    if states.device.type != "cpu" or states.dtype == torch.float32:
+        return states
+    return F.pad(states, (0, 0, 0, -len(states) % _ROWS_MULTIPLE))
+
+
+def _replace_by_gradient(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Returns the summed loss of logits, which become its gradient; rows without a target become zeros.
+
+    A CPU takes a few rows at a time, so that the passes over them in float32 stay in its cache.
+    """
+    loss = torch.zeros((), device=logits.device)
+    vocabulary = logits.shape[1]
+    step = max(1, _CACHED_BYTES // (4 * vocabulary)) if logits.device.type == "cpu" else len(targets)
+    for start in range(0, len(targets), step):
+        wanted = targets[start : start + step, None]
+        part = logits[start : start + len(wanted)]
+        values = part.float()
+        told = (1.0 - smoothing) * values.gather(1, wanted).sum()
+        if smoothing:
+            told += smoothing * values.mean(1).sum()
+        # In place, and the exponentials are used twice: once for the loss, once for its gradient.
+        largest = values.amax(1, keepdim=True)
+        total = values.sub_(largest).exp_().sum(1, keepdim=True)
+        loss += (largest + total.log()).sum() - told
+        values.div_(total)
+        values.scatter_add_(1, wanted, values.new_full(wanted.shape, smoothing - 1.0))
+        if smoothing:
+            values -= smoothing / vocabulary
+        if values is not part:
+            part.copy_(values)
+    logits[len(targets) :] = 0
+    return loss

@@ -85,7 +85,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=list(WRAPPERS))
+# What zero1 does, zero2 does too.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name == "zero1" else ()) for name in WRAPPERS],
+)
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Strategy and folder of all that two processes did under it."""
     strategy = request.param

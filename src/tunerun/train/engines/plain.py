@@ -15,6 +15,9 @@ from tunerun.train.engines.engine import Body, Parts, State, share, spoilt, trai
 
 T = TypeVar("T")
 
+# torch clips by limit / (norm + this).
+_CLIP_MARGIN = 1e-6
+
 
 class Plain:
     """See `Engine`."""
@@ -52,14 +55,22 @@ class Plain:
 
     def move(self, rate: float) -> Tensor:
         """See `Engine`."""
-        limit = math.inf if self._limit is None else self._limit
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)
+        norm = self._clipped()
         if self.moves_on_device:
             optim.apply(self._optimisers, rate, skip=~torch.isfinite(norm))
         elif math.isfinite(norm):
             optim.apply(self._optimisers, rate)
         else:
             optim.drop_gradients(self._optimisers)
+        return norm
+
+    def _clipped(self) -> Tensor:
+        """Returns the norm of the gradients before they were clipped."""
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # A GPU would have to be waited for; on a CPU, a pass over all gradients that multiplies by one is saved.
+        if self._limit is not None and not (norm.device.type == "cpu" and norm + _CLIP_MARGIN <= self._limit):
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self._limit, norm)
         return norm
 
     def weights(self, *, trainable: bool) -> dict[str, Tensor]:
