@@ -1,11 +1,13 @@
 """Makes a quantised GGUF from a base and an adapter with tunerun, and with peft and llama.cpp, side by side.
 
-Run: `python tests/benchmarks/bench_gguf.py LLAMA_CPP [--layers 15] [--repeats 3] [--type q4_k_m]`, LLAMA_CPP being the
-`vendor/llama.cpp` folder of llama-cpp-python's source package. Builds a random bfloat16 Qwen2 and an adapter of rank 16
-on all linear layers. Each side runs in fresh processes, turn about: peft merges, convert_hf_to_gguf.py writes bfloat16
-and llama_model_quantize reads it again; tunerun reads base and adapter once. A second comparison is the base alone to
-bfloat16, with the converter. Prints medians of wall time (start of the first process to the end of the last), the
-highest peak of resident memory, the bytes left or passed through scratch files, and whether every tensor is the same.
+Run: `python tests/benchmarks/bench_gguf.py [--llama-cpp FOLDER] [--layers 15] [--repeats 3] [--type q4_k_m]`, FOLDER
+being the `vendor/llama.cpp` of llama-cpp-python's source package, which is downloaded when it is not given. Builds a
+random bfloat16 Qwen2 and an adapter of rank 16 on all linear layers. Each side runs in fresh processes, turn about and
+with the disk at rest: peft merges, convert_hf_to_gguf.py writes bfloat16 and llama_model_quantize reads it again;
+tunerun reads base and adapter once, flushes what it wrote to disk and hashes it, which the others do not. A second
+comparison is the base alone to bfloat16, with the converter. Prints medians of wall time (start of the first process to
+the end of the last), the highest peak of resident memory, the bytes left or passed through scratch files, and whether
+every tensor is the same.
 """
 
 from __future__ import annotations
@@ -24,8 +26,12 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from tests.benchmarks.bench_merge import PEFT
-from tests.export.compare import differing_tensors
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+
+from tests.benchmarks.bench_merge import PEFT  # noqa: E402
+from tests.export import upstream  # noqa: E402
+from tests.export.compare import differing_tensors  # noqa: E402
 
 QUANTISE = """
 import ctypes, os, sys, llama_cpp
@@ -48,13 +54,14 @@ gguf = GgufConfig(types=(kind,))
 adapter = None if adapter == "none" else adapter
 run(ExportStep(name="demo", merged=False, gguf=gguf, chat_template=None, adapter=adapter), Path(out))
 """
-ROOT = Path(__file__).parents[2]
 
 
 def measure(commands: list[list[str]]) -> tuple[float, float, float]:
     """Runs commands one after another; returns wall and CPU seconds, and the highest peak of resident memory in MiB."""
     path = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONPATH": path}
+    # What the run before it left to be written is not its business.
+    os.sync()
     started, cpu, peak = time.perf_counter(), 0.0, 0.0
     for command in commands:
         with tempfile.TemporaryFile() as said:
@@ -93,11 +100,14 @@ def build_all(folder: Path, layers: int) -> None:
 def main() -> None:
     """Builds, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("llama_cpp", type=Path)
+    parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--layers", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--type", default="q4_k_m")
     options = parser.parse_args()
+    source = options.llama_cpp or upstream.find_source()
+    if source is None:
+        sys.exit("the source package of llama-cpp-python cannot be downloaded; name its vendor/llama.cpp")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # In a process of its own: Linux counts what a process held before it became another.
@@ -108,7 +118,7 @@ def main() -> None:
         peft.mkdir()
         for file in base.glob("tokenizer*"):
             shutil.copy(file, peft)
-        convert = [str(ROOT / "tests/export/upstream.py"), str(options.llama_cpp), "qwen2"]
+        convert = [str(ROOT / "tests/export/upstream.py"), str(source), "qwen2"]
         merged, theirs = folder / "merged.gguf", folder / f"peft-{options.type}.gguf"
         outputs = {kind: folder / kind for kind in ("fused", "plain")}
         for output in outputs.values():
