@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from tunerun.export.special import SpecialTokens, read_special, without_generati
 from tunerun.export.write import write_gguf
 from tunerun.formats.architectures import GGUF_ARCHITECTURES, Architecture
 from tunerun.formats.merged import MergePlan, plan_copy, plan_merge
+from tunerun.formats.share import cores
 from tunerun.models.folder import carry_files, set_chat_template
 from tunerun.plan.steps import ExportStep, Quantisation
 
@@ -113,7 +113,7 @@ def _write_own(step: ExportStep, source: Path, out: Path, scratch: Path, staging
     if step.gguf.imatrix:
         adapter = None if step.merged or step.adapter is None else out / step.adapter
         importance = read_importance(model, source, adapter, out, most_tokens=_IMPORTANCE_TOKENS)
-    paths = write_gguf(model, step.gguf.types, staging, threads=os.cpu_count() or 1, importance=importance)
+    paths = write_gguf(model, step.gguf.types, staging, threads=cores(), importance=importance)
     context = _context_tokens(step, model.config, model.architecture)
     return _exported(step, paths, tokenizer, template, special, context)
 

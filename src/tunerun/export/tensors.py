@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from tunerun.formats.architectures import Architecture
 from tunerun.formats.floats import STORAGE, Array, to_float32
 from tunerun.formats.merged import MergedTensor, RowReader, row_reader
 
-# Values worked on at once. Every type of file takes them from here, so that the model is read once.
-_BLOCK_VALUES = 1 << 20
+# Values worked on at once by a thread: few enough to stay in its cache. Every type of file takes them from here, so
+# that the model is read once.
+_BLOCK_VALUES = 1 << 17
 _HEAD = "output.weight"
 
 Order = npt.NDArray[np.int64]
@@ -57,29 +59,38 @@ class Computed:
         return (len(self.values),)
 
 
-def read_blocks(source: Source | Computed) -> Iterator[tuple[int, Array, str]]:
-    """Yields a tensor's rows, a few at a time.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """Some rows of a tensor of the file."""
 
-    Returns:
-        Index of the first row; rows of shape (rows, values in a row), a vector being one row; their type, a key of
-        `STORAGE`.
-    """
+    first: int
+    """Index of the first one."""
+    read: Callable[[], tuple[Array, str]]
+    """Returns the rows, of shape (rows, values in a row), a vector being one row, and their type, a key of `STORAGE`;
+    threads may read several at once."""
+
+
+def blocks_of(source: Source | Computed) -> Iterator[Block]:
+    """Yields all rows of a tensor, a few at a time."""
     if isinstance(source, Computed):
-        yield 0, np.array([source.values], np.float32), "F32"
+        values = np.array([source.values], np.float32)
+        yield Block(first=0, read=lambda: (values, "F32"))
         return
-    read = row_reader(source.tensor)
-    info, dtype = source.tensor.source, source.tensor.dtype
-    rows = source.shape[0]
-    step = rows if len(source.shape) == 1 else max(1, _BLOCK_VALUES // info.row_values)
+    read, rows = row_reader(source.tensor), source.shape[0]
+    step = rows if len(source.shape) == 1 else max(1, _BLOCK_VALUES // source.tensor.source.row_values)
     for first in range(0, rows, step):
-        block = _read_ordered(read, source.order, first, min(step, rows - first), info.rows)
-        if len(source.shape) == 1:
-            block = block.reshape(1, -1)
-        if source.offset:
-            # Added in the stored type, as llama.cpp's converter does; it has no bfloat16.
-            block, dtype = (to_float32(block, dtype), "F32") if dtype == "BF16" else (block, dtype)
-            block = block + block.dtype.type(source.offset)
-        yield first, block, dtype
+        yield Block(first=first, read=partial(_read_block, source, read, first, min(step, rows - first)))
+
+
+def _read_block(source: Source, read: RowReader, first: int, count: int) -> tuple[Array, str]:
+    block, dtype = _read_ordered(read, source.order, first, count, source.tensor.source.rows), source.tensor.dtype
+    if len(source.shape) == 1:
+        block = block.reshape(1, -1)
+    if source.offset:
+        # Added in the stored type, as llama.cpp's converter does; it has no bfloat16.
+        block, dtype = (to_float32(block, dtype), "F32") if dtype == "BF16" else (block, dtype)
+        block = block + block.dtype.type(source.offset)
+    return block, dtype
 
 
 def _read_ordered(read: RowReader, order: Order | None, first: int, count: int, rows: int) -> Array:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from tunerun.errors import StageError, require
 from tunerun.export.mix import FILE_TYPES, choose_types
 from tunerun.export.model import Model
 from tunerun.export.parameters import add_parameters, read_sizes
-from tunerun.export.tensors import Computed, Source, read_blocks
+from tunerun.export.tensors import Block, Source, blocks_of
 from tunerun.formats.floats import Array, Float32, is_finite, to_float32
-from tunerun.formats.ggml import Encoder, TensorType
+from tunerun.formats.ggml import TensorType, encode
 from tunerun.formats.gguf import GgufFile, GgufTensor
+from tunerun.formats.share import share_out
 from tunerun.progress import Progress
 
 # generation_config.json's and GGUF's names for the same advice.
@@ -39,7 +41,7 @@ def write_gguf(
         model: What to write.
         types: Keys of `FILE_TYPES`.
         out: Folder for the files, which are named `<name>-<type>.gguf`.
-        threads: For quantising.
+        threads: How many work at once.
         importance: Mean square of each input, by GGUF name; used for types of few bits.
 
     Returns:
@@ -56,14 +58,17 @@ def write_gguf(
     sizes = read_sizes(model.config, model.architecture)
     chosen = {kind: choose_types(shapes, kind, replace(sizes, importance=bool(weighed[kind]))) for kind in paths}
     with ExitStack() as stack:
-        encoder = stack.enter_context(Encoder(threads=threads))
         files = {kind: stack.enter_context(_create(path, model, kind, chosen[kind])) for kind, path in paths.items()}
-        total = sum(math.prod(shape) for shape in shapes.values())
-        progress = stack.enter_context(Progress("export", total=total, unit="weights"))
-        for name, source in model.sources.items():
-            targets = [(files[kind], chosen[kind][name], weighed[kind].get(name)) for kind in files]
-            _write_tensor(name, source, targets, encoder)
-            progress.advance(math.prod(source.shape))
+        progress = stack.enter_context(Progress("export", total=sum(map(math.prod, shapes.values())), unit="weights"))
+
+        def jobs() -> Iterator[Callable[[], None]]:
+            for name, source in model.sources.items():
+                targets = [(files[kind], chosen[kind][name], weighed[kind].get(name)) for kind in files]
+                where = source.where if isinstance(source, Source) else name
+                yield from (partial(_write_block, name, where, block, targets) for block in blocks_of(source))
+                progress.advance(math.prod(source.shape))
+
+        share_out(jobs(), threads=threads)
     return paths
 
 
@@ -72,24 +77,23 @@ def _create(path: Path, model: Model, kind: str, types: Mapping[str, TensorType]
     return GgufFile(path, _header(model, kind), tensors)
 
 
-def _write_tensor(name: str, source: Source | Computed, targets: Sequence[_Target], encoder: Encoder) -> None:
-    where = source.where if isinstance(source, Source) else name
-    for first, rows, dtype in read_blocks(source):
-        if not is_finite(rows, dtype):
-            raise StageError(f"{where} holds a value that is infinite or not a number.")
-        # The same rows go into many files: those of one type are encoded once, and not at all when the weights
-        # have that type already.
-        encoded: dict[tuple[str, bool], Array] = {(dtype, weighed): rows.view(np.uint8) for weighed in (False, True)}
-        values = None
-        for file, kind, importance in targets:
-            key = (kind.name, importance is not None)
-            if key not in encoded:
-                values = to_float32(rows, dtype) if values is None else values
-                try:
-                    encoded[key] = encoder.encode(values, kind, importance)
-                except StageError as error:
-                    raise StageError(f"{where}: {error}") from error
-            file.write_rows(name, first, encoded[key])
+def _write_block(name: str, where: str, block: Block, targets: Sequence[_Target]) -> None:
+    rows, dtype = block.read()
+    if not is_finite(rows, dtype):
+        raise StageError(f"{where} holds a value that is infinite or not a number.")
+    # The same rows go into many files: those of one type are encoded once, and not at all when the weights have that
+    # type already.
+    encoded: dict[tuple[str, bool], Array] = {(dtype, weighed): rows.view(np.uint8) for weighed in (False, True)}
+    values = None
+    for file, kind, importance in targets:
+        key = (kind.name, importance is not None)
+        if key not in encoded:
+            values = to_float32(rows, dtype) if values is None else values
+            try:
+                encoded[key] = encode(values, kind, importance)
+            except StageError as error:
+                raise StageError(f"{where}: {error}") from error
+        file.write_rows(name, block.first, encoded[key])
 
 
 def _header(model: Model, kind: str) -> Any:

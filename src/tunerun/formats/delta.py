@@ -8,7 +8,8 @@ the few weights whose rounding to 16 bits the difference could change are worked
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -19,33 +20,27 @@ from tunerun.formats.lora import Shift, Update
 from tunerun.formats.safetensors import read_tensor
 
 _FLOAT32_ROUNDING = 2.0**-24
+# More than the few roundings that come on top of a sum.
+_SLACK = 8 * _FLOAT32_ROUNDING
 # OpenBLAS, interface/gemm.c: rows * columns * rank up to SMP_THRESHOLD_MIN * GEMM_MULTITHREAD_THRESHOLD.
 _UNTHREADED_TERMS = 65536 * 4
 
 
-@dataclass(frozen=True, slots=True)
-class _Buffers:
-    """Arrays of one shape, kept from call to call: the pages of fresh ones would be faulted in each time."""
+class _Buffers(threading.local):
+    """Arrays of a thread, kept from call to call: the pages of fresh ones would be faulted in each time."""
 
-    base: Float32
-    merged: Float32
-    margin: Float32
-    low: Float32
-    scratch: npt.NDArray[np.uint32]
-    low_stored: Array
-    high_stored: Array
+    def __init__(self) -> None:
+        self._words = np.empty((4, 0), np.uint32)
 
-    @classmethod
-    def of(cls, stored: Array) -> _Buffers:
-        """Allocates them in the shape of the stored values."""
-        base, merged, margin, low = np.empty((4, *stored.shape), np.float32)
-        low_stored, high_stored = np.empty((2, *stored.shape), stored.dtype)
-        return cls(base, merged, margin, low, np.empty(stored.shape, np.uint32), low_stored, high_stored)
+    def of(self, shape: tuple[int, ...]) -> list[npt.NDArray[np.uint32]]:
+        """Returns four arrays of 32-bit words."""
+        size = math.prod(shape)
+        if self._words.shape[1] < size:
+            self._words = np.empty((4, size), np.uint32)
+        return [words[:size].reshape(shape) for words in self._words]
 
-    def first(self, rows: int) -> _Buffers:
-        """Returns the first rows of each."""
-        wide = (self.base[:rows], self.merged[:rows], self.margin[:rows], self.low[:rows], self.scratch[:rows])
-        return _Buffers(*wide, self.low_stored[:rows], self.high_stored[:rows])
+
+_buffers = _Buffers()
 
 
 class Delta:
@@ -60,13 +55,15 @@ class Delta:
         self._scaling = np.float32(update.scaling)
         rank = a.shape[0]
         # Two sums of `rank` products differ by at most this times the lengths of the two vectors
-        # (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
-        self._spread = 2 * rank * _FLOAT32_ROUNDING / (1 - rank * _FLOAT32_ROUNDING)
-        self._right_length = _longest(self._right, axis=0)
-        self._work: _Buffers | None = None
+        # (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and scaling rounds each once more.
+        spread = 2 * (rank + 1) * _FLOAT32_ROUNDING / (1 - rank * _FLOAT32_ROUNDING) * abs(update.scaling)
+        self._row_spread = (spread * _lengths(self._left, axis=1))[:, None]
+        self._column_length = _lengths(self._right, axis=0)
 
     def merge(self, stored: Array, dtype: str, first: int) -> Array:
         """Adds the update to rows `[first, first + len(stored))` of the weight.
+
+        Threads may do so at once.
 
         Args:
             stored: Shape (rows, columns), in the type that holds `dtype`.
@@ -76,35 +73,22 @@ class Delta:
         Returns:
             The merged rows in the same type, rounded to nearest, ties to even.
         """
-        left = self._left[first : first + len(stored)]
+        taken = slice(first, first + len(stored))
+        left = self._left[taken]
         if dtype == "F32":
             return _add(ordered_product(left, self._right), self._scaling, stored)
-        work = self._buffers(stored)
-        widen_into(stored, dtype, work.base)
-        _product(left, self._right, work.merged)
-        _add(work.merged, self._scaling, work.base)
-        self._fill_margin(left, work)
-        np.subtract(work.merged, work.margin, out=work.low)
-        round_into(work.low, dtype, work.low_stored, work.scratch)
-        np.add(work.merged, work.margin, out=work.merged)
-        round_into(work.merged, dtype, work.high_stored, work.scratch)
-        doubtful = np.flatnonzero(work.low_stored != work.high_stored)
-        rows, columns = np.divmod(doubtful, stored.shape[1])
-        exact = _add(_ordered_sums(left[rows], self._right[:, columns]), self._scaling, work.base[rows, columns])
-        work.low_stored[rows, columns] = from_float32(exact, dtype)
-        return work.low_stored.copy()
-
-    def _buffers(self, stored: Array) -> _Buffers:
-        if self._work is None or len(self._work.base) < len(stored):
-            self._work = _Buffers.of(stored)
-        return self._work.first(len(stored))
-
-    def _fill_margin(self, left: Float32, work: _Buffers) -> None:
-        spread = self._spread * _longest(left, axis=1) * self._right_length * abs(float(self._scaling))
-        np.abs(work.merged, out=work.margin)
-        # Scaling and adding round once each, on either side of the comparison.
-        np.multiply(work.margin, np.float32(8 * _FLOAT32_ROUNDING), out=work.margin)
-        np.add(work.margin, np.float32(spread * (1 + 8 * _FLOAT32_ROUNDING)), out=work.margin)
+        words = _buffers.of(stored.shape)
+        base, total, low, spread = (array.view(np.float32) for array in words)
+        widen_into(stored, dtype, base)
+        _product(left, self._right, total)
+        _add(total, self._scaling, base)
+        merged = np.empty_like(stored)
+        round_into(total, dtype, merged, words[2])
+        np.multiply(self._row_spread[taken], self._column_length, out=spread)
+        rows, columns = np.divmod(_doubtful(total, spread, dtype, low), stored.shape[1])
+        exact = _add(_ordered_sums(left[rows], self._right[:, columns]), self._scaling, base[rows, columns])
+        merged[rows, columns] = from_float32(exact, dtype)
+        return merged
 
 
 class BiasDelta:
@@ -128,8 +112,36 @@ def _add(product: Float32, scaling: np.float32, base: Float32) -> Float32:
     return product
 
 
-def _longest(vectors: Float32, axis: int) -> float:
-    return float(np.sqrt(np.einsum("ij,ij->" + "ji"[axis], vectors, vectors, dtype=np.float64).max(initial=0.0)))
+def _lengths(vectors: Float32, axis: int) -> Float32:
+    """Returns the Euclidean lengths of vectors along an axis, and no less."""
+    squares = np.einsum("ij,ij->" + "ji"[axis], vectors, vectors, dtype=np.float64)
+    return (np.sqrt(squares) * (1 + _SLACK)).astype(np.float32)
+
+
+def _doubtful(total: Float32, spread: Float32, dtype: str, low: Float32) -> npt.NDArray[np.intp]:
+    """Returns the places where sums might be rounded to another number if they were added in another order.
+
+    Args:
+        total: Sums; overwritten.
+        spread: How far another order may take each.
+        dtype: `F16` or `BF16`.
+        low: Of the same shape; overwritten.
+    """
+    # The least and the greatest length.
+    high = np.abs(total, out=total)
+    np.multiply(high, np.float32(1 - _SLACK), out=low)
+    np.multiply(high, np.float32(1 + _SLACK), out=high)
+    np.subtract(low, spread, out=low)
+    np.add(high, spread, out=high)
+    if dtype != "BF16":
+        with np.errstate(over="ignore"):
+            return np.flatnonzero(low.astype(np.float16).view(np.uint16) != high.astype(np.float16).view(np.uint16))
+    # Rounded half down and half up: a bound in the middle between two numbers is doubtful, too.
+    low_bits, high_bits = low.view(np.uint32), high.view(np.uint32)
+    np.add(low_bits, 0x7FFF, out=low_bits)
+    np.add(high_bits, 0x8000, out=high_bits)
+    np.bitwise_xor(low_bits, high_bits, out=low_bits)
+    return np.flatnonzero(low_bits > 0xFFFF)
 
 
 def _product(left: Float32, right: Float32, out: Float32) -> None:

@@ -51,7 +51,9 @@ def from_float32(values: Float32, dtype: str) -> Array:
 def widen_into(values: Array, dtype: str, out: Float32) -> None:
     """Does what `to_float32` does, into an array of the same shape."""
     if dtype == "BF16":
-        np.left_shift(values, 16, out=out.view(np.uint32), dtype=np.uint32)
+        bits = out.view(np.uint32)
+        bits[...] = values
+        np.left_shift(bits, 16, out=bits)
     else:
         out[...] = values
 
@@ -77,9 +79,8 @@ def round_into(values: Float32, dtype: str, out: Array, scratch: npt.NDArray[np.
     np.add(scratch, bits, out=scratch)
     np.right_shift(scratch, 16, out=scratch)
     out[...] = scratch
-    nan = np.isnan(values)
-    if nan.any():
-        out[nan] = 0x7FC0
+    if np.isnan(values.max(initial=0)):
+        out[np.isnan(values)] = 0x7FC0
 
 
 def is_finite(values: Array, dtype: str) -> bool:

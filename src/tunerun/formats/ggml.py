@@ -6,12 +6,10 @@ Types and block sizes: llama.cpp, `ggml/include/ggml.h` and `ggml/src/ggml-commo
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -73,60 +71,43 @@ TYPES = dict(
 FLOAT_TYPES = ("F32", "F16", "BF16")
 
 
-class Encoder:
-    """Turns float32 rows into the bytes of a ggml type, in threads. Use as a context manager."""
+def encode(
+    values: npt.NDArray[np.float32], kind: TensorType, importance: npt.NDArray[np.float32] | None = None
+) -> Array:
+    """Encodes whole rows; threads may do so at once.
 
-    def __init__(self, *, threads: int) -> None:
-        """Loads nothing yet: the float types need no library."""
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(max_workers=threads)
-        self._library: ctypes.CDLL | None = None
+    Args:
+        values: Shape (rows, columns), contiguous.
+        kind: The columns are a multiple of its block.
+        importance: Weight of each column's error, shape (columns,); only some types look at it.
 
-    def encode(
-        self, values: npt.NDArray[np.float32], kind: TensorType, importance: npt.NDArray[np.float32] | None = None
-    ) -> Array:
-        """Encodes whole rows.
+    Returns:
+        Bytes, shape (rows, bytes in a row).
 
-        Args:
-            values: Shape (rows, columns), contiguous.
-            kind: The columns are a multiple of its block.
-            importance: Weight of each column's error, shape (columns,); only some types look at it.
-
-        Returns:
-            Bytes, shape (rows, bytes in a row).
-
-        Raises:
-            MissingExtra: llama-cpp-python is not installed and the type is quantised.
-            StageError: A value or a block's scale overflows the type.
-        """
-        if kind.name in FLOAT_TYPES:
-            stored = from_float32(values, kind.name)
-            if not is_finite(stored, kind.name):
-                raise StageError(f"a value is too large for {kind.name}.")
-            return stored.view(np.uint8)
-        if self._library is None:
-            self._library = _load_library()
-        encoded = np.empty((values.shape[0], kind.row_bytes(values.shape[1])), np.uint8)
-        step = -(-values.shape[0] // self._threads)
-        parts = [slice(first, first + step) for first in range(0, values.shape[0], step)]
-        library = self._library
-        # ctypes lets go of Python's lock during the call, so that threads do run at once.
-        valid = list(
-            self._pool.map(lambda rows: _quantise(library, values[rows], encoded[rows], kind, importance), parts)
-        )
-        if not all(valid):
+    Raises:
+        MissingExtra: llama-cpp-python is not installed and the type is quantised.
+        StageError: A value or a block's scale overflows the type.
+    """
+    if kind.name in FLOAT_TYPES:
+        stored = from_float32(values, kind.name)
+        if not is_finite(stored, kind.name):
             raise StageError(f"a value is too large for {kind.name}.")
-        return encoded
+        return stored.view(np.uint8)
+    library = _load_library()
+    rows, columns = values.shape
+    encoded = np.empty((rows, kind.row_bytes(columns)), np.uint8)
+    weights = None if importance is None else importance.ctypes.data
+    # ctypes lets go of Python's lock during the call.
+    written = library.ggml_quantize_chunk(
+        kind.number, values.ctypes.data, encoded.ctypes.data, 0, rows, columns, weights
+    )
+    assert written == encoded.nbytes, f"{written} bytes for {encoded.nbytes}"
+    if not library.ggml_validate_row_data(kind.number, encoded.ctypes.data, encoded.nbytes):
+        raise StageError(f"a value is too large for {kind.name}.")
+    return encoded
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown()
-
-
+@functools.cache
 def _load_library() -> ctypes.CDLL:
     package = require("llama_cpp", "gguf")
     assert package.__file__ is not None
@@ -144,19 +125,3 @@ def _load_library() -> ctypes.CDLL:
     library.ggml_validate_row_data.restype = ctypes.c_bool
     library.ggml_validate_row_data.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
     return library
-
-
-def _quantise(
-    library: ctypes.CDLL,
-    values: npt.NDArray[np.float32],
-    encoded: Array,
-    kind: TensorType,
-    importance: npt.NDArray[np.float32] | None,
-) -> bool:
-    rows, columns = values.shape
-    weights = None if importance is None else importance.ctypes.data
-    written = library.ggml_quantize_chunk(
-        kind.number, values.ctypes.data, encoded.ctypes.data, 0, rows, columns, weights
-    )
-    assert written == encoded.nbytes, f"{written} bytes for {encoded.nbytes}"
-    return bool(library.ggml_validate_row_data(kind.number, encoded.ctypes.data, encoded.nbytes))

@@ -19,10 +19,10 @@ from tunerun.formats.lora import EMBEDDINGS, HEAD, Adapter, Shift, TokenRows, Up
 from tunerun.formats.safetensors import TensorInfo, read_rows, read_table
 from tunerun.plan.steps import Quantisation
 
-# Values merged at once: small enough to stay in the cache through every pass.
-_CACHED_VALUES = 1 << 18
+# Values merged at once: few enough to stay in a core's cache through every pass.
+_CACHED_VALUES = 1 << 17
 
-# Reads rows `[first, first + count)` of a tensor.
+# Reads rows `[first, first + count)` of a tensor; threads may do so at once.
 RowReader = Callable[[int, int], Array]
 
 

@@ -7,7 +7,9 @@ rows at a time, the update is added, and the sum is rounded back to the base's t
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,17 @@ from tunerun.artifacts import publish, sha256, write_json
 from tunerun.errors import StageError
 from tunerun.formats.floats import is_finite
 from tunerun.formats.lora import WEIGHTS
-from tunerun.formats.merged import MergedTensor, MergePlan, plan_merge, row_reader
+from tunerun.formats.merged import MergedTensor, MergePlan, RowReader, plan_merge, row_reader
 from tunerun.formats.safetensors import ModelWriter
+from tunerun.formats.share import cores, share_out
 from tunerun.models.folder import carry_files, set_chat_template
 from tunerun.plan.steps import Quantisation
 from tunerun.progress import Progress
 
-# Values worked on at once: small enough to stay in the cache through every pass.
-_BLOCK_VALUES = 1 << 18
+# Values worked on at once by a thread: few enough to stay in its cache through every pass.
+_BLOCK_VALUES = 1 << 17
+# With more, the disk is what they wait for.
+_MOST_THREADS = 8
 
 PROVENANCE = "merge.json"
 
@@ -85,20 +90,28 @@ def _write_weights(plan: MergePlan, out: Path, max_shard_size_bytes: int) -> Non
         ModelWriter(out, slots, max_shard_size_bytes=max_shard_size_bytes) as writer,
         Progress("merge", total=total, unit="bytes") as progress,
     ):
-        for name, tensor in plan.tensors.items():
-            if tensor.untouched:
-                writer.copy(tensor.source, name)
-            else:
-                _write_changed(writer, name, tensor)
-            progress.advance(tensor.source.bytes)
+
+        def jobs() -> Iterator[Callable[[], None]]:
+            for name, tensor in plan.tensors.items():
+                if tensor.untouched:
+                    yield partial(writer.copy, tensor.source, name)
+                else:
+                    yield from _changes(writer, name, tensor)
+                progress.advance(tensor.source.bytes)
+
+        share_out(jobs(), threads=min(cores(), _MOST_THREADS))
 
 
-def _write_changed(writer: ModelWriter, name: str, tensor: MergedTensor) -> None:
+def _changes(writer: ModelWriter, name: str, tensor: MergedTensor) -> Iterator[Callable[[], None]]:
     read, rows = row_reader(tensor), tensor.shape[0]
     step = max(1, _BLOCK_VALUES // tensor.source.row_values)
     for first in range(0, rows, step):
-        values = read(first, min(step, rows - first))
-        if not is_finite(values, tensor.dtype):
-            fix = "The adapter or the base is broken."
-            raise StageError(f"{name}: a merged weight is infinite or not a number. {fix}")
-        writer.write_rows(name, first, values)
+        yield partial(_write_changed, writer, name, tensor.dtype, read, slice(first, min(first + step, rows)))
+
+
+def _write_changed(writer: ModelWriter, name: str, dtype: str, read: RowReader, rows: slice) -> None:
+    values = read(rows.start, rows.stop - rows.start)
+    if not is_finite(values, dtype):
+        fix = "The adapter or the base is broken."
+        raise StageError(f"{name}: a merged weight is infinite or not a number. {fix}")
+    writer.write_rows(name, rows.start, values)
