@@ -7,7 +7,7 @@ import pytest
 from tests.plan.test_memory import FULL, LORA
 from tests.plan.test_shape import option
 from tunerun.config import typed
-from tunerun.config.schema import GgufType
+from tunerun.config.schema import Bnb4Config, ExportConfig, GgufConfig, GgufType, GptqConfig
 from tunerun.errors import UserError
 from tunerun.machine import Gpu, Machine
 from tunerun.plan import devices
@@ -16,7 +16,7 @@ from tunerun.plan.memory import memory
 from tunerun.plan.shape import sizes
 
 SEVEN_B = sizes(option("qwen2.5-7b").shape)
-NO_DISK = disk(SEVEN_B, LORA, checkpoints=0, merged=False, gguf_types=())
+NO_DISK = disk(SEVEN_B, LORA, checkpoints=0, merged=False, export=ExportConfig())
 
 
 @pytest.mark.parametrize(
@@ -99,16 +99,20 @@ def test_more_devices_take_less_time():
 
 def test_disk_adds_up_what_a_run_writes():
     llama = sizes(option("llama3.1-8b").shape)
-    found = disk(llama, LORA, checkpoints=2, merged=True, gguf_types=("f16", "q4_k_m"))
+    types = ExportConfig(gguf=GgufConfig(types=("f16", "q4_k_m")))
+    found = disk(llama, LORA, checkpoints=2, merged=True, export=types)
     # llama.cpp's README: 14.96 and 4.58 GiB.
     assert found.gguf_bytes / 2**30 == pytest.approx(14.96 + 4.58, rel=2e-3)
     assert found.merged_bytes == 2 * llama.parameters
     assert found.checkpoints_bytes == 6 * found.adapter_bytes
     # 6.98 B weights of linear layers in 4.13 bits, 1.05 B of embeddings and head in 16.
-    assert disk(llama, LORA, checkpoints=0, merged=False, gguf_types=(), bnb4=True).bnb4_bytes / 1e9 == pytest.approx(
-        5.70, rel=0.01
-    )
-    assert disk(llama, FULL, checkpoints=0, merged=True, gguf_types=()).adapter_bytes == 0
+    folders = ExportConfig(bnb4=Bnb4Config(write=True), gptq=GptqConfig(write=True))
+    packed = disk(llama, LORA, checkpoints=0, merged=False, export=folders)
+    assert packed.bnb4_bytes / 1e9 == pytest.approx(5.70, rel=0.01)
+    # As many weights in 4 bits, with 16 + 4 bits for 128 of them.
+    assert packed.gptq_bytes / 1e9 == pytest.approx(5.73, rel=0.01)
+    assert packed.run_bytes == packed.adapter_bytes + packed.bnb4_bytes + packed.gptq_bytes
+    assert disk(llama, FULL, checkpoints=0, merged=True, export=ExportConfig()).adapter_bytes == 0
 
 
 def test_every_gguf_type_of_the_schema_has_a_size():

@@ -42,10 +42,13 @@ def answers(*arguments: object, said: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_each_piped_line_is_answered_by_a_line(run_dir):
-    lines = answers(run_dir, "--max-new-tokens", 8, said="Who are you?\n\n你是谁？\nfox\n")
+def test_each_piped_line_is_answered_by_a_line_and_a_run_without_proof_is_named(run_dir):
+    done = chat(run_dir, "--max-new-tokens", 8, said="Who are you?\n\n你是谁？\nfox\n")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
     assert len(lines) == 3
     assert all(lines)
+    assert done.stderr.splitlines().count(f"warning: {run_dir} was never verified") == 1
 
 
 def test_a_conversation_remembers_and_can_forget(run_dir):

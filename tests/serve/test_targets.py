@@ -88,6 +88,14 @@ def test_a_failed_gate_is_remembered(copied):
         assert ("gguf_f32" in resolve_target(copied).unverified) != passed
 
 
+def test_a_run_that_was_never_verified_says_so_and_its_base_model_does_not(copied):
+    assert resolve_target(copied).unchecked == f"{copied} was never verified"
+    assert resolve_target(copied, base=True).unchecked == ""
+    (copied / "verify").mkdir()
+    (copied / "verify" / "report.json").write_text(json.dumps({"schema": 1, "passed": True, "gates": []}))
+    assert resolve_target(copied).unchecked == ""
+
+
 def test_a_gguf_file_and_a_folder_stand_for_themselves(run_dir):
     (file,) = (run_dir / "export").glob("*.gguf")
     assert (resolve_target(file).engine, resolve_target(file).tokenizer) == ("llamacpp", None)

@@ -115,7 +115,8 @@ def _add(product: Float32, scaling: np.float32, base: Float32) -> Float32:
 def _lengths(vectors: Float32, axis: int) -> Float32:
     """Returns the Euclidean lengths of vectors along an axis, and no less."""
     squares = np.einsum("ij,ij->" + "ji"[axis], vectors, vectors, dtype=np.float64)
-    return (np.sqrt(squares) * (1 + _SLACK)).astype(np.float32)
+    lengths: Float32 = (np.sqrt(squares) * (1 + _SLACK)).astype(np.float32)
+    return lengths
 
 
 def _doubtful(total: Float32, spread: Float32, dtype: str, low: Float32) -> npt.NDArray[np.intp]:

@@ -34,6 +34,11 @@ def unverified(run: Path) -> str:
     return f"the run failed {len(failed)} of its verify gates: {', '.join(failed)} ({run / VERIFY_REPORT})"
 
 
+def unchecked(run: Path) -> str:
+    """Says that a run's model was never verified; empty when it was, with whatever result."""
+    return "" if (run / VERIFY_REPORT).is_file() else f"{run} was never verified"
+
+
 def unproved(run: Path) -> str:
     """Says what no gate has shown of a run's model, although none failed; empty when all of them passed.
 

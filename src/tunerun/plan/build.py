@@ -8,7 +8,7 @@ from typing import Any
 
 from tunerun.config.checks import size_bytes
 from tunerun.config.data_sources import holds_out
-from tunerun.config.schema import PAGED_OPTIMIZERS, RunConfig
+from tunerun.config.schema import PAGED_OPTIMIZERS, ExportConfig, RunConfig
 from tunerun.machine import Machine
 from tunerun.plan import answers, dataset, delivery, devices, estimate, nodes, shape
 from tunerun.plan.compiling import compiles
@@ -25,6 +25,7 @@ from tunerun.plan.steps import (
     Placement,
     Step,
     TrainStep,
+    VerifyStep,
 )
 
 # Fewer optimiser steps than this rarely change a model.
@@ -67,11 +68,12 @@ def build(config: RunConfig, facts: Facts, notes: tuple[str, ...] = ()) -> Plan:
     assert config.name is not None and config.run_dir is not None and config.model.path is not None
     decided = _decide(config, replace(facts, machine=nodes.node(config, facts.machine)))
     volume = _volume(config, facts) if "train" in config.stages else None
+    steps = _steps(config, decided, facts)
     return Plan(
         name=config.name,
         run_dir=config.run_dir,
-        steps=_steps(config, decided, facts),
-        estimate=decided.estimate,
+        steps=steps,
+        estimate=_with_verify(decided.estimate, config, steps, facts.machine),
         volume=volume,
         notes=notes + decided.notes,
         warnings=_warnings(config, decided, volume),
@@ -198,8 +200,7 @@ def _estimate(config: RunConfig, placement: Placement, device: Device | None, ro
         work,
         checkpoints=config.train.keep_checkpoints if config.train.checkpoint_steps is not None else 1,
         merged=delivery.trains_weights(config) or "merge" in config.stages,
-        gguf_types=config.export.gguf.types if "export" in config.stages else (),
-        bnb4="export" in config.stages and config.export.bnb4.write,
+        export=config.export if "export" in config.stages else ExportConfig(),
     )
     return estimate.estimate(
         size,
@@ -209,6 +210,19 @@ def _estimate(config: RunConfig, placement: Placement, device: Device | None, ro
         micro_batch_size=config.train.micro_batch_size,
         activation_checkpointing=config.train.activation_checkpointing,
     )
+
+
+def _with_verify(
+    found: Estimate | None, config: RunConfig, steps: tuple[Step, ...], machine: Machine
+) -> Estimate | None:
+    """Adds what verify takes, which compares in float32 and in one process."""
+    step = next((step for step in steps if isinstance(step, VerifyStep)), None)
+    if found is None or step is None:
+        return found
+    flops = estimate.verify_flops(shape.sizes(config.model.shape), step)
+    on_cpu = step.placement.device == "cpu"
+    low, high = estimate.step_seconds(flops, devices.of_cpu(machine, 1), 1) or (None, None) if on_cpu else (None, None)
+    return replace(found, verify_flops=flops, verify_seconds_low=low, verify_seconds_high=high)
 
 
 def _volume(config: RunConfig, facts: Facts) -> Volume:

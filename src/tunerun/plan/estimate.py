@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tunerun.config.schema import ADAPTER_METHODS, GgufType
+from tunerun.config.schema import ADAPTER_METHODS, ExportConfig, GgufType, GptqConfig
 from tunerun.plan.devices import Device
 from tunerun.plan.memory import Memory, Work, layers_with_gradients, memory, trainable_parameters
 from tunerun.plan.shape import Sizes
+from tunerun.plan.steps import VERIFY_TOKENS, VerifyStep
 
 # Share of the data sheet's operations that training reaches: LoRA and full runs on A100 and H100 reported for torch
 # (LLaMA-Factory 0.20-0.34, NeMo 0.41-0.43, torchtitan 0.33-0.39); on CPUs, the share of a large matrix product's.
@@ -70,11 +71,12 @@ class Disk:
     merged_bytes: int
     gguf_bytes: int
     bnb4_bytes: int = 0
+    gptq_bytes: int = 0
 
     @property
     def run_bytes(self) -> int:
         """What the run directory grows to."""
-        exported = self.merged_bytes + self.gguf_bytes + self.bnb4_bytes
+        exported = self.merged_bytes + self.gguf_bytes + self.bnb4_bytes + self.gptq_bytes
         return self.checkpoints_bytes + self.adapter_bytes + exported
 
 
@@ -103,6 +105,12 @@ class Estimate:
     step_seconds_high: float | None
     """At the lower end of the assumed utilisation."""
     disk: Disk
+    verify_flops: float = 0.0
+    """Operations of verify's comparisons, in float32."""
+    verify_seconds_low: float | None = None
+    """Of these at the upper end of the assumed utilisation; None on a GPU, whose speed in float32 is not known."""
+    verify_seconds_high: float | None = None
+    """At the lower end."""
 
 
 def flops_per_token(size: Sizes, work: Work, *, activation_checkpointing: bool) -> float:
@@ -172,9 +180,12 @@ def step_seconds(flops: float, device: Device, world_size: int) -> tuple[float, 
     return ideal / high, ideal / low
 
 
-def disk(
-    size: Sizes, work: Work, *, checkpoints: int, merged: bool, gguf_types: tuple[GgufType, ...], bnb4: bool = False
-) -> Disk:
+def gguf_bytes(parameters: int, kind: GgufType) -> int:
+    """Returns the size of a GGUF file."""
+    return int(parameters * GGUF_BITS[kind] / 8)
+
+
+def disk(size: Sizes, work: Work, *, checkpoints: int, merged: bool, export: ExportConfig) -> Disk:
     """Adds up the space a run takes.
 
     Args:
@@ -182,10 +193,8 @@ def disk(
         work: What is trained.
         checkpoints: Checkpoints kept: weights in fp32 and the optimiser's state.
         merged: Whether merged/ is written, in bf16.
-        gguf_types: Of the GGUF files.
-        bnb4: Whether a folder of 4-bit weights is written.
+        export: What is exported.
     """
-    linear = size.layers * size.layer_linear_parameters
     trainable = trainable_parameters(size, work)
     # PiSSA is written as a LoRA of twice the rank; freezing keeps whole models.
     written = 2 * trainable if work.method == "pissa" else size.parameters if work.method == "freeze" else trainable
@@ -194,9 +203,27 @@ def disk(
         checkpoints_bytes=int(4 * written + work.state_bytes * trainable) * checkpoints,
         adapter_bytes=4 * written if work.method in ADAPTER_METHODS else 0,
         merged_bytes=2 * size.parameters if merged else 0,
-        gguf_bytes=sum(int(size.parameters * GGUF_BITS[kind] / 8) for kind in gguf_types),
-        bnb4_bytes=int(linear * _BNB4_BITS / 8 + 2 * (size.parameters - linear)) if bnb4 else 0,
+        gguf_bytes=sum(gguf_bytes(size.parameters, kind) for kind in export.gguf.types),
+        bnb4_bytes=_packed_bytes(size, _BNB4_BITS) if export.bnb4.write else 0,
+        gptq_bytes=_packed_bytes(size, _gptq_bits(export.gptq)) if export.gptq.write else 0,
     )
+
+
+def _packed_bytes(size: Sizes, bits: float) -> int:
+    """Returns the size of a folder whose layers hold so many bits a weight, and the rest 16."""
+    linear = size.layers * size.layer_linear_parameters
+    return int(linear * bits / 8 + 2 * (size.parameters - linear))
+
+
+def _gptq_bits(gptq: GptqConfig) -> float:
+    """Returns the bits of a weight: its own, and its share of its group's fp16 scale and zero point."""
+    return gptq.bits + (16 + gptq.bits) / gptq.group_size
+
+
+def verify_flops(size: Sizes, step: VerifyStep) -> float:
+    """Counts the operations of verify's comparisons, at most: forward passes over its texts."""
+    forward = 2.0 * size.matmul_parameters + 2.0 * VERIFY_TOKENS * size.query_width * size.layers
+    return forward * step.rows * VERIFY_TOKENS * step.passes
 
 
 def estimate(

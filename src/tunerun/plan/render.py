@@ -8,10 +8,10 @@ from typing import Any
 
 from tunerun import columns
 from tunerun.config import typed
-from tunerun.config.schema import AnswerConfig
-from tunerun.plan.estimate import Estimate
+from tunerun.config.schema import AnswerConfig, GgufType
+from tunerun.plan.estimate import Estimate, gguf_bytes
 from tunerun.plan.plan import Plan, Volume
-from tunerun.plan.steps import AnswerStep, PublishStep, TrainStep
+from tunerun.plan.steps import VERIFY_TOKENS, AnswerStep, ExportStep, PublishStep, TrainStep, VerifyStep
 
 _WIDTH = 100
 _LABEL_WIDTH = 14
@@ -35,8 +35,11 @@ def render(
     if train is not None:
         lines += _training(train, plan.volume)
     if plan.estimate is not None:
-        lines += _estimate(plan.estimate, on_cpu=train is not None and train.placement.device == "cpu")
+        exported = next((step.gguf.types for step in plan.steps if isinstance(step, ExportStep)), ())
+        lines += _estimate(plan.estimate, exported, on_cpu=train is not None and train.placement.device == "cpu")
     for step in plan.steps:
+        if isinstance(step, VerifyStep):
+            lines += _verifying(step, plan.estimate)
         if isinstance(step, PublishStep):
             lines += _publishing(step, plan.estimate)
     lines += ["", "commands", *_commands(commands)]
@@ -102,7 +105,7 @@ def _training(train: TrainStep, volume: Volume | None) -> list[str]:
     return lines
 
 
-def _estimate(found: Estimate, *, on_cpu: bool) -> list[str]:
+def _estimate(found: Estimate, exported: Sequence[GgufType], *, on_cpu: bool) -> list[str]:
     share = 100 * found.trainable_parameters / found.parameters
     lines = _row(
         "parameters",
@@ -127,10 +130,21 @@ def _estimate(found: Estimate, *, on_cpu: bool) -> list[str]:
         lines += _row("time", f"{_seconds(found.step_seconds_low)} to {_seconds(found.step_seconds_high)} a step of at "
                       f"most {quantity(found.step_tokens)} tokens, once warm")  # fmt: skip
     disk = found.disk
-    sizes = [("adapter", disk.adapter_bytes), ("merged", disk.merged_bytes), ("gguf", disk.gguf_bytes),
-             ("bnb4", disk.bnb4_bytes), ("checkpoints", disk.checkpoints_bytes)]  # fmt: skip
+    files = [(f"gguf {kind}", gguf_bytes(found.parameters, kind)) for kind in exported]
+    sizes = [("adapter", disk.adapter_bytes), ("merged", disk.merged_bytes), *files,
+             ("bnb4", disk.bnb4_bytes), ("gptq", disk.gptq_bytes), ("checkpoints", disk.checkpoints_bytes)]  # fmt: skip
     detail = ", ".join(f"{name} {gigabytes(size)}" for name, size in sizes if size)
     return lines + _row("disk", f"{gigabytes(disk.run_bytes)}: {detail}")
+
+
+def _verifying(step: VerifyStep, found: Estimate | None) -> list[str]:
+    text = f"{step.level}: at most {step.rows} texts of {VERIFY_TOKENS} tokens, {step.passes} times through a model"
+    if found is not None:
+        memory = gigabytes(4.0 * found.parameters)
+        text += f" in float32 ({memory} of weights), about {quantity(found.verify_flops)} operations"
+        if found.verify_seconds_low is not None and found.verify_seconds_high is not None:
+            text += f", {_seconds(found.verify_seconds_low)} to {_seconds(found.verify_seconds_high)} once loaded"
+    return _row("verify", text)
 
 
 def _publishing(step: PublishStep, found: Estimate | None) -> list[str]:

@@ -35,6 +35,11 @@ from tunerun.config.schema import (
 from tunerun.fits import Fit
 from tunerun.paths import looks_local
 
+VERIFY_PROBES, VERIFY_ROWS = 16, 32
+"""Texts that verify compares models on, at most: probes, and with `verify.level=full` rows of the data."""
+VERIFY_TOKENS = 256
+"""Tokens of such a text, at most."""
+
 ZERO_STAGES: dict[Strategy, int] = {"zero1": 1, "zero2": 2, "zero3": 3}
 """Strategies of DeepSpeed."""
 
@@ -272,6 +277,20 @@ class VerifyStep:
     seed: int
     quantisation: Quantisation | None = None
     """What the base's linear layers went through in training and in merged/; null when they are the original ones."""
+
+    @property
+    def rows(self) -> int:
+        """Texts that models are compared on, at most."""
+        return VERIFY_PROBES + (VERIFY_ROWS if self.level == "full" else 0)
+
+    @property
+    def passes(self) -> int:
+        """How often a model is run over these texts."""
+        # The adapter on its base, the base alone, both merged and rounded in memory, and merged/.
+        merge = 4 if self.merged and self.adapter is not None else 0
+        exported = len(self.gguf_types) + len(self.folders)
+        # What they were made from, and each of them.
+        return merge + (1 + exported if exported else 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

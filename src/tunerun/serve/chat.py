@@ -46,8 +46,8 @@ def main(argv: Sequence[str], placement: Placement | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     target = resolve_target(Path(options.target), checkpoint=options.checkpoint, base=options.base)
-    if target.unverified:
-        print(f"warning: {target.unverified}", file=sys.stderr)
+    if target.unverified or target.unchecked:
+        print(f"warning: {target.unverified or target.unchecked}", file=sys.stderr)
     with LocalEngine(target.spec(placement or Placement(), None)) as engine:
         template = target.chat_template(engine.ready)
         if template is None and options.system is not None:

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,6 +42,8 @@ def serve_target(target: Target, serve: ServeConfig, placement: Placement) -> No
     """
     if target.unverified:
         raise UserError(Problem(where=target.name, what=f"{target.unverified}."))
+    if target.unchecked:
+        print(f"warning: {target.unchecked}", file=sys.stderr)
     key = read_key(serve)
     with _listening(serve.host, serve.port) as listener, _own_signals():
         asyncio.run(_serve(target, serve, placement, key, listener))

@@ -51,6 +51,8 @@ class Target:
     """To serve with when nothing else is asked for; None takes the model's own."""
     unverified: str = ""
     """Why the model should not be trusted; empty when nothing speaks against it."""
+    unchecked: str = ""
+    """That nothing was ever compared; empty when it was, and for models that no run made."""
 
     @property
     def adapter_name(self) -> str | None:
@@ -136,27 +138,32 @@ def resolve_target(
 def _of_run(run: Path, engine: EngineChoice, checkpoint: int | None, base: bool) -> Target:
     plan = artifacts.read_json(run / artifacts.PLAN)
     name, template = plan["name"], _template_choice(plan)
-    base_folder = read_base(run).folder
     if base:
-        return _folder(f"{name}-base", base_folder, template)
+        return _folder(f"{name}-base", read_base(run).folder, template)
     if checkpoint is not None:
         return _checkpoint(run, checkpoint, f"{name}-step-{checkpoint}", template)
-    unverified = verdicts.unverified(run)
+    made = _made(run, engine, name, template)
+    return replace(made, unverified=verdicts.unverified(run), unchecked=verdicts.unchecked(run))
+
+
+def _made(run: Path, engine: EngineChoice, name: str, template: str | None) -> Target:
+    """Finds what a run made last."""
+    base_folder = read_base(run).folder
     merged, adapter = run / artifacts.MERGED, run / artifacts.ADAPTER
     source = merged if merged.is_dir() else base_folder
     handoff = read_handoff(run / SERVE_FACTS) if (run / SERVE_FACTS).is_file() else None
     if engine != "transformers" and handoff is not None:
-        return _exported(run, name, handoff, source, unverified)
+        return _exported(run, name, handoff, source)
     if merged.is_dir():
-        target = _folder(name, merged, None, unverified)
+        target = _folder(name, merged, None)
         return target if handoff is None else replace(target, stops=handoff.stops)
     if adapter.is_dir():
-        return _adapter(name, base_folder, adapter, template, unverified)
+        return _adapter(name, base_folder, adapter, template)
     what = "the run has made no model yet: there is neither export/, merged/ nor adapter/."
     raise UserError(Problem(where=str(run), what=what, fix=f"Finish it: tunerun resume {run}"))
 
 
-def _exported(run: Path, name: str, handoff: Handoff, tokenizer: Path, unverified: str) -> Target:
+def _exported(run: Path, name: str, handoff: Handoff, tokenizer: Path) -> Target:
     return Target(
         name=name,
         engine="llamacpp",
@@ -165,7 +172,6 @@ def _exported(run: Path, name: str, handoff: Handoff, tokenizer: Path, unverifie
         template_sha256=handoff.template_sha256,
         stops=handoff.stops,
         context_tokens=handoff.context,
-        unverified=unverified,
     )
 
 
@@ -181,7 +187,7 @@ def _checkpoint(run: Path, step: int, name: str, template: str | None) -> Target
     raise UserError(Problem(where="--checkpoint", what=what, fix=fix))
 
 
-def _folder(name: str, folder: Path, template: str | None, unverified: str = "") -> Target:
+def _folder(name: str, folder: Path, template: str | None) -> Target:
     tokenizer = load_tokenizer(folder)
     return Target(
         name=name,
@@ -189,11 +195,10 @@ def _folder(name: str, folder: Path, template: str | None, unverified: str = "")
         weights=folder,
         tokenizer=folder,
         template=load_template(folder, tokenizer.named, template),
-        unverified=unverified,
     )
 
 
-def _adapter(name: str, base: Path, adapter: Path, template: str | None, unverified: str = "") -> Target:
+def _adapter(name: str, base: Path, adapter: Path, template: str | None) -> Target:
     return Target(
         name=name,
         engine="transformers",
@@ -201,7 +206,6 @@ def _adapter(name: str, base: Path, adapter: Path, template: str | None, unverif
         adapter=adapter,
         tokenizer=base,
         template=load_template(base, load_tokenizer(base).named, template),
-        unverified=unverified,
     )
 
 

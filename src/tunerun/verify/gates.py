@@ -22,6 +22,24 @@ class Gate:
     """What the verdict means, or why there is no proof; empty for a plain pass."""
 
 
+def text_gate(name: str, compared: int, faults: Sequence[str], advice: str) -> Gate:
+    """Judges how a hand-off renders and tokenises conversations.
+
+    Args:
+        name: Of the gate.
+        compared: How many conversations there was something to compare of.
+        faults: What is otherwise than in training, one for each conversation.
+        advice: What to do about them.
+    """
+    measured, bound = {"texts": compared, "different_texts": len(faults)}, {"different_texts": 0}
+    if faults:
+        return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=f"{faults[0]} {advice}")
+    if not compared:
+        reason = "the template refuses every conversation it was tried on"
+        return Gate(name=name, measured=measured, bound=bound, verdict="not_proved", reason=reason)
+    return Gate(name=name, measured=measured, bound=bound, verdict="pass", reason="")
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """How far one model's predictions are from another's, over all places of some texts."""

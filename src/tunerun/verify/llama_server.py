@@ -21,7 +21,7 @@ from tunerun.chat.template import ChatTemplate
 from tunerun.errors import StageError
 from tunerun.formats.gguf_header import read_gguf_header
 from tunerun.verify import probes
-from tunerun.verify.gates import Gate
+from tunerun.verify.gates import Gate, text_gate
 
 PROGRAM = "llama-server"
 _START_SECONDS = 300
@@ -52,13 +52,7 @@ def server_gate(path: Path, template: ChatTemplate, prompts: tuple[str, ...], st
     except (StageError, OSError, httpx.TransportError) as error:
         # The other gates say what they found all the same.
         return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=str(error))
-    measured = {"texts": compared, "different_texts": len(faults)}
-    if faults:
-        return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=f"{faults[0]} {_ADVICE}")
-    if not compared:
-        reason = "the template refuses every conversation it was tried on"
-        return Gate(name=name, measured=measured, bound=bound, verdict="not_proved", reason=reason)
-    return Gate(name=name, measured=measured, bound=bound, verdict="pass", reason="")
+    return text_gate(name, compared, faults, _ADVICE)
 
 
 def _compare(

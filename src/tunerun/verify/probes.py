@@ -11,11 +11,10 @@ from tunerun.chat.template import ChatTemplate
 from tunerun.chat.tokenizer import Tokenizer
 from tunerun.formats.tokens import TokenStore
 from tunerun.models.ask import encode_text
+from tunerun.plan.steps import VERIFY_PROBES, VERIFY_ROWS, VERIFY_TOKENS
 
-_MAX_TOKENS = 256
-_PROMPTS = 8
+_PROMPTS = VERIFY_PROBES // 2
 _RANDOM = 48
-_ROWS = 32
 
 _TOOL = {
     "type": "function",
@@ -74,9 +73,9 @@ def texts(template: ChatTemplate | None, prompts: Sequence[str]) -> list[str | N
 def token_rows(tokenizer: Tokenizer, template: ChatTemplate | None, prompts: Sequence[str]) -> list[list[int]]:
     """Returns token ids for comparing logits: the probes, each cut to 256 tokens."""
     known = [text for text in texts(template, prompts) if text is not None]
-    rows = [encode_text(tokenizer, text, special=template is None)[:_MAX_TOKENS] for text in known]
+    rows = [encode_text(tokenizer, text, special=template is None)[:VERIFY_TOKENS] for text in known]
     # Texts without and with an open turn share their beginning: the longer one of each pair tells as much.
-    return [row for row in rows if row][: 2 * _PROMPTS]
+    return [row for row in rows if row][:VERIFY_PROBES]
 
 
 def prompt_rows(
@@ -85,14 +84,16 @@ def prompt_rows(
     """Returns token ids of texts to go on from: questions with an open turn, or plain texts, each cut to 256 tokens."""
     known = texts(template, prompts)
     known = known if template is None else known[::2]
-    rows = [encode_text(tokenizer, text, special=template is None)[:_MAX_TOKENS] for text in known if text is not None]
+    rows = [
+        encode_text(tokenizer, text, special=template is None)[:VERIFY_TOKENS] for text in known if text is not None
+    ]
     return [row for row in rows if row][:count]
 
 
 def store_rows(store: TokenStore) -> list[list[int]]:
     """Returns the first sample of the first rows of a store, each cut to 256 tokens."""
     rows = []
-    for index in range(min(_ROWS, len(store))):
+    for index in range(min(VERIFY_ROWS, len(store))):
         tokens, _, segments = store.row(index)
-        rows.append(tokens[segments == segments[0]][:_MAX_TOKENS].tolist())
+        rows.append(tokens[segments == segments[0]][:VERIFY_TOKENS].tolist())
     return [row for row in rows if row]

@@ -18,7 +18,7 @@ from tunerun.formats.handoff import HANDOFF, Handoff, read_handoff
 from tunerun.formats.modelfile import MODELFILE, Modelfile, read_modelfile
 from tunerun.models.ask import encode_text
 from tunerun.verify import gguf_model
-from tunerun.verify.gates import Gate
+from tunerun.verify.gates import Gate, text_gate
 from tunerun.verify.tokens import NAME
 
 _CONVERSATIONS = 60
@@ -113,13 +113,7 @@ def _gate(file: str, told: _Told, read: Callable[[str], tuple[_Render, _Encode]]
         compared += wanted is not None
         if wanted != found:
             faults.append(f"{messages[-1]['content']!r} is asked in other tokens than in training.")
-    measured = {"texts": compared, "different_texts": len(faults)}
-    if faults:
-        return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=f"{faults[0]} {_ADVICE}")
-    if not compared:
-        reason = "the template refuses every conversation it was tried on"
-        return Gate(name=name, measured=measured, bound=bound, verdict="not_proved", reason=reason)
-    return Gate(name=name, measured=measured, bound=bound, verdict="pass", reason="")
+    return text_gate(name, compared, faults, _ADVICE)
 
 
 def _tokenizer_ids(tokenizer: Tokenizer) -> _Encode:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tunerun.chat.template import ChatTemplate, load_template
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.errors import MissingExtra
 from tunerun.models.ask import encode_text
 from tunerun.verify import gguf_model, probes
-from tunerun.verify.gates import Gate
+from tunerun.verify.gates import Gate, text_gate
 
 NAME = "template_tokens"
 _ADVICE = "Export again from the folder that was trained; do not exchange its tokenizer or template."
@@ -79,10 +78,9 @@ def _gate(
     *,
     extra: Sequence[str] = (),
 ) -> Gate:
-    bound = {"different_texts": 0}
     if template is not None and other is None:
         reason = f"it holds no chat template. {_ADVICE}"
-        return Gate(name=name, measured={}, bound=bound, verdict="fail", reason=reason)
+        return Gate(name=name, measured={}, bound={"different_texts": 0}, verdict="fail", reason=reason)
     trained = [*probes.texts(template, prompts), *extra]
     served = [*probes.texts(other, prompts), *extra]
     faults = [
@@ -91,14 +89,7 @@ def _gate(
         if (fault := _fault(left, right, tokenizer, encode)) is not None
     ]
     compared = sum(text is not None for text in trained)
-    measured: dict[str, Any] = {"texts": compared, "different_texts": len(faults)}
-    if faults:
-        reason = f"{faults[0]} {_ADVICE}"
-        return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=reason)
-    if not compared:
-        reason = "the template refuses every conversation it was tried on"
-        return Gate(name=name, measured=measured, bound=bound, verdict="not_proved", reason=reason)
-    return Gate(name=name, measured=measured, bound=bound, verdict="pass", reason="")
+    return text_gate(name, compared, faults, _ADVICE)
 
 
 def _fault(left: str | None, right: str | None, tokenizer: Tokenizer, encode: Callable[[str], list[int]]) -> str | None:
