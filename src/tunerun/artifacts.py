@@ -44,6 +44,8 @@ EVAL = "eval"
 EXPORT = "export"
 BNB4 = "export/bnb4"
 GPTQ = "export/gptq"
+AWQ = "export/awq"
+FP8 = "export/fp8"
 VERIFY = "verify"
 PUBLISH = "publish"
 

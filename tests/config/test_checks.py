@@ -55,6 +55,12 @@ def test_a_sound_config_has_no_problems():
             "export.gptq.write",
             "none is merged",
         ),
+        (
+            {"stages": ["data", "train", "export"], "export": {"fp8": {"write": True}}},
+            "export.fp8.write",
+            "none is merged",
+        ),
+        ({"stages": ["export"], "export": {"awq": {"write": True}}}, "export.awq.write", "no data to calibrate on"),
         ({"stages": ["publish"]}, "publish.repo", "nowhere to publish"),
         ({"publish__repo": "name"}, "publish.repo", "OWNER/NAME"),
         ({"publish__repo": "../name"}, "publish.repo", "OWNER/NAME"),

@@ -95,13 +95,17 @@ def test_a_folder_that_bears_the_name_of_a_package_is_no_package(tmp_path, monke
     assert readiness.is_installed("json")
 
 
-def test_gptq_needs_an_interpreter_that_has_its_library(monkeypatch):
+MISSING = ("gptqmodel", "llmcompressor")
+
+
+def test_quantisers_need_an_interpreter_that_has_their_library(monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gptqmodel" else find(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in MISSING else find(name))
     export = {"gptq": {"write": True}}
     assert found(export=export)[0].startswith("env.export.python: gptqmodel is not installed.")
     assert found(export=export, env={"export": {"python": "/gone/python"}})[0].endswith("no interpreter /gone/python.")
     assert found(export=export, env={"export": {"python": "sh"}}) == []
+    assert found(export={"fp8": {"write": True}})[0].startswith("env.export.python: llmcompressor is not installed.")
 
 
 def test_publishing_needs_a_token_or_ollama(monkeypatch, tmp_path):

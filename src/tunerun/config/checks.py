@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from tunerun.config import clusters, processes, ranges, teacher
 from tunerun.config.data_sources import data_paths, data_sources, holds_out
-from tunerun.config.schema import ADAPTER_METHODS, DATA_PARTS, RunConfig, Stage
+from tunerun.config.schema import ADAPTER_METHODS, DATA_PARTS, ExportConfig, RunConfig, Stage
 from tunerun.errors import Problem
 from tunerun.network import is_loopback
 
@@ -74,8 +74,8 @@ def _needs(config: RunConfig) -> list[Problem]:
     if "merge" in stages and not trained:
         fix = "Add train to the stages, or set model.adapter to an existing adapter."
         problems.append(Problem(where="stages", what="merge has no adapter to merge.", fix=fix))
-    if "export" in stages and not (config.export.gguf.types or config.export.bnb4.write or config.export.gptq.write):
-        fix = "Choose export=gguf, bnb4 or gptq, or leave export out of the stages."
+    if "export" in stages and not _exports(config.export):
+        fix = "Choose export=gguf, bnb4, gptq, awq or fp8, or leave export out of the stages."
         problems.append(Problem(where="export.gguf.types", what="export has nothing to write.", fix=fix))
     adapted = config.method.kind in ADAPTER_METHODS if "train" in stages else trained
     if "export" in stages and config.export.gguf.adapter and not adapted:
@@ -88,22 +88,33 @@ def _needs(config: RunConfig) -> list[Problem]:
     if "export" in stages and config.export.gguf.imatrix and "data" not in stages:
         fix = "Add data to the stages, or set export.gguf.imatrix=false."
         problems.append(Problem(where="export.gguf.imatrix", what="there are no data to measure on.", fix=fix))
-    if "export" in stages and config.export.gptq.write:
-        problems.extend(_gptq(config, unmerged=adapted and "merge" not in stages))
+    if "export" in stages:
+        problems.extend(_quantisers(config, unmerged=adapted and "merge" not in stages))
     if "verify" in stages and not {"merge", "export", "train"} & set(stages):
         fix = "Add merge or export, or leave verify out."
         problems.append(Problem(where="stages", what="verify has nothing to compare.", fix=fix))
     return problems
 
 
-def _gptq(config: RunConfig, *, unmerged: bool) -> list[Problem]:
-    problems = []
-    if unmerged:
-        what = "gptqmodel reads a whole model, and none is merged."
-        problems.append(Problem(where="export.gptq.write", what=what, fix="Add merge to the stages."))
-    if "data" not in config.stages:
-        fix = "Add data to the stages, or set export.gptq.write=false."
-        problems.append(Problem(where="export.gptq.write", what="there are no data to calibrate on.", fix=fix))
+def _exports(export: ExportConfig) -> bool:
+    folders = (export.bnb4, export.gptq, export.awq, export.fp8)
+    return bool(export.gguf.types) or any(folder.write for folder in folders)
+
+
+def _quantisers(config: RunConfig, *, unmerged: bool) -> list[Problem]:
+    export, problems = config.export, []
+    for key, written, calibrated in (
+        ("gptq", export.gptq.write, True),
+        ("awq", export.awq.write, True),
+        ("fp8", export.fp8.write, False),
+    ):
+        where = f"export.{key}.write"
+        if written and unmerged:
+            what = "its library reads a whole model, and none is merged."
+            problems.append(Problem(where=where, what=what, fix="Add merge to the stages."))
+        if written and calibrated and "data" not in config.stages:
+            fix = f"Add data to the stages, or set {where}=false."
+            problems.append(Problem(where=where, what="there are no data to calibrate on.", fix=fix))
     return problems
 
 

@@ -19,6 +19,7 @@ from tunerun.errors import Problem, UserError, require
 from tunerun.export.adapter import write_adapter
 from tunerun.export.bnb4 import write_bnb4
 from tunerun.export.companions import Exported, write_companions
+from tunerun.export.compressed import write_awq, write_fp8
 from tunerun.export.converter import convert, find_converter
 from tunerun.export.gptq import write_gptq
 from tunerun.export.importance import read_importance
@@ -63,6 +64,14 @@ def run(step: ExportStep, out: Path) -> list[Artifact]:
             target = staging / Path(artifacts.GPTQ).name
             write_gptq(source, out, target, step.gptq, step.python or sys.executable)
             made.append(("gptq", target.name))
+        if step.awq is not None:
+            target = staging / Path(artifacts.AWQ).name
+            write_awq(source, out, target, step.awq, step.python or sys.executable)
+            made.append(("awq", target.name))
+        if step.fp8 is not None:
+            target = staging / Path(artifacts.FP8).name
+            write_fp8(source, target, step.python or sys.executable)
+            made.append(("fp8", target.name))
         if step.gguf.adapter:
             assert step.adapter is not None, "checked with the config"
             config = read_object(source / "config.json")

@@ -38,7 +38,7 @@ _ITEM_BYTES = {
 
 
 # Types that rows are read and written in: numbers, and codes of quantised ones.
-_ROW_TYPES = {**STORAGE, "U8": "|u1", "I32": "<i4"}
+_ROW_TYPES = {**STORAGE, "U8": "|u1", "F8_E4M3": "|u1", "I32": "<i4", "I64": "<i8"}
 
 # Name, dtype and shape of a tensor to be written.
 Slot = tuple[str, str, tuple[int, ...]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Literal
 
 from tunerun.config.checks import size_bytes
@@ -20,7 +21,8 @@ from tunerun.plan.steps import (
     quantisation_of,
 )
 
-EXPORT_FOLDERS: tuple[Literal["bnb4", "gptq"], ...] = ("bnb4", "gptq")
+ExportFolder = Literal["bnb4", "gptq", "awq", "fp8"]
+EXPORT_FOLDERS: tuple[ExportFolder, ...] = typing.get_args(ExportFolder)
 
 
 def trains_adapter(config: RunConfig) -> bool:
@@ -94,6 +96,8 @@ def _export_step(config: RunConfig, folder: str | None, *, merged: bool) -> Expo
         system=_served_system(config),
         bnb4=config.export.bnb4 if config.export.bnb4.write else None,
         gptq=config.export.gptq if config.export.gptq.write else None,
+        awq=config.export.awq if config.export.awq.write else None,
+        fp8=config.export.fp8 if config.export.fp8.write else None,
         python=config.env.export.python,
         max_shard_size_bytes=size_bytes(config.export.max_shard_size),
     )
@@ -111,8 +115,14 @@ def _publish_step(config: RunConfig, *, merged: bool, adapted: bool) -> PublishS
     )
 
 
-def _folders(config: RunConfig) -> tuple[Literal["bnb4", "gptq"], ...]:
-    written = {"bnb4": config.export.bnb4.write, "gptq": config.export.gptq.write}
+def _folders(config: RunConfig) -> tuple[ExportFolder, ...]:
+    export = config.export
+    written: dict[ExportFolder, bool] = {
+        "bnb4": export.bnb4.write,
+        "gptq": export.gptq.write,
+        "awq": export.awq.write,
+        "fp8": export.fp8.write,
+    }
     return tuple(name for name in EXPORT_FOLDERS if written[name])
 
 

@@ -72,12 +72,14 @@ class Disk:
     gguf_bytes: int
     bnb4_bytes: int = 0
     gptq_bytes: int = 0
+    awq_bytes: int = 0
+    fp8_bytes: int = 0
 
     @property
     def run_bytes(self) -> int:
         """What the run directory grows to."""
-        exported = self.merged_bytes + self.gguf_bytes + self.bnb4_bytes + self.gptq_bytes
-        return self.checkpoints_bytes + self.adapter_bytes + exported
+        folders = self.merged_bytes + self.bnb4_bytes + self.gptq_bytes + self.awq_bytes + self.fp8_bytes
+        return self.checkpoints_bytes + self.adapter_bytes + self.gguf_bytes + folders
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,6 +208,8 @@ def disk(size: Sizes, work: Work, *, checkpoints: int, merged: bool, export: Exp
         gguf_bytes=sum(gguf_bytes(size.parameters, kind) for kind in export.gguf.types),
         bnb4_bytes=_packed_bytes(size, _BNB4_BITS) if export.bnb4.write else 0,
         gptq_bytes=_packed_bytes(size, _gptq_bits(export.gptq)) if export.gptq.write else 0,
+        awq_bytes=_packed_bytes(size, 4 + 16 / export.awq.group_size) if export.awq.write else 0,
+        fp8_bytes=_packed_bytes(size, 8) if export.fp8.write else 0,
     )
 
 

@@ -103,13 +103,16 @@ def _publishing(config: RunConfig) -> list[Problem]:
 
 
 def _quantiser(config: RunConfig) -> list[Problem]:
-    if "export" not in config.stages or not config.export.gptq.write:
+    export = config.export
+    needed = ["gptqmodel"] if export.gptq.write else []
+    needed += ["llmcompressor"] if export.awq.write or export.fp8.write else []
+    if "export" not in config.stages or not needed:
         return []
     python = config.env.export.python
     if python is None:
         fix = "Install it into an environment of its own, and set env.export.python to that one's interpreter."
-        missing = not is_installed("gptqmodel")
-        return [Problem(where="env.export.python", what="gptqmodel is not installed.", fix=fix)] if missing else []
+        missing = [name for name in needed if not is_installed(name)]
+        return [Problem(where="env.export.python", what=f"{name} is not installed.", fix=fix) for name in missing]
     if shutil.which(python) is None:
         return [Problem(where="env.export.python", what=f"there is no interpreter {python}.")]
     return []

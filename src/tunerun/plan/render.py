@@ -132,7 +132,8 @@ def _estimate(found: Estimate, exported: Sequence[GgufType], *, on_cpu: bool) ->
     disk = found.disk
     files = [(f"gguf {kind}", gguf_bytes(found.parameters, kind)) for kind in exported]
     sizes = [("adapter", disk.adapter_bytes), ("merged", disk.merged_bytes), *files,
-             ("bnb4", disk.bnb4_bytes), ("gptq", disk.gptq_bytes), ("checkpoints", disk.checkpoints_bytes)]  # fmt: skip
+             ("bnb4", disk.bnb4_bytes), ("gptq", disk.gptq_bytes),
+             ("awq", disk.awq_bytes), ("fp8", disk.fp8_bytes), ("checkpoints", disk.checkpoints_bytes)]  # fmt: skip
     detail = ", ".join(f"{name} {gigabytes(size)}" for name, size in sizes if size)
     return lines + _row("disk", f"{gigabytes(disk.run_bytes)}: {detail}")
 

@@ -16,9 +16,11 @@ from tunerun.config import typed
 from tunerun.config.data_sources import data_paths, data_sources
 from tunerun.config.schema import (
     AnswerConfig,
+    AwqConfig,
     Bnb4Config,
     DataConfig,
     EvalConfig,
+    Fp8Config,
     GgufConfig,
     GptqConfig,
     MethodConfig,
@@ -248,8 +250,12 @@ class ExportStep:
     """A folder of 4-bit weights; null writes none."""
     gptq: GptqConfig | None = None
     """A folder of calibrated weights, made of merged/; null writes none."""
+    awq: AwqConfig | None = None
+    """A folder of calibrated weights of 4 bits, made of merged/; null writes none."""
+    fp8: Fp8Config | None = None
+    """A folder of weights of 8 bits, made of merged/; null writes none."""
     python: str | None = None
-    """Interpreter with gptqmodel; null takes tunerun's own."""
+    """Interpreter with the quantisers' libraries; null takes tunerun's own."""
     max_shard_size_bytes: int = 5 * 10**9
     """Largest weights file of export/bnb4."""
 
@@ -266,7 +272,7 @@ class VerifyStep:
     """Whether merged/ exists."""
     gguf_types: tuple[str, ...]
     """GGUF files in export/ to compare."""
-    folders: tuple[Literal["bnb4", "gptq"], ...] = ()
+    folders: tuple[Literal["bnb4", "gptq", "awq", "fp8"], ...] = ()
     """Folders in export/ to compare."""
     chat: bool
     """Whether the model is used through a chat template."""

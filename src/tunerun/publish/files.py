@@ -17,6 +17,8 @@ _FOLDERS: dict[Published, str] = {
     "gguf": artifacts.EXPORT,
     "bnb4": artifacts.BNB4,
     "gptq": artifacts.GPTQ,
+    "awq": artifacts.AWQ,
+    "fp8": artifacts.FP8,
 }
 CARD = f"{artifacts.PUBLISH}/{artifacts.CARD}"
 _CHUNK_BYTES = 1 << 20

@@ -63,6 +63,8 @@ _LIBRARIES: dict[Published, str] = {
     "gguf": "gguf",
     "bnb4": "transformers",
     "gptq": "transformers",
+    "awq": "transformers",
+    "fp8": "transformers",
 }
 
 
@@ -167,7 +169,7 @@ def _use_from_hub(step: PublishStep) -> str:
     repo, kinds = step.publish.repo, step.artifacts or ("merged",)
     folder = f", subfolder={step.publish.folder!r}" if step.publish.folder else ""
     parts = []
-    if kinds[0] in ("merged", "bnb4", "gptq"):
+    if kinds[0] in ("merged", "bnb4", "gptq", "awq", "fp8"):
         parts.append(
             "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f"tokenizer = AutoTokenizer.from_pretrained({repo!r}{folder})\n"

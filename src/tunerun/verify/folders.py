@@ -1,65 +1,101 @@
-"""Gates `bnb4_logits` and `gptq_logits`: folders of quantised weights predict what the model before them does."""
+"""Gates `bnb4_logits`, `gptq_logits`, `awq_logits`, `fp8_logits`: quantised folders predict what the model did."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from tunerun import artifacts
 from tunerun.errors import MissingExtra
-from tunerun.formats import gptq
-from tunerun.formats.floats import to_float32
+from tunerun.formats import compressed, gptq
+from tunerun.formats.floats import STORAGE, Float32, to_float32
 from tunerun.formats.safetensors import TensorInfo, read_table, read_tensor
 from tunerun.models import load
 from tunerun.verify.gates import Gate, compare, logits_of
 
-# As `logits` has for GGUF types of as many bits: q4_0; q2_k, q4_k_m and q8_0.
+PackedFolder = Literal["gptq", "awq", "fp8"]
+PACKED: tuple[PackedFolder, ...] = ("gptq", "awq", "fp8")
+
+# As `logits` has for GGUF types of as many bits: q4_0; q2_k, q4_k_m and q8_0. FP8 rounds a weight by up to 6 %, as
+# types of 5 bits do.
 _BNB4_KL_NATS = 3e-1
 _GPTQ_KL_NATS = {2: 2.0, 4: 2e-1, 8: 1e-2}
+_AWQ_KL_NATS = 2e-1
+_FP8_KL_NATS = 8e-2
 
 
-def gptq_gate(folder: Path, source: Path, texts: Sequence[list[int]], reference: Sequence[Tensor], device: str) -> Gate:
-    """Compares a GPTQ folder with the model it was made from; its weights are unpacked here, without its library.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Packing:
+    """How a folder holds the weights of its layers."""
+
+    parts: tuple[str, ...]
+    """Of a layer, instead of `weight`."""
+    unpack: Callable[[Mapping[str, Any]], Float32]
+    kl_nats: float
+    """Largest mean divergence from the unquantised model."""
+
+
+def _packing(kind: PackedFolder, folder: Path) -> _Packing:
+    if kind == "awq":
+        return _Packing(parts=compressed.PACKED_PARTS, unpack=compressed.unpack_packed, kl_nats=_AWQ_KL_NATS)
+    if kind == "fp8":
+        return _Packing(parts=compressed.FP8_PARTS, unpack=compressed.unpack_fp8, kl_nats=_FP8_KL_NATS)
+    bits = artifacts.read_json(folder / load.CONFIG)["quantization_config"]["bits"]
+    return _Packing(parts=gptq.PARTS, unpack=partial(gptq.unpack, bits=bits), kl_nats=_GPTQ_KL_NATS[bits])
+
+
+def packed_gate(
+    kind: PackedFolder,
+    folder: Path,
+    source: Path,
+    texts: Sequence[list[int]],
+    reference: Sequence[Tensor],
+    device: str,
+) -> Gate:
+    """Compares a quantised folder with the model it was made from; its weights are unpacked here, without its library.
 
     Args:
-        folder: As `export.gptq` writes it.
+        kind: What made it.
+        folder: As the export stage writes it.
         source: Folder of the model it was made from.
         texts: Token ids.
         reference: Logits of the model it was made from, in float32.
         device: `cpu` or `cuda`.
     """
-    name, bits = f"gptq_logits:{folder.name}", artifacts.read_json(folder / load.CONFIG)["quantization_config"]["bits"]
-    bound = {"mean_kl_nats": _GPTQ_KL_NATS[bits]}
+    name, packing = f"{kind}_logits:{folder.name}", _packing(kind, folder)
+    bound = {"mean_kl_nats": packing.kl_nats}
     network = load.load_model(source, dtype=torch.float32, device=device)
     # A tied head has the name of its own as well.
     parameters, table = dict(network.named_parameters(remove_duplicate=False)), read_table(folder)
-    layers = _packed_layers(parameters, table)
-    fault = _unlike(network, parameters, table, layers)
+    layers = _packed_layers(parameters, table, packing)
+    packed = [f"{layer}.{part}" for layer in layers for part in packing.parts]
+    fault = _unlike(network, parameters, table, layers, packed)
     if fault is not None:
         measured = {"layers": len(layers)}
         return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=f"{fault} Export again.")
     for layer in layers:
-        parts = {part: _gptq_part(table[f"{layer}.{part}"]) for part in gptq.PARTS}
-        parameters[f"{layer}.weight"].data.copy_(torch.from_numpy(gptq.unpack(parts, bits)))
-    for key in table.keys() & parameters.keys():
+        parts = {part: _part(table[f"{layer}.{part}"]) for part in packing.parts}
+        parameters[f"{layer}.weight"].data.copy_(torch.from_numpy(packing.unpack(parts)))
+    for key in (table.keys() & parameters.keys()) - set(packed):
         values = to_float32(read_tensor(table[key]), table[key].dtype)
         parameters[key].data.copy_(torch.from_numpy(values).reshape(parameters[key].shape))
     difference = compare(reference, logits_of(network, texts))
     measured = {**asdict(difference), "layers": len(layers)}
-    good = bool(layers) and difference.mean_kl_nats <= bound["mean_kl_nats"]
-    reason = "" if good else f"{bits} bits lose too much here. Calibrate on more rows, take more bits, or export again."
+    good = bool(layers) and difference.mean_kl_nats <= packing.kl_nats
+    reason = "" if good else "its bits lose too much here. Take more bits, calibrate on more rows, or export again."
     return Gate(name=name, measured=measured, bound=bound, verdict="pass" if good else "fail", reason=reason)
 
 
-def _packed_layers(parameters: Mapping[str, Tensor], table: Mapping[str, TensorInfo]) -> list[str]:
+def _packed_layers(parameters: Mapping[str, Tensor], table: Mapping[str, TensorInfo], packing: _Packing) -> list[str]:
     """Returns the layers of a model of which a folder has packed parts, if only some."""
     split = [key.rpartition(".") for key in table if key not in parameters]
-    found = dict.fromkeys(layer for layer, _, part in split if part in gptq.PARTS)
+    found = dict.fromkeys(layer for layer, _, part in split if part in packing.parts)
     return [layer for layer in found if f"{layer}.weight" in parameters]
 
 
@@ -68,9 +104,9 @@ def _unlike(
     parameters: Mapping[str, Tensor],
     table: Mapping[str, TensorInfo],
     layers: Sequence[str],
+    packed: Sequence[str],
 ) -> str | None:
     """Names the first tensor that a folder lacks, or has and the model has not; None when there is none."""
-    packed = [f"{layer}.{part}" for layer in layers for part in gptq.PARTS]
     lost = [key for key in packed if key not in table]
     written = {id(parameters[key]) for key in table.keys() & parameters.keys()}
     written |= {id(parameters[f"{layer}.weight"]) for layer in layers}
@@ -82,10 +118,11 @@ def _unlike(
     return f"{unknown[0]} belongs to no layer of the model." if unknown else None
 
 
-def _gptq_part(info: TensorInfo) -> Any:
+def _part(info: TensorInfo) -> Any:
+    values = read_tensor(info)
     if info.dtype == "I32":
-        return read_tensor(info).view("<u4")
-    return to_float32(read_tensor(info), info.dtype).reshape(info.shape)
+        return values.view("<u4")
+    return to_float32(values, info.dtype).reshape(info.shape) if info.dtype in STORAGE else values
 
 
 def bnb4_gate(folder: Path, texts: Sequence[list[int]], reference: Sequence[Tensor], device: str) -> Gate:

@@ -24,6 +24,7 @@ from tunerun.verify import files, folders, greedy, llama_server, logits, probes,
 from tunerun.verify.gates import Gate, logits_of
 
 REPORT = "report.json"
+_FOLDERS = {"bnb4": artifacts.BNB4, "gptq": artifacts.GPTQ, "awq": artifacts.AWQ, "fp8": artifacts.FP8}
 
 
 def run(step: VerifyStep, out: Path) -> list[Artifact]:
@@ -71,7 +72,7 @@ def _gates(step: VerifyStep, out: Path) -> Iterator[Gate]:
     checked = list(_file_gates(step, out, base))
     yield from checked
     broken = {gate.name for gate in checked if gate.verdict == "fail"}
-    if broken & {f"{files.NAME}:{Path(name).name}" for name in (artifacts.MERGED, artifacts.BNB4, artifacts.GPTQ)}:
+    if broken & {f"{files.NAME}:{Path(name).name}" for name in (artifacts.MERGED, *_FOLDERS.values())}:
         # There is nothing to compare with.
         return
     if step.merged:
@@ -101,9 +102,10 @@ def _file_gates(step: VerifyStep, out: Path, base: Path) -> Iterator[Gate]:
         yield files.gguf_gate(_gguf(out, kind), source, whole=whole)
     if "bnb4" in step.folders:
         yield files.folder_gate(out / artifacts.BNB4, source, whole=whole)
-    if "gptq" in step.folders:
-        # Its layers have other names.
-        yield files.folder_gate(out / artifacts.GPTQ, None, whole=whole)
+    for name in folders.PACKED:
+        if name in step.folders:
+            # Its layers have other names.
+            yield files.folder_gate(out / _FOLDERS[name], None, whole=whole)
     if whole:
         yield from files.recorded_gate(out)
 
@@ -135,8 +137,9 @@ def _logit_gates(step: VerifyStep, out: Path, base: Path, rows: _Rows, found: li
     gc.collect()
     if "bnb4" in step.folders:
         yield folders.bnb4_gate(out / artifacts.BNB4, rows.texts, reference, device)
-    if "gptq" in step.folders:
-        yield folders.gptq_gate(out / artifacts.GPTQ, source, rows.texts, reference, device)
+    for name in folders.PACKED:
+        if name in step.folders:
+            yield folders.packed_gate(name, out / _FOLDERS[name], source, rows.texts, reference, device)
     for kind, path in found:
         yield logits.gguf_gate(kind, path, rows.texts, reference, threads)
     for kind, path in exact:

@@ -30,9 +30,11 @@ from tunerun.config.schema.kinds import (
 from tunerun.config.schema.machine import ClusterConfig, EnvConfig, ExportEnvConfig, HardwareConfig
 from tunerun.config.schema.model import ModelConfig, ShapeConfig
 from tunerun.config.schema.results import (
+    AwqConfig,
     Bnb4Config,
     EvalConfig,
     ExportConfig,
+    Fp8Config,
     GgufConfig,
     GptqConfig,
     PublishConfig,
@@ -51,6 +53,7 @@ __all__ = [
     "PAGED_OPTIMIZERS",
     "PUBLISHED",
     "AnswerConfig",
+    "AwqConfig",
     "Bnb4Config",
     "ClusterConfig",
     "DataConfig",
@@ -59,6 +62,7 @@ __all__ = [
     "EvalConfig",
     "ExportConfig",
     "ExportEnvConfig",
+    "Fp8Config",
     "GgufConfig",
     "GgufType",
     "GptqConfig",

@@ -16,8 +16,8 @@ GgufType = Literal[
 ]  # fmt: skip
 
 # What `publish` uploads, in the order that it takes them.
-Published = Literal["merged", "adapter", "gguf", "bnb4", "gptq"]
-PUBLISHED: tuple[Published, ...] = ("merged", "adapter", "gguf", "bnb4", "gptq")
+Published = Literal["merged", "adapter", "gguf", "bnb4", "gptq", "awq", "fp8"]
+PUBLISHED: tuple[Published, ...] = ("merged", "adapter", "gguf", "bnb4", "gptq", "awq", "fp8")
 
 DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "xtuner", "columns", "text"]
 

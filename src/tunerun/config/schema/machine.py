@@ -83,7 +83,7 @@ class ExportEnvConfig:
     """Where quantisers are installed."""
 
     python: str | None = None
-    """Interpreter of an environment with gptqmodel; null takes tunerun's own."""
+    """Interpreter of an environment with gptqmodel (gptq) or llmcompressor (awq, fp8); null takes tunerun's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

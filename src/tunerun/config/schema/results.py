@@ -76,6 +76,26 @@ class GptqConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AwqConfig:
+    """A model folder in 4 bits by AWQ, for vLLM and SGLang, made by llm-compressor (`env.export.python`)."""
+
+    write: bool = False
+    """Write export/awq."""
+    group_size: int = 128
+    """Weights with a scale of their own; they must divide every layer's inputs."""
+    rows: int = 256
+    """Rows of the training data to calibrate on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fp8Config:
+    """A model folder in FP8, activations too, for vLLM and SGLang, made by llm-compressor (`env.export.python`)."""
+
+    write: bool = False
+    """Write export/fp8."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig:
     """What is written for deployment."""
 
@@ -93,6 +113,10 @@ class ExportConfig:
     """A folder of 4-bit weights."""
     gptq: GptqConfig = GptqConfig()
     """A folder of calibrated weights."""
+    awq: AwqConfig = AwqConfig()
+    """A folder of calibrated weights of 4 bits."""
+    fp8: Fp8Config = Fp8Config()
+    """A folder of weights of 8 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,8 +142,8 @@ class PublishConfig:
     folder: str | None = None
     """Folder in the repository; null takes its root."""
     artifacts: tuple[Published, ...] = ()
-    """What is uploaded: `merged`, `adapter`, `gguf`, `bnb4`, `gptq`; the first goes to the root, the others into
-    folders of their name. Empty takes merged/ or else the adapter, and what was exported."""
+    """What is uploaded: `merged`, `adapter`, `gguf`, `bnb4`, `gptq`, `awq`, `fp8`; the first goes to the root, the
+    others into folders of their name. Empty takes merged/ or else the adapter, and what was exported."""
     ollama: str | None = None
     """Name of a model to create in this machine's Ollama from the exported files; null creates none."""
     force: bool = False
