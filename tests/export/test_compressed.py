@@ -61,7 +61,6 @@ def test_llm_compressors_folder_is_verified_without_it_and_other_weights_fail(ou
     gate = read_gates(out)[f"{kind}_logits:{kind}"]
     assert (gate["verdict"], gate["measured"]["layers"]) == ("pass", 14)
     assert gate["measured"]["mean_kl_nats"] > 0
-    print(gate)
     change(out / artifacts.MERGED / "model.safetensors", "layers.1.mlp.down_proj", 3.0)
     with pytest.raises(GateError, match=f"{kind}_logits:{kind} failed"):
         verify_stage.run(step, out)

@@ -1,8 +1,8 @@
 """The HTTP side of serving: OpenAI's endpoints in front of engine processes.
 
 The paths in `ROUTES` and those of the chat page are all there is. The chat template is the model's own and rendered
-here, so that the engine sees the tokens that training saw, and tool calls are found here, so that every engine has them;
-nothing in a request names a template, a file or an address.
+here, so that the engine sees the tokens that training saw. Tool calls are found here, so that every engine has them.
+Nothing in a request names a template, a file or an address.
 """
 
 from __future__ import annotations
