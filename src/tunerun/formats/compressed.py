@@ -53,7 +53,7 @@ def unpack_packed(parts: Parts) -> Float32:
     rows, columns = (int(size) for size in parts["weight_shape"])
     shifts = np.arange(0, 32, _BITS, dtype=np.uint32)
     codes = (parts["weight_packed"][..., None] >> shifts) & np.uint32(2**_BITS - 1)
-    codes = codes.reshape(rows, -1)[:, :columns].astype(np.float32) - 2.0 ** (_BITS - 1)
+    signed = codes.reshape(rows, -1)[:, :columns].astype(np.float32) - np.float32(2 ** (_BITS - 1))
     scales = np.repeat(parts["weight_scale"], columns // parts["weight_scale"].shape[1], axis=1)
-    weight: Float32 = codes * scales
+    weight: Float32 = signed * scales
     return weight
