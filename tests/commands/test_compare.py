@@ -54,6 +54,7 @@ def test_a_run_alone_is_compared_with_its_base_a_line_a_question(run):
     assert lines[0] == [base.stdout.rstrip("\n"), chat.stdout.rstrip("\n")]
 
 
+@pytest.mark.slow
 def test_a_question_that_no_model_can_take_is_told_and_the_next_one_is_asked(run):
     done = tunerun("compare", run, *FEW, said="fox " * 900 + "\nfox\n")
     assert done.returncode == 1

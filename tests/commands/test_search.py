@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 from tests.run import scenario
 from tunerun import cli
 from tunerun.commands import drive
+from tunerun.commands import trial as own_share
 from tunerun.config.resolve import resolve
 from tunerun.errors import ExitCode, UserError
 from tunerun.run import record, rundir
@@ -153,7 +154,7 @@ def test_a_sweeper_goes_with_m_only(folder):
 
 
 def test_trials_at_a_time_overlap_with_their_share_of_the_cores(folder, monkeypatch, capfd):
-    monkeypatch.setattr(drive.machine, "facts", _facts_with_cores(drive.machine.facts(), 6))
+    monkeypatch.setattr(own_share.machine, "facts", _facts_with_cores(own_share.machine.facts(), 6))
     monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:progress")
     assert cli.dispatch([*BASE, "train.learning_rate=1e-2,1e-3,1e-4", "sweep.jobs=3"]) == ExitCode.DONE
     sweep_dir, trials = swept(folder)
@@ -179,13 +180,13 @@ def test_each_trial_at_a_time_has_gpus_of_its_own(folder, monkeypatch):
         return SimpleNamespace(plan=SimpleNamespace(train=SimpleNamespace(placement=placement)))
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert [drive._gpus(needing(2), slot, 2) for slot in (0, 1)] == [
+    assert [own_share.gpus(needing(2), slot, 2) for slot in (0, 1)] == [
         {"CUDA_VISIBLE_DEVICES": "4,5"},
         {"CUDA_VISIBLE_DEVICES": "6,7"},
     ]
-    assert drive._gpus(needing(2), 0, 1) == {}
+    assert own_share.gpus(needing(2), 0, 1) == {}
     with pytest.raises(UserError, match=re.escape("need 6; there are 4. Set sweep.jobs=2.")):
-        drive._gpus(needing(2), 0, 3)
+        own_share.gpus(needing(2), 0, 3)
 
 
 PROGRAM = """

@@ -129,20 +129,23 @@ class Exchange:
         return self._reply.whole(choices, self._answers.prompt_tokens, self._completion_tokens())
 
     async def events(self, *, include_usage: bool) -> AsyncIterator[bytes]:
-        """Yields the reply as server-sent events; a failure is the last of them."""
+        """Yields the reply as server-sent events, what is there at a time in one piece; a failure is the last of them."""
+        openings = (self._reply.opening(index) for index in range(len(self._choices)))
+        ready = [replies.event(opening) for opening in openings if opening is not None]
         try:
-            for index in range(len(self._choices)):
-                opening = self._reply.opening(index)
-                if opening is not None:
-                    yield replies.event(opening)
             async for chunk in self._chunks():
-                yield replies.event(chunk)
+                ready.append(replies.event(chunk))
+                # An engine that is faster than the connection is answered in fewer, larger writes.
+                if not self._answers.has_more:
+                    yield b"".join(ready)
+                    ready = []
             if include_usage:
                 counts = self._answers.prompt_tokens, self._completion_tokens()
-                yield replies.event(self._reply.usage_chunk(*counts))
-            yield replies.DONE
+                ready.append(replies.event(self._reply.usage_chunk(*counts)))
+            ready.append(replies.DONE)
         except ApiError as error:
-            yield replies.event(replies.error(error.status_code, error.detail, code=error.code))
+            ready.append(replies.event(replies.error(error.status_code, error.detail, code=error.code)))
+        yield b"".join(ready)
 
     async def _chunks(self) -> AsyncIterator[Mapping[str, Any]]:
         try:

@@ -65,6 +65,11 @@ class Answers:
     close: Callable[[], None]
     """Gives up those that are not complete."""
 
+    @property
+    def has_more(self) -> bool:
+        """Whether a piece is there that was not taken yet."""
+        return not self._messages.empty()
+
     async def messages(self, deadline: float) -> AsyncIterator[tuple[int, Text | Finish]]:
         """Yields pieces of text and the end of each answer, with the answer's number from 0 on.
 
