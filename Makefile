@@ -29,8 +29,9 @@ lint: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+## A file's tests stay in one process, for they share what they made.
 test: lint
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2 --dist loadfile
 
 test-full: lint
 	@$(BIN)/pytest -m '' -rs
@@ -39,7 +40,7 @@ docs: setup
 	@$(BIN)/python -m tunerun.config.reference
 	@$(BIN)/python -m tunerun.plan.capacity
 
-# Trains the shipped base model again from generated text, about 20 minutes on 2 cores.
+## Trains the shipped base model again from generated text, about 20 minutes on 2 cores.
 sprout: setup
 	@$(BIN)/python -m tunerun.sprout outputs/sprout
 	@$(BIN)/tunerun +recipe=sprout-pretrain run_dir=outputs/sprout/pretrain

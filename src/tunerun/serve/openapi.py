@@ -14,6 +14,8 @@ Document = Mapping[str, Any]
 _JSON = "application/json"
 _STRING = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
+# Of a stream; its data is a chunk as JSON, or [DONE].
+_EVENT = {"type": "object", "properties": {"data": _STRING}, "required": ["data"]}
 _ERROR = {
     "type": "object",
     "properties": {
@@ -142,7 +144,7 @@ def _asking(summary: str, fields: Fields, reply: Document, errors: Mapping[int, 
     body = {"required": True, "content": {_JSON: {"schema": object_schema(fields)}}}
     operation = {**_operation(summary, reply, errors), "requestBody": body}
     if "stream" in fields:
-        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": _STRING}
+        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": _EVENT}
     return operation
 
 
