@@ -129,7 +129,7 @@ class Exchange:
         return self._reply.whole(choices, self._answers.prompt_tokens, self._completion_tokens())
 
     async def events(self, *, include_usage: bool) -> AsyncIterator[bytes]:
-        """Yields the reply as server-sent events, what is there at a time in one piece; a failure is the last of them."""
+        """Yields the reply as server-sent events, in one piece what is there at a time; a failure is the last one."""
         openings = (self._reply.opening(index) for index in range(len(self._choices)))
         ready = [replies.event(opening) for opening in openings if opening is not None]
         try:
