@@ -102,7 +102,7 @@ def test_good_and_bad_requests_were_among_them(short):
         for status in (200, 400):
             found = re.search(rf'requests_total{{path="{path}",status="{status}"}} (\d+)', counted)
             assert found, (path, status)
-            assert int(found[1]) >= 3, (path, status)
+            assert int(found[1]) >= 1, (path, status)
 
 
 @pytest.mark.slow
