@@ -147,7 +147,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + piece)
             wanted, states = targets[rows], _filled(inputs[rows])
             logits = F.linear(states, matrix)
-            loss += _replace_by_gradient(logits, wanted, smoothing)
+            loss += _replace_by_gradient(logits, wanted, smoothing, learns=wants_hidden or wants_weight)
             if hidden_grad is not None:
                 hidden_grad[rows] = (logits @ matrix)[: len(wanted)]
             if wants_weight:
@@ -175,8 +175,8 @@ def _filled(states: Tensor) -> Tensor:
     return F.pad(states, (0, 0, 0, -len(states) % _ROWS_MULTIPLE))
 
 
-def _replace_by_gradient(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Returns the summed loss of logits, which become its gradient; rows without a target become zeros.
+def _replace_by_gradient(logits: Tensor, targets: Tensor, smoothing: float, *, learns: bool) -> Tensor:
+    """Returns the summed loss of logits, which become its gradient if it is wanted; rows without a target become zeros.
 
     A CPU takes a few rows at a time, so that the passes over them in float32 stay in its cache.
     """
@@ -194,6 +194,8 @@ def _replace_by_gradient(logits: Tensor, targets: Tensor, smoothing: float) -> T
         largest = values.amax(1, keepdim=True)
         total = values.sub_(largest).exp_().sum(1, keepdim=True)
         loss += (largest + total.log()).sum() - told
+        if not learns:
+            continue
         values.div_(total)
         values.scatter_add_(1, wanted, values.new_full(wanted.shape, smoothing - 1.0))
         if smoothing:
