@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from tunerun.serve.protocol import Generate, Refused
 
 
-def refusal(request: Generate, ids: Sequence[int], *, vocabulary: int, context_tokens: int) -> Refused | None:
-    """Says why a request cannot be answered as it is; None when it can.
+class Model(Protocol):
+    """What decides whether a prompt can be answered."""
 
-    Args:
-        request: What is asked.
-        ids: Token ids of its prompt.
-        vocabulary: Number of the model's token ids.
-        context_tokens: Prompt and answer together.
-    """
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Prompt and answer together."""
+
+    def encode(self, text: str, *, plain: bool) -> list[int]:
+        """Turns text into token ids."""
+
+
+def admit(request: Generate, model: Model) -> tuple[list[int], int] | Refused:
+    """Returns the token ids of a request's prompt and the most tokens of its answer, or why it cannot be answered."""
+    prompt = request.prompt
+    ids = model.encode(prompt, plain=request.plain) if isinstance(prompt, str) else list(prompt)
+    refused = _refusal(request, ids, vocabulary=model.vocabulary, context_tokens=model.context_tokens)
+    if refused is not None:
+        return refused
+    return ids, model.context_tokens - len(ids) if request.max_new_tokens is None else request.max_new_tokens
+
+
+def _refusal(request: Generate, ids: Sequence[int], *, vocabulary: int, context_tokens: int) -> Refused | None:
     if not ids:
         return Refused(id=request.id, code="empty_prompt", message="The prompt has no tokens.")
     wrong = next((token for token in ids if not 0 <= token < vocabulary), None)

@@ -5,7 +5,6 @@ It computes several answers in one batch, which is faster than one after the oth
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,6 @@ from tunerun.serve.protocol import Ability, EngineSpec, Generate
 from tunerun.serve.text import Decoder, PieceDecoder
 
 PROGRAM = "llama-server"
-_DATA = "data: "
 _TOKENS, _TEMPLATE = "tokenizer.ggml.tokens", "tokenizer.chat_template"
 _BOS, _EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
 _CACHED_BYTES = 2
@@ -181,9 +179,9 @@ class LlamaServerApi:
 
     def piece(self, line: str, request: Generate) -> Piece | None:  # noqa: ARG002 (as for every server)
         """Reads a server-sent event."""
-        if not line.startswith(_DATA):
+        event = remote.read_event(line)
+        if event is None:
             return None
-        event = json.loads(line.removeprefix(_DATA))
         if "error" in event:
             return Piece(failure=str(event["error"]))
         count = event["tokens_predicted"]

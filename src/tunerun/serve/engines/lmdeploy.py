@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,6 @@ from tunerun.serve.engines.remote import Piece
 from tunerun.serve.engines.remote_server import Endpoint, Server, flags, interpreter, port_endpoint, private_folder
 from tunerun.serve.protocol import Ability, EngineSpec, Generate
 
-_DATA = "data: "
-_DONE = "[DONE]"
 _NAME = "model"
 
 
@@ -73,9 +70,9 @@ class LmdeployApi:
 
     def piece(self, line: str, request: Generate) -> Piece | None:  # noqa: ARG002 (as for every server)
         """Reads a server-sent event."""
-        if not line.startswith(_DATA) or line == _DATA + _DONE:
+        event = remote.read_event(line)
+        if event is None:
             return None
-        event = json.loads(line.removeprefix(_DATA))
         if "meta_info" not in event:
             return Piece(failure=str(event))
         reason = event["meta_info"].get("finish_reason")

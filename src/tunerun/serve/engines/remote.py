@@ -7,6 +7,7 @@ same tokens whatever computes it.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.errors import StageError
 from tunerun.models.stops import stop_token_ids
 from tunerun.serve.engines.base import Send
-from tunerun.serve.engines.limits import refusal
+from tunerun.serve.engines.limits import admit
 from tunerun.serve.engines.remote_server import Server
 from tunerun.serve.engines.speech import Speech
 from tunerun.serve.protocol import (
@@ -32,6 +33,7 @@ from tunerun.serve.protocol import (
     Finish,
     Generate,
     Ready,
+    Refused,
     Tokenize,
     Tokens,
 )
@@ -40,6 +42,7 @@ from tunerun.serve.text import Decoder, StopFilter, WindowDecoder, showing
 _CONFIG = "config.json"
 _LENGTH = "max_position_embeddings"
 _SAID_CHARACTERS = 500
+_DATA, _DONE = "data: ", "[DONE]"
 PROBE = "Who are you?  你好，世界！ 123\n\n\tnaïve 🙂"
 """A text that servers are asked the tokens of; whitespace, digits and bytes are where tokenizers differ."""
 
@@ -191,6 +194,12 @@ def folder_model(folder: Path, context_tokens: int | None, stops: tuple[str, ...
     )
 
 
+def read_event(line: str) -> Any:
+    """Returns what a line of server-sent events holds; None for one that says nothing, as the last of a stream."""
+    data = line.removeprefix(_DATA)
+    return None if data in (line, _DONE) else json.loads(data)
+
+
 class RemoteService:
     """Hands requests to a server, as many at a time as come."""
 
@@ -231,14 +240,11 @@ class RemoteService:
         self._loop.call_soon_threadsafe(self._ended.set_result, code)
 
     def _begin(self, request: Generate) -> None:
-        model, prompt = self._model, request.prompt
-        ids = model.encode(prompt, plain=request.plain) if isinstance(prompt, str) else list(prompt)
-        refused = refusal(request, ids, vocabulary=model.vocabulary, context_tokens=model.context_tokens)
-        if refused is not None:
-            self._send(refused)
+        admitted = admit(request, self._model)
+        if isinstance(admitted, Refused):
+            self._send(admitted)
             return
-        room = model.context_tokens - len(ids)
-        limit = room if request.max_new_tokens is None else request.max_new_tokens
+        ids, limit = admitted
         self._send(Accepted(id=request.id, prompt_tokens=len(ids)))
         self._loop.call_soon_threadsafe(self._start, request, ids, limit)
 

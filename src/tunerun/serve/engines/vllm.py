@@ -26,8 +26,6 @@ _WEIGHTS_SHARE = 0.7
 _JSON_ANSWERS = {"backend": "guidance", "disable_any_whitespace": True, "disable_additional_properties": True}
 _ADAPTER_CONFIG = "adapter_config.json"
 _CONFIG = "config.json"
-_DATA = "data: "
-_DONE = "[DONE]"
 
 
 def start(spec: EngineSpec, send: Send) -> Service:
@@ -198,9 +196,9 @@ class VllmApi:
 
     def piece(self, line: str, request: Generate) -> Piece | None:
         """Reads a server-sent event."""
-        if not line.startswith(_DATA) or line == _DATA + _DONE:
+        event = remote.read_event(line)
+        if event is None:
             return None
-        event = json.loads(line.removeprefix(_DATA))
         if "error" in event:
             return Piece(failure=str(event["error"]))
         choice = event["choices"][0]

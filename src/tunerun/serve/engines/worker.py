@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from tunerun.serve.engines.base import Chosen, Engine, Send
-from tunerun.serve.engines.limits import refusal
+from tunerun.serve.engines.limits import admit
 from tunerun.serve.engines.scores import score
 from tunerun.serve.engines.speech import Speech
 from tunerun.serve.protocol import Accepted, Cancel, Finish, Generate, Ready, Refused, Tokenize, Tokens
@@ -76,16 +76,13 @@ class Worker:
                     self._send(finish)
 
     def _queue(self, request: Generate) -> None:
-        engine, prompt = self._engine, request.prompt
-        ids = engine.encode(prompt, plain=request.plain) if isinstance(prompt, str) else list(prompt)
-        refused = refusal(request, ids, vocabulary=engine.vocabulary, context_tokens=engine.context_tokens)
-        if refused is None and (fault := engine.fault(request)) is not None:
-            refused = Refused(id=request.id, code="unsupported", message=fault)
-        if refused is not None:
-            self._send(refused)
+        admitted = admit(request, self._engine)
+        if not isinstance(admitted, Refused) and (fault := self._engine.fault(request)) is not None:
+            admitted = Refused(id=request.id, code="unsupported", message=fault)
+        if isinstance(admitted, Refused):
+            self._send(admitted)
             return
-        room = engine.context_tokens - len(ids)
-        limit = room if request.max_new_tokens is None else request.max_new_tokens
+        ids, limit = admitted
         job = self._open[request.id] = Job(request, ids, limit)
         self._send(Accepted(id=request.id, prompt_tokens=len(ids)))
         self._waiting.put(job)
