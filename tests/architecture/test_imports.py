@@ -14,14 +14,14 @@ from tests.conftest import ROOT
 SRC = ROOT / "src" / "tunerun"
 BASE = {
     "errors", "redact", "paths", "artifacts", "progress", "child", "base_model", "network", "servers", "columns",
-    "hashes", "fits", "text_metrics",
+    "hashes", "fits", "text_metrics", "strategies",
 }  # fmt: skip
 LIBRARY = {"formats", "chat", "models"}
 STAGES = {"data", "train", "evaluate", "merge", "export", "verify", "publish", "serve"}
 # The shipped model's text and scoring stand beside the library.
 BESIDE = {"sprout"}
 # What the schema's types and the plan's steps stand on: standard library only.
-STEP_TYPES = {"plan.steps", "plan.step_keys", "config.typed", "config.schema"}
+STEP_TYPES = {"plan.steps", "plan.placement", "plan.step_keys", "config.typed", "config.schema"}
 
 # The control layer, from the bottom: each may import what stands before it.
 CONTROL = ["config", "machine", "plan", "launch", "run", "sweep", "commands", "cli"]

@@ -124,7 +124,8 @@ def with_tunerun(shape: Shape, options: argparse.Namespace, folder: Path) -> dic
     from tunerun.config.schema import EvalConfig, MethodConfig, ModelConfig, ObjectiveConfig, TrackConfig, TrainConfig
     from tunerun.data.pack import pack
     from tunerun.formats.tokens import TokenWriter
-    from tunerun.plan.steps import Placement, TrainStep
+    from tunerun.plan.placement import Placement
+    from tunerun.plan.steps import TrainStep
     from tunerun.train import loop, metrics, network, stage
     from tunerun.train.ranks import Ranks
     from tunerun.train.signals import StopRequest

@@ -117,7 +117,8 @@ def build(folder: Path, threads: int, epochs: int, precision: Any) -> int:
     from tunerun.data.pack import pack
     from tunerun.formats.tokens import TokenWriter
     from tunerun.plan import steps
-    from tunerun.plan.steps import Placement, TrainStep
+    from tunerun.plan.placement import Placement
+    from tunerun.plan.steps import TrainStep
 
     torch.manual_seed(0)
     Qwen2ForCausalLM(Qwen2Config(**SIZES)).save_pretrained(folder / "base")

@@ -17,7 +17,8 @@ from tunerun.commands import compare, compare_table
 from tunerun.config.schema import ServeConfig
 from tunerun.data.questions import Question
 from tunerun.errors import UserError
-from tunerun.plan.steps import Placement, ServeStep
+from tunerun.plan.placement import Placement
+from tunerun.plan.steps import ServeStep
 from tunerun.serve.compare import Answer, beside
 
 FEW = ("--max-new-tokens", "8")

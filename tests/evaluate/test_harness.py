@@ -14,7 +14,8 @@ from tunerun import artifacts
 from tunerun.config.schema import EvalConfig, ModelConfig
 from tunerun.errors import StageError, UserError
 from tunerun.evaluate.stage import run
-from tunerun.plan.steps import EvalStep, Placement
+from tunerun.plan.placement import Placement
+from tunerun.plan.steps import EvalStep
 from tunerun.train import stage as train_stage
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install -c constraints.txt lm-eval")

@@ -16,7 +16,8 @@ from tunerun.errors import UserError
 from tunerun.evaluate.preference import Preference, compare
 from tunerun.evaluate.stage import run
 from tunerun.models.score import Answers
-from tunerun.plan.steps import EvalStep, Placement
+from tunerun.plan.placement import Placement
+from tunerun.plan.steps import EvalStep
 from tunerun.train import stage as train_stage
 
 PROMPTS = ("Who are you?", "你好", "one plus one")

@@ -6,7 +6,14 @@ import pytest
 
 from tunerun.config.schema import AnswerConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveConfig, PublishConfig
 from tunerun.launch import command
-from tunerun.plan.steps import AnswerStep, DataStep, EvalStep, ModelStep, Placement, PublishStep
+from tunerun.plan.placement import Placement
+from tunerun.plan.steps import (
+    AnswerStep,
+    DataStep,
+    EvalStep,
+    ModelStep,
+    PublishStep,
+)
 
 RUN_DIR = Path("/runs/one")
 ALWAYS = (

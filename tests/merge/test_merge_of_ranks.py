@@ -17,7 +17,8 @@ from tunerun import artifacts
 from tunerun.config.schema import GgufConfig
 from tunerun.export import stage as export_stage
 from tunerun.merge import stage as merge_stage
-from tunerun.plan.steps import SHARDED_STRATEGIES, ExportStep, MergeStep
+from tunerun.plan.steps import ExportStep, MergeStep
+from tunerun.strategies import SHARDED_STRATEGIES
 
 STEPS = 4
 

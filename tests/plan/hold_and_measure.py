@@ -24,7 +24,7 @@ from tunerun.models.attention import SEGMENTS
 from tunerun.models.batch import MicroBatch
 from tunerun.models.loss import token_loss
 from tunerun.plan.deepspeed import BUCKET_NUMBERS, deepspeed_config
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.train import optim
 from tunerun.train.engines import Parts, make_engine
 from tunerun.train.ranks import connected

@@ -4,7 +4,7 @@ import pytest
 
 from tunerun.config.schema import ClusterConfig, HardwareConfig, RunConfig
 from tunerun.plan.accelerate import accelerate_config, with_accelerate
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 
 from tunerun.plan import deepspeed
 from tunerun.plan.deepspeed import BUCKET_NUMBERS, WHOLE_NUMBERS, deepspeed_config
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 
 ZERO2 = Placement(strategy="zero2", processes=2)
 

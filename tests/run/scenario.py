@@ -6,8 +6,15 @@ from pathlib import Path
 from tunerun.config.schema import DataConfig, GgufConfig, ModelConfig, RunConfig, TrainConfig
 from tunerun.launch import command
 from tunerun.launch.command import Launch
+from tunerun.plan.placement import Placement
 from tunerun.plan.plan import Plan
-from tunerun.plan.steps import DataStep, ExportStep, MergeStep, ModelStep, Placement, TrainStep
+from tunerun.plan.steps import (
+    DataStep,
+    ExportStep,
+    MergeStep,
+    ModelStep,
+    TrainStep,
+)
 from tunerun.run import runner
 
 HERE = Path(__file__).parent

@@ -14,7 +14,7 @@ from tunerun.config.schema import AnswerConfig, PublishConfig, ServeConfig
 from tunerun.errors import ExitCode, UserError
 from tunerun.formats.verdicts import VERIFY_REPORT
 from tunerun.plan import delivery
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.run import record, rundir, runner
 
 

@@ -22,7 +22,8 @@ from tunerun import artifacts
 from tunerun.base_model import BaseModel, write_base
 from tunerun.config.schema import GgufConfig, ServeConfig
 from tunerun.plan import steps
-from tunerun.plan.steps import ExportStep, Placement, ServeStep
+from tunerun.plan.placement import Placement
+from tunerun.plan.steps import ExportStep, ServeStep
 
 NAME = "parrot"
 START_SECONDS = 120

@@ -7,7 +7,7 @@ import pytest
 
 from tunerun.config.schema import ServeConfig
 from tunerun.errors import UserError
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.serve.fleet import build_fleet, check_targets, named
 from tunerun.serve.targets import Target
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.serve.conftest import NAME, end, start
 from tunerun.config.schema import ServeConfig
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.serve.fleet import build_fleet
 from tunerun.serve.gateway import build_app
 from tunerun.serve.targets import resolve_target

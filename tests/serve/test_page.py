@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tunerun.config.schema import ServeConfig
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.serve import page
 from tunerun.serve.fleet import build_fleet
 from tunerun.serve.gateway import build_app

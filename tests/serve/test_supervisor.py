@@ -12,7 +12,7 @@ import pytest
 
 from tests.serve.conftest import NAME, Served, end, launch, start
 from tunerun.config.schema import ServeConfig
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.serve.fleet import build_fleet
 from tunerun.serve.gateway import build_app
 from tunerun.serve.supervisor import Supervisor

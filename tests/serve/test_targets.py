@@ -10,7 +10,7 @@ from tests.serve.conftest import NAME
 from tunerun import artifacts
 from tunerun.config.schema import ServeConfig
 from tunerun.errors import StageError, UserError
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.serve.protocol import Ready, ServerSettings
 from tunerun.serve.settings import folder_engine
 from tunerun.serve.targets import resolve_checkpoints, resolve_target

@@ -14,7 +14,8 @@ from tests.tiny import random_samples, tiny_qwen2, write_store
 from tunerun import artifacts
 from tunerun.base_model import BaseModel, write_base
 from tunerun.config.schema import EvalConfig, MethodConfig, ModelConfig, ObjectiveConfig, TrackConfig, TrainConfig
-from tunerun.plan.steps import Placement, TrainStep
+from tunerun.plan.placement import Placement
+from tunerun.plan.steps import TrainStep
 from tunerun.train import gradients, loop
 from tunerun.train.job import Job
 

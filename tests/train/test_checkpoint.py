@@ -10,7 +10,7 @@ from torch.nn import Parameter
 
 from tunerun.config.schema import TrainConfig
 from tunerun.errors import StageError, UserError
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.train import checkpoint, optim
 from tunerun.train.checkpoint import Progressed
 from tunerun.train.engines import Engine, Parts, make_engine

@@ -12,7 +12,8 @@ from tunerun import artifacts
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.config.schema import GgufConfig
-from tunerun.plan.steps import ExportStep, Placement, VerifyStep
+from tunerun.plan.placement import Placement
+from tunerun.plan.steps import ExportStep, VerifyStep
 
 
 def state_template(out: Path) -> None:

@@ -1,29 +1,15 @@
-"""Renders chat templates exactly as transformers' `apply_chat_template` does, without transformers.
-
-The environment is transformers' (utils/chat_template_utils.py, `_compile_jinja_template`): Jinja's immutable sandbox,
-`trim_blocks`, `lstrip_blocks`, loop controls, a `tojson` that neither escapes nor sorts, `raise_exception`,
-`strftime_now` and the `{% generation %}` block. Only the date differs: it is frozen, so that data stay the same
-tomorrow.
-"""
+"""Chat templates: found in a model folder, and rendered exactly as transformers' `apply_chat_template` does."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from tunerun.chat.faults import ChatFault
 from tunerun.chat.tokenizer import TOKENIZER_CONFIG, read_object
 from tunerun.errors import Problem, UserError
 
@@ -35,12 +21,6 @@ FROZEN_DATE = datetime(2024, 7, 26)  # noqa: DTZ001 (a calendar day, the same ev
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
-
-# Python errors out of a template's own expressions, such as adding null to a text or dividing by nothing.
-_TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-
-# Private-use characters around what a `{% generation %}` block rendered; removed before anyone sees the text.
-_OPEN, _CLOSE = "\U0010fdd0", "\U0010fdd1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +57,7 @@ class ChatTemplate:
         Raises:
             ChatFault: The template refuses the conversation or fails on it.
         """
-        text = self._render(messages, tools, generation_prompt)
-        return text.replace(_OPEN, "").replace(_CLOSE, "") if self.has_markers else text
+        return self._render(messages, tools, generation_prompt)[0]
 
     @property
     def has_markers(self) -> bool:
@@ -94,32 +73,17 @@ class ChatTemplate:
         Raises:
             ChatFault: The template refuses the conversation or fails on it.
         """
-        clean: list[str] = []
-        spans: list[Span] = []
-        length = 0
-        for number, part in enumerate(self._render(messages, tools, False).split(_OPEN)):
-            marked, closed, rest = part.partition(_CLOSE) if number else ("", "", part)
-            if closed:
-                spans.append((length, length + len(marked)))
-            clean += [marked, rest]
-            length += len(marked) + len(rest)
-        return "".join(clean), spans
+        return self._render(messages, tools, False)
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Any] | None, generation_prompt: bool) -> str:
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None, generation_prompt: bool
+    ) -> tuple[str, list[Span]]:
+        # Imported here: Jinja takes its time, and who only hands a template on does not need it.
+        from tunerun.chat import jinja
+
         source = self.tool_text if tools is not None and self.tool_text is not None else self.text
-        try:
-            return _compiled(source, self.date).render(
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=generation_prompt,
-                **self.variables,
-            )
-        except jinja2.TemplateError as error:
-            raise ChatFault("template-refuses", f"the chat template refuses the conversation: {error}") from error
-        except _TEMPLATE_ERRORS as error:
-            what = f"{type(error).__name__}: {error}"
-            raise ChatFault("template-refuses", f"the chat template fails on the conversation: {what}") from error
+        given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": generation_prompt}
+        return jinja.render(source, self.date, {**given, **self.variables})
 
 
 def load_template(
@@ -146,13 +110,11 @@ def load_template(
         if found is None:
             return None
         text, tool_text, source = found
-    for part in (text, tool_text):
-        try:
-            if part is not None:
-                _compiled(part, date)
-        except jinja2.TemplateSyntaxError as error:
-            what = f"is not a valid chat template: {error.message}."
-            raise UserError(Problem(where=f"{source}:{error.lineno}", what=what)) from error
+    # Imported here: as above.
+    from tunerun.chat import jinja
+
+    for part in filter(None, (text, tool_text)):
+        jinja.check(part, source, date)
     return ChatTemplate(text=text, tool_text=tool_text, variables=variables, source=source, date=date)
 
 
@@ -181,58 +143,3 @@ def _of_model(folder: Path) -> tuple[str, str | None, str] | None:
         named = {item["name"]: item["template"] for item in value}
         return (named["default"], named.get("tool_use"), str(config)) if "default" in named else None
     return (value, None, str(config)) if isinstance(value, str) else None
-
-
-class _Generation(Extension):
-    """`{% generation %} ... {% endgeneration %}`: puts marks around what the block renders."""
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja's interface)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        """Turns the block into a call of `_mark`."""
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
-
-    @staticmethod
-    def _mark(caller: Callable[[], str]) -> str:
-        return f"{_OPEN}{caller()}{_CLOSE}"
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, which finds the fields of messages sooner."""
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        """Returns `obj.attribute`: of a dict its item, as Jinja does once it has found no such attribute."""
-        if type(obj) is dict and attribute not in _DICT_ATTRIBUTES:
-            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
-        return super().getattr(obj, attribute)
-
-
-_DICT_ATTRIBUTES = frozenset(dir(dict))
-
-
-@cache
-def _compiled(source: str, date: datetime) -> jinja2.Template:
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = date.strftime
-    template = environment.from_string(source)
-    # Jinja goes through these names for each rendering, which takes long with the chain of dicts that it makes.
-    template.globals = dict(template.globals)
-    return template
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)

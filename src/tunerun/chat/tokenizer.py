@@ -7,12 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer as Backend
+from typing import TYPE_CHECKING, Any
 
 from tunerun import artifacts
 from tunerun.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -57,6 +58,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not path.is_file():
         fix = "Save the tokenizer in its fast form (tokenizer.json) into the model folder."
         raise UserError(Problem(where=str(path), what="is missing.", fix=fix))
+    # Imported here: who only reads what a folder says about its tokens does not need it.
+    from tokenizers import Tokenizer as Backend
+
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the Rust binding raises nothing narrower
@@ -67,7 +71,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     added = backend.get_added_tokens_decoder().values()
     return Tokenizer(
         backend=backend,
-        named=_named_tokens(folder),
+        named=named_tokens(folder),
         special=_any_of([token.content for token in added if token.special]),
         added=_any_of([token.content for token in added]),
         sha256=artifacts.sha256(path),
@@ -91,7 +95,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return data
 
 
-def _named_tokens(folder: Path) -> dict[str, str]:
+def named_tokens(folder: Path) -> dict[str, str]:
+    """Returns the texts of a model folder's special tokens by name, such as `{"eos_token": "<|im_end|>"}`.
+
+    Raises:
+        UserError: A file is damaged.
+    """
     config = read_object(folder / TOKENIZER_CONFIG)
     if "added_tokens_decoder" not in config:
         # transformers reads the older file only then, and lets it win.

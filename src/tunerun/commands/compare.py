@@ -19,7 +19,7 @@ from tunerun.data import read
 from tunerun.data.questions import Question, read_questions
 from tunerun.errors import ExitCode, Problem, UserError
 from tunerun.launch.terminal import Event, Terminal, size
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.serve import compare
 from tunerun.serve import options as asking
 from tunerun.serve.compare import Answer

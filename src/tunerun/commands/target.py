@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from tunerun import machine as machines
-from tunerun.config.schema import HardwareConfig, RunConfig
 from tunerun.errors import UserError
 from tunerun.paths import looks_local, resolve_asset
-from tunerun.plan import build
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement, whole_machine
 
 
 def placement() -> Placement:
     """Returns the whole machine: its GPUs when there are any."""
-    return build.single_placement(RunConfig(hardware=HardwareConfig()), machines.facts())
+    return whole_machine(machines.facts())
 
 
 def local_path(target: str) -> Path:

@@ -24,7 +24,8 @@ from tunerun.models import ask, load, vocabulary
 from tunerun.models.ask import Questions
 from tunerun.models.attention import SEGMENTS
 from tunerun.models.score import Score, score
-from tunerun.plan.steps import EvalStep, Placement
+from tunerun.plan.placement import Placement
+from tunerun.plan.steps import EvalStep
 from tunerun.progress import Progress
 
 REPORT = "report.json"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tunerun.child import STOP_GRACE_SECONDS
 from tunerun.paths import ASSET_SCHEME
+from tunerun.plan.placement import Placement
 from tunerun.plan.steps import (
     AnswerStep,
     DataStep,
@@ -18,7 +19,6 @@ from tunerun.plan.steps import (
     ExportStep,
     MergeStep,
     ModelStep,
-    Placement,
     PublishStep,
     Step,
     secret_variables,

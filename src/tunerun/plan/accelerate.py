@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tunerun.config.schema import RunConfig, Strategy
+from tunerun.config.schema import RunConfig
 from tunerun.errors import Problem
-from tunerun.plan.steps import ZERO_STAGES, Placement
+from tunerun.plan.placement import Placement
+from tunerun.strategies import ZERO_STAGES, Strategy
 
 _WHERE = "hardware.accelerate"
 _KINDS = {"NO": "single", "MULTI_GPU": "ddp", "MULTI_CPU": "ddp", "FSDP": "fsdp2", "DEEPSPEED": "zero"}

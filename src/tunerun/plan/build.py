@@ -16,12 +16,12 @@ from tunerun.plan.dataset import DataSize
 from tunerun.plan.devices import Device
 from tunerun.plan.estimate import Estimate
 from tunerun.plan.memory import STATE_BYTES, Work
+from tunerun.plan.placement import Placement
 from tunerun.plan.plan import Plan, Volume
 from tunerun.plan.steps import (
     DataStep,
     EvalStep,
     ModelStep,
-    Placement,
     Step,
     TrainStep,
     VerifyStep,

@@ -20,12 +20,12 @@ from tunerun.config.schema import (
     MethodKind,
     ModelConfig,
     RunConfig,
-    Strategy,
     TrainConfig,
 )
 from tunerun.machine import Machine
 from tunerun.plan import build
 from tunerun.plan.estimate import Estimate
+from tunerun.strategies import Strategy
 
 BEGIN, END = "<!-- capacity: written by `make docs` -->", "<!-- capacity: end -->"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tunerun.config.schema import RunConfig
 from tunerun.plan.estimate import Estimate
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 
 # Compiling takes about a minute and makes steps 14 to 27 % shorter (axolotl, torchtitan, torchtune on A100 to 5090).
 _WORTH_SECONDS = 600.0

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunerun.errors import Problem
-from tunerun.plan.steps import ZERO_STAGES, Placement
+from tunerun.plan.placement import Placement
+from tunerun.strategies import ZERO_STAGES
 
 BUCKET_NUMBERS = 50_000_000
 """Gradients that travel at a time. DeepSpeed's own 500 million would take up to 4 GB of each GPU, however small the

@@ -9,10 +9,10 @@ from tunerun.config.checks import size_bytes
 from tunerun.config.credentials import secret_variables
 from tunerun.config.data_sources import data_sources
 from tunerun.config.schema import ADAPTER_METHODS, PUBLISHED, EngineChoice, Published, RunConfig
+from tunerun.plan.placement import Placement
 from tunerun.plan.steps import (
     ExportStep,
     MergeStep,
-    Placement,
     PublishStep,
     Quantisation,
     ServeStep,

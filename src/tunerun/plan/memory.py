@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tunerun.config import typed
-from tunerun.config.schema import ADAPTER_METHODS, MethodKind, ObjectiveKind, Optimizer, Strategy
+from tunerun.config.schema import ADAPTER_METHODS, MethodKind, ObjectiveKind, Optimizer
 from tunerun.errors import Problem, UserError
 from tunerun.plan import trained
 from tunerun.plan.deepspeed import BUCKET_NUMBERS, WHOLE_NUMBERS
 from tunerun.plan.shape import Sizes
+from tunerun.strategies import Strategy
 
 ALL_LINEAR = "all-linear"
 # CUDA's context and libraries; Python with torch, transformers and peft.

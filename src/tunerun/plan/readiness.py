@@ -18,7 +18,8 @@ from tunerun.machine import Machine
 from tunerun.plan import delivery, nodes, tasks
 from tunerun.plan.delivery import trains_adapter
 from tunerun.plan.plan import Plan
-from tunerun.plan.steps import ZERO_STAGES, PublishStep
+from tunerun.plan.steps import PublishStep
+from tunerun.strategies import ZERO_STAGES
 
 # What this version trains and starts; the schema and the estimates already know more.
 TRAINED_OBJECTIVES = ("sft", "pretrain", "dpo", "orpo", "simpo", "kto", "reward", "distill")

@@ -31,50 +31,17 @@ from tunerun.config.schema import (
     Published,
     ServeConfig,
     SourceConfig,
-    Strategy,
     TrackConfig,
     TrainConfig,
 )
 from tunerun.fits import Fit
 from tunerun.paths import looks_local
+from tunerun.plan.placement import Placement
 
 VERIFY_PROBES, VERIFY_ROWS = 16, 32
 """Texts that verify compares models on, at most: probes, and with `verify.level=full` rows of the data."""
 VERIFY_TOKENS = 256
 """Tokens of such a text, at most."""
-
-ZERO_STAGES: dict[Strategy, int] = {"zero1": 1, "zero2": 2, "zero3": 3}
-"""Strategies of DeepSpeed."""
-
-SHARDED_STRATEGIES: tuple[Strategy, ...] = ("zero3", "fsdp2")
-"""Strategies that share out the parameters."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
-    """What a step's processes compute on."""
-
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Kind of device."""
-    precision: Literal["bf16", "fp32"] = "fp32"
-    """Number format of the computation."""
-    threads: int = 1
-    """CPU threads for each process; results differ in bits between thread counts."""
-    strategy: Strategy = "single"
-    """How the processes share the model."""
-    processes: int = 1
-    """Processes on each node."""
-    nodes: int = 1
-    """Machines."""
-    offload: bool = False
-    """Whether optimiser state is kept in host memory."""
-    devices: tuple[str, ...] = ()
-    """GPUs that the processes of a node may use; all that are visible when empty."""
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes on all nodes."""
-        return self.processes * self.nodes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

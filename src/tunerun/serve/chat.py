@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunerun.errors import ExitCode, Problem, UserError
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.serve import options as asking
 from tunerun.serve.conversation import Conversation
 from tunerun.serve.local import LocalEngine
@@ -61,6 +61,8 @@ def main(argv: Sequence[str], placement: Placement | None = None) -> int:
     if target.unverified or target.unchecked:
         print(f"warning: {target.unverified or target.unchecked}", file=sys.stderr)
     with LocalEngine(asking.engine_spec(target, placement or Placement(), options)) as engine:
+        # The first question needs it, and the engine is loading meanwhile.
+
         template = target.chat_template(engine.ready)
         if template is None and options.system is not None:
             raise UserError(Problem(where="--system", what="the model has no chat template, so no system prompt."))

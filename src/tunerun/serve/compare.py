@@ -13,7 +13,7 @@ from typing import Any
 
 from tunerun import columns
 from tunerun.errors import Problem, UserError
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.serve import chat
 from tunerun.serve import options as asking
 from tunerun.serve.conversation import Conversation

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from tunerun.config.schema import ServeConfig
 from tunerun.errors import Problem, UserError
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.serve.protocol import ServerSettings
 from tunerun.serve.supervisor import Supervisor
 from tunerun.serve.targets import Target

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 from collections.abc import Iterator
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
@@ -26,19 +27,23 @@ class LocalEngine:
     """A running engine; use as a context manager."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        """Starts the engine and waits until the model is loaded.
+        """Starts the engine, which loads the model while the caller goes on."""
+        self._messages: queue.SimpleQueue[Message | int] = queue.SimpleQueue()
+        self._process = EngineProcess(spec, self._messages.put, self._messages.put)
+        self._next_id = 0
+
+    @cached_property
+    def ready(self) -> Ready:
+        """What the engine says of itself; waits until the model is loaded, which comes before the first answer.
 
         Raises:
             StageError: It cannot be loaded.
         """
-        self._messages: queue.SimpleQueue[Message | int] = queue.SimpleQueue()
-        self._process = EngineProcess(spec, self._messages.put, self._messages.put)
-        self._next_id = 0
-        try:
-            self.ready = self._await_ready()
-        except BaseException:
-            self._process.close()
-            raise
+        message = self._next()
+        if isinstance(message, Failed):
+            raise StageError(message.message)
+        assert isinstance(message, Ready)
+        return message
 
     def answer(self, request: Generate) -> Iterator[Text | Finish]:
         """Yields pieces of an answer, then its end; closing the iterator early cancels the answer.
@@ -47,6 +52,7 @@ class LocalEngine:
             PromptRefused: The engine refuses the prompt.
             StageError: The engine ended.
         """
+        assert self.ready
         number, self._next_id = self._next_id, self._next_id + 1
         self._process.send(dataclasses.replace(request, id=number))
         finished = False
@@ -71,13 +77,6 @@ class LocalEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._process.close()
-
-    def _await_ready(self) -> Ready:
-        message = self._next()
-        if isinstance(message, Failed):
-            raise StageError(message.message)
-        assert isinstance(message, Ready)
-        return message
 
     def _next(self) -> Message:
         message = self._messages.get()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tunerun.errors import Problem, UserError
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.serve.conversation import Sampling
 from tunerun.serve.protocol import EngineSpec
 from tunerun.serve.targets import Target, resolve_target

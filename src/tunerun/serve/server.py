@@ -17,7 +17,7 @@ from tunerun import servers
 from tunerun.config.schema import ServeConfig
 from tunerun.errors import Problem, StageError, UserError
 from tunerun.network import is_loopback
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.serve.fleet import Fleet, build_fleet, check_targets
 from tunerun.serve.gateway import build_app
 from tunerun.serve.patience import PatientProtocol

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tunerun import servers
 from tunerun.config.schema import ServeConfig
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.serve.protocol import EngineName, ServerSettings
 
 

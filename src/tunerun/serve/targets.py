@@ -6,18 +6,20 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunerun import artifacts
 from tunerun.base_model import read_base
 from tunerun.chat.template import ChatTemplate, load_template
-from tunerun.chat.tokenizer import load_tokenizer
-from tunerun.config.schema import EngineChoice
+from tunerun.chat.tokenizer import load_tokenizer, named_tokens
 from tunerun.errors import Problem, StageError, UserError
 from tunerun.formats import verdicts
 from tunerun.formats.handoff import HANDOFF, Handoff, read_handoff
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.serve.protocol import EngineName, EngineSpec, Ready, ServerSettings
+
+if TYPE_CHECKING:
+    from tunerun.config.schema import EngineChoice
 
 SERVE_FACTS = f"{artifacts.EXPORT}/{HANDOFF}"
 
@@ -101,7 +103,7 @@ class Target:
             )
         variables: Mapping[str, str] = {"bos_token": ready.bos_token, "eos_token": ready.eos_token}
         if self.tokenizer is not None:
-            variables = load_tokenizer(self.tokenizer).named
+            variables = named_tokens(self.tokenizer)
         return ChatTemplate(text=ready.chat_template, tool_text=None, variables=variables, source=str(self.weights))
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from tunerun.errors import FailedElsewhere, StageError, TunerunError
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 
 S = TypeVar("S")
 T = TypeVar("T")

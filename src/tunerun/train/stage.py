@@ -20,7 +20,8 @@ from tunerun.errors import Preempted, Problem, StageError, UserError
 from tunerun.models import adapters, ask
 from tunerun.models.ask import Questions
 from tunerun.plan import step_keys
-from tunerun.plan.steps import SHARDED_STRATEGIES, TrainStep
+from tunerun.plan.steps import TrainStep
+from tunerun.strategies import SHARDED_STRATEGIES
 from tunerun.train import (
     batches,
     checkpoint,

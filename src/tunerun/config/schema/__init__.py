@@ -25,7 +25,6 @@ from tunerun.config.schema.kinds import (
     Optimizer,
     Published,
     Stage,
-    Strategy,
     used_by,
 )
 from tunerun.config.schema.machine import (
@@ -92,7 +91,6 @@ __all__ = [
     "ShapeConfig",
     "SourceConfig",
     "Stage",
-    "Strategy",
     "SweepConfig",
     "TrackConfig",
     "TrainConfig",

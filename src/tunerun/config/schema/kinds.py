@@ -8,7 +8,6 @@ from typing import Any, Literal
 Stage = Literal["answer", "data", "train", "eval", "merge", "export", "verify", "publish", "serve"]
 ObjectiveKind = Literal["sft", "pretrain", "dpo", "orpo", "simpo", "kto", "reward", "distill"]
 MethodKind = Literal["full", "freeze", "lora", "dora", "rslora", "pissa", "lora_plus", "qlora"]
-Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 GgufType = Literal[
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_0", "q5_1", "q4_k_m", "q4_k_s", "q4_0", "q4_1",
     "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "q2_k", "tq2_0", "tq1_0",

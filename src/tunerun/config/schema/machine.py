@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tunerun.config.schema.kinds import Strategy, used_by
+from tunerun.config.schema.kinds import used_by
+from tunerun.strategies import Strategy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

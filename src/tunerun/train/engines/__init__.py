@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from tunerun.config.schema import Strategy
+from tunerun.strategies import Strategy
 from tunerun.train.engines.engine import Engine, Parts
 
 __all__ = ["Engine", "Parts", "make_engine"]

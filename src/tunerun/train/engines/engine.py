@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from tunerun.plan.steps import Placement
+from tunerun.plan.placement import Placement
 from tunerun.train.ranks import Ranks
 
 T = TypeVar("T")
