@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -177,14 +178,7 @@ def test_nobody_without_the_key_is_answered(engine):
 
 @pytest.mark.parametrize("streams", [2, 8, 32])
 def test_concurrent_answers_are_complete(engine, streams):
-    heard: dict[int, list[Text | Finish]] = {number: [] for number in range(1000, 1000 + streams)}
-    for number in heard:
-        engine._process.send(dataclasses.replace(question(f"{number}: Who are you?"), id=number))
-    while not all(messages and isinstance(messages[-1], Finish) for messages in heard.values()):
-        message = engine._next()
-        if isinstance(message, Text | Finish) and message.id in heard:
-            heard[message.id].append(message)
-    for *texts, end in heard.values():
-        assert isinstance(end, Finish)
-        assert end.reason in ("stop", "length")
-        assert texts
+    asked = [question(f"{number}: Who are you?") for number in range(streams)]
+    with ThreadPoolExecutor(streams) as pool:
+        heard = list(pool.map(lambda request: answer(engine, request), asked))
+    assert all(text and end.reason in ("stop", "length") for text, end in heard)

@@ -74,6 +74,9 @@ class Generate:
     """Whether the text is plain and takes the tokenizer's own start token; a rendered template has its own."""
     max_new_tokens: int | None
     """Longest answer; null fills the context."""
+    room: int | None = None
+    """Tokens that the context must hold besides the prompt, where the answer may end sooner than `max_new_tokens` for
+    lack of it; null asks for all of them."""
     temperature: float
     """0 takes the likeliest token."""
     top_p: float
