@@ -151,6 +151,7 @@ def test_a_file_of_questions_becomes_a_table_with_scores(run, tmp_path):
         (("{run}@base",), "nothing to compare it with"),
         (("{run}", "{run}@7"), "no checkpoint of step 7"),
         (("{run}",) * 4, "side by side"),
+        (("{run}", "{run}"), "named twice"),
         (("{run}", "--output", "t.md"), "needs --prompts"),
         (("{run}", "--columns", "user=x"), "needs --prompts"),
         (("{run}", "--prompts", "q.txt", "--output", "t.pdf"), "no kind of table"),

@@ -31,7 +31,7 @@ _DESCRIPTION = """\
 Ask up to three models the same, and read their answers side by side. A run alone is compared with its base model.
 
 TARGET is a run directory, a model folder, an adapter folder, a GGUF file or a hub id; RUN@40 is the run's model after
-step 40, RUN@base its base model.
+step 40, RUN@base its base model; BASE+ADAPTER an adapter on its base.
 
     tunerun compare outputs/quickstart/<run>
     tunerun compare RUN@20 RUN@40 RUN --prompts questions.csv --output table.html
@@ -146,6 +146,10 @@ def _targets(options: argparse.Namespace) -> list[Target]:
             what = "is one model, and there is nothing to compare it with."
             raise UserError(Problem(where=words[0], what=what, fix="Name another one, or a run by itself."))
         words, found = [f"{words[0]}@{_BASE}", words[0]], [_target(f"{words[0]}@{_BASE}", options), *found]
+    if len(set(words)) < len(words):
+        raise UserError(
+            Problem(where="compare", what="a model is named twice, and would say the same.", fix="Name it once.")
+        )
     counts = Counter(item.name for item in found)
     # Adapters are called by the name of their target.
     return [
