@@ -144,7 +144,7 @@ def test_lmdeploy_serves_no_adapter(copied):
     adapter = add_adapter(copied / "adapter")
     shutil.rmtree(copied / "export")
     assert resolve_target(adapter, engine="vllm").adapter == adapter
-    with pytest.raises(UserError, match="LMDeploy"):
+    with pytest.raises(UserError, match="lmdeploy serves no adapters"):
         resolve_target(adapter, engine="lmdeploy")
 
 
