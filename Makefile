@@ -1,6 +1,6 @@
 # make demo   sets up .venv and runs the quickstart recipe
 # make test   sets up .venv, lints, type-checks and tests
-# make test-full   everything, with the suites that need more than pip
+# make test-full   everything, with the suites that need more than pip (once, as root: tests/setup_apt.sh)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c

@@ -82,9 +82,14 @@ def side_by_side(texts: Sequence[str], columns: int, max_lines: int) -> list[str
         columns: Width of all together.
         max_lines: Of each text.
     """
-    each = (columns - len(_BAR) * (len(texts) - 1)) // len(texts)
+    each = column_width(len(texts), columns)
     rows = zip_longest(*(wrap(text, each, max_lines) for text in texts), fillvalue="")
     return [_BAR.join([*(pad(cell, each) for cell in row[:-1]), row[-1]]).rstrip() for row in rows]
+
+
+def column_width(count: int, columns: int) -> int:
+    """Returns the width of each of several columns with bars between, in a terminal of so many columns."""
+    return (columns - len(_BAR) * (count - 1)) // count
 
 
 def printable(text: str) -> str:

@@ -1,10 +1,21 @@
-"""Addresses."""
+"""Addresses and ports."""
 
 from __future__ import annotations
 
 import ipaddress
+import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+LOOPBACK = "127.0.0.1"
+
+
+def free_port() -> int:
+    """Returns a port of the loopback address on which nobody listens; another program may take it before it is used."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def is_loopback(host: str) -> bool:

@@ -8,7 +8,6 @@ say what happened.
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 import time
@@ -84,8 +83,6 @@ def main(argv: list[str]) -> int:
     """
     child.stop_on_signals()
     child.watch_parent()
-    # It tells, on stderr and wherever it is imported, of kernels that it would download.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     run_dir, stage = Path(argv[0]), argv[1]
     report = child.RankReport()
     if child.rank():

@@ -2,24 +2,27 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.serve.conftest import write_plan
+from tests.serve.test_chat import CTRL_C, Terminal
 from tests.tiny import tiny_qwen2
 from tunerun import artifacts
 from tunerun.base_model import BaseModel, write_base
 from tunerun.commands import compare, compare_table
-from tunerun.config.schema import ServeConfig
+from tunerun.config.schema import MethodConfig, ServeConfig
 from tunerun.data.questions import Question
 from tunerun.errors import UserError
 from tunerun.plan.placement import Placement
 from tunerun.plan.steps import ServeStep
-from tunerun.serve.compare import Answer, beside
+from tunerun.serve.compare import Answer
 
 FEW = ("--max-new-tokens", "8")
 
@@ -53,6 +56,63 @@ def test_a_run_alone_is_compared_with_its_base_a_line_a_question(run):
     chat = tunerun("chat", run, *FEW, said="fox\n")
     base = tunerun("chat", run, "--base", *FEW, said="fox\n")
     assert lines[0] == [base.stdout.rstrip("\n"), chat.stdout.rstrip("\n")]
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_both_answers_while_they_are_written_and_ctrl_c_stops_them(run):
+    terminal = Terminal(run, "--max-new-tokens", 400, program=("-m", "tunerun", "compare"))
+    terminal.until("> $", seconds=60)
+    engines = [int(pid) for pid in children_of(terminal.pid)]
+    assert len(engines) == 2
+    # The second model stands still, so that the first one's answer is seen to grow without it.
+    os.kill(engines[1], signal.SIGSTOP)
+    terminal.type("fox\n")
+    terminal.until("PARROT-BASE\r\n[^\r\n]+")
+    terminal.until_readline(waits=False)
+    time.sleep(0.5)
+    terminal.type(CTRL_C)
+    terminal.until("PARROT\r\n.*\\[stopped\\](?s:.*)> $")
+    os.kill(engines[1], signal.SIGCONT)
+    terminal.type("/quit\n")
+    assert terminal.leave() == 0
+
+
+@pytest.mark.slow
+def test_adapters_of_the_same_weights_are_answered_by_one_process(run, tmp_path):
+    folders = [adapter(run, tmp_path / name, seed=seed) for seed, name in enumerate(("polite", "brief"))]
+    base = json.loads((run / artifacts.MODEL).read_text(encoding="utf-8"))["folder"]
+    words = [f"{base}+{folder}" for folder in folders]
+    done = tunerun("compare", base, *words, *FEW, said="fox\ndog\n")
+    assert done.returncode == 0, done.stderr
+    alone = [tunerun("chat", word, *FEW, said="fox\ndog\n").stdout.splitlines() for word in (base, *words)]
+    assert [line.split("\t") for line in done.stdout.splitlines()] == [list(row) for row in zip(*alone, strict=True)]
+    assert len({tuple(row) for row in alone}) == 3
+    program = ("-m", "tunerun", "compare")
+    terminal = Terminal(base, *words, *FEW, program=program)
+    terminal.until("> $", seconds=60)
+    assert len(children_of(terminal.pid)) == 1
+    terminal.type("/quit\n")
+    assert terminal.leave() == 0
+
+
+def children_of(pid: int) -> list[str]:
+    done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def adapter(run: Path, folder: Path, *, seed: int) -> Path:
+    import torch
+
+    from tunerun.models import adapters, load
+
+    model = load.load_model(run / artifacts.MERGED, dtype=torch.float32, device="cpu")
+    adapted = adapters.add_adapter(model, MethodConfig(rank=4, alpha=8.0), seed=seed)
+    with torch.no_grad():
+        for key, parameter in adapted.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(0, 0.05)
+    adapters.save_adapter(adapted, folder, base_name="tiny")
+    return folder
 
 
 @pytest.mark.slow
@@ -92,6 +152,7 @@ def test_a_file_of_questions_becomes_a_table_with_scores(run, tmp_path):
         (("{run}@base",), "nothing to compare it with"),
         (("{run}", "{run}@7"), "no checkpoint of step 7"),
         (("{run}",) * 4, "side by side"),
+        (("{run}", "{run}"), "named twice"),
         (("{run}", "--output", "t.md"), "needs --prompts"),
         (("{run}", "--columns", "user=x"), "needs --prompts"),
         (("{run}", "--prompts", "q.txt", "--output", "t.pdf"), "no kind of table"),
@@ -150,15 +211,3 @@ def test_no_references_no_scores():
     table = compare_table.build(["a"], [Question(({"role": "user", "content": "z"},), None)], [[Answer("x")]], {})
     assert table.scores == {}
     assert "Reference" not in compare_table.to_markdown(table)
-
-
-@pytest.mark.parametrize("width", [30, 60, 120])
-def test_answers_fit_the_terminal(width):
-    from tunerun import columns
-
-    lines = beside(
-        ["first", "second", "third"], ["我是一个很小的语言模型。" * 9, "a word and another " * 20, ""], width
-    )
-    assert max(map(columns.width, lines)) <= width
-    assert "FIRST" in lines[0]
-    assert ("SECOND" in lines[0]) == (width > 72)

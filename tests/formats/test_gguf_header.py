@@ -14,6 +14,7 @@ import pytest
 from tunerun.errors import UserError
 from tunerun.formats.ggml import TYPES
 from tunerun.formats.gguf import GgufFile, GgufTensor
+from tunerun.formats.gguf_fields import is_gguf_adapter
 from tunerun.formats.gguf_header import read_gguf_header
 from tunerun.formats.safetensors import read_header
 
@@ -48,6 +49,25 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     for name, tensor in header.tensors.items():
         assert (tensor.offset, tensor.bytes) == (by_package[name].data_offset, by_package[name].n_bytes)
         assert list(tensor.shape[::-1]) == by_package[name].shape.tolist()
+
+
+def test_an_adapter_is_told_from_a_model_by_its_first_fields(tmp_path: Path) -> None:
+    assert not is_gguf_adapter(write_file(tmp_path / "a.gguf"))
+    header = gguf.GGUFWriter(None, "llama")
+    header.add_type("adapter")
+    header.add_string("adapter.type", "lora")
+    with GgufFile(tmp_path / "b.gguf", header, ()):
+        pass
+    whole = (tmp_path / "b.gguf").read_bytes()
+    assert is_gguf_adapter(tmp_path / "b.gguf")
+    found = []
+    for size in range(len(whole)):
+        (tmp_path / "c.gguf").write_bytes(whole[:size])
+        found.append(is_gguf_adapter(tmp_path / "c.gguf"))
+    # What stands behind that field is not read.
+    end = whole.index(b"general.type") + len("general.type") + 4 + 8 + len("adapter")
+    assert found.index(True) == end
+    assert all(found[end:])
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:

@@ -139,6 +139,18 @@ def test_a_full_context_forgets_the_oldest_turns(run_dir):
     assert len(lines) == 8
 
 
+def test_an_answer_takes_what_the_context_has_left_and_an_old_turn_makes_room_for_a_new_one(run_dir, tmp_path):
+    """The model has a context of 512 tokens, and never ends an answer by itself."""
+    file = tmp_path / "talk.jsonl"
+    first, second = answers(run_dir, said=f"fox\ndog\n/save {file}\n")
+    (saved,) = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [message["content"] for message in saved["messages"][::2]] == ["dog"]
+    assert len(first) > 256
+    assert len(second) > 256
+    (longest,) = answers(run_dir, "--max-new-tokens", 4096, said="fox\n")
+    assert longest == first
+
+
 def test_a_question_that_never_fits_is_told(run_dir):
     done = chat(run_dir, said="fox " * 2000 + "\n")
     assert done.returncode == 2
@@ -162,12 +174,12 @@ def test_what_is_no_model_is_told(tmp_path):
 
 
 class Terminal:
-    """A chat on a terminal of its own."""
+    """A chat, or another program of Python's, on a terminal of its own."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, program: tuple[str, ...] = ("-c", CALL)) -> None:
         self.pid, self.descriptor = pty.fork()
         if self.pid == 0:
-            os.execve(sys.executable, [sys.executable, "-c", CALL, *map(str, arguments)], ENVIRONMENT)
+            os.execve(sys.executable, [sys.executable, *program, *map(str, arguments)], ENVIRONMENT)
         self.seen = ""
 
     def type(self, text: str) -> None:

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.serve.local import loaded
 from tests.serve.test_engines import SCHEMAS, adapters, question
 from tests.verify.test_llama_server import built_server
 from tunerun.errors import StageError
@@ -44,7 +46,7 @@ def spec(run_dir: Path) -> Iterator[Spec]:
 
 @pytest.fixture(scope="module")
 def engine(spec: Spec) -> Iterator[LocalEngine]:
-    with LocalEngine(spec()) as found:
+    with loaded(spec()) as found:
         yield found
 
 
@@ -81,7 +83,7 @@ def wait_for(condition: Callable[[], bool]) -> bool:
 
 def test_it_answers_as_llama_cpp_does_in_this_process(spec, engine):
     texts = ("fox", "Who are you?", "你是谁？", "lazy dog")
-    with LocalEngine(spec("llamacpp")) as other:
+    with loaded(spec("llamacpp")) as other:
         assert dataclasses.replace(engine.ready, abilities=()) == dataclasses.replace(other.ready, abilities=())
         for text in texts:
             for request in (question(text), question(text, max_new_tokens=3), question(text, stop=("a", "e"))):
@@ -91,15 +93,15 @@ def test_it_answers_as_llama_cpp_does_in_this_process(spec, engine):
 
 
 def test_it_takes_the_model_folders_tokenizer_when_there_is_one(spec, run_dir, tmp_path):
-    with LocalEngine(spec(tokenizer=str(run_dir / "merged"))) as found:
+    with loaded(spec(tokenizer=str(run_dir / "merged"))) as found:
         assert answer(found, question("fox"))[1].completion_tokens > 0
     shutil.copytree(run_dir / "merged", tmp_path / "other")
     path = tmp_path / "other" / "tokenizer.json"
     data = json.loads(path.read_text(encoding="utf-8"))
     data["model"]["merges"] = data["model"]["merges"][:-20]
     path.write_text(json.dumps(data), encoding="utf-8")
-    with pytest.raises(StageError, match="of a text"):
-        LocalEngine(spec(tokenizer=str(tmp_path / "other")))
+    with pytest.raises(StageError, match="of a text"), loaded(spec(tokenizer=str(tmp_path / "other"))):
+        pass
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -122,7 +124,7 @@ def test_each_adapter_answers_by_its_name(spec, adapters):
     asked = [question(text, adapter=name, max_new_tokens=2) for name in (*paths, None) for text in texts]
     found = []
     for engine_name in ("llama_server", "llamacpp"):
-        with LocalEngine(spec(engine_name, adapters=paths)) as engine:
+        with loaded(spec(engine_name, adapters=paths)) as engine:
             found.append([answer(engine, request)[0] for request in asked])
     # llama-server keeps bytes that are no character to itself.
     pairs = [pair for pair in zip(*found, strict=True) if "\ufffd" not in pair[1]]
@@ -148,6 +150,7 @@ def test_an_answer_given_up_leaves_the_server_free(engine):
 
 def test_the_end_of_the_server_ends_the_engine_and_the_other_way_round(spec):
     engine = LocalEngine(spec())
+    assert engine.ready
     server = server_pids(engine)[-1]
     pieces = engine.answer(question("fox", max_new_tokens=400))
     next(pieces)
@@ -158,7 +161,7 @@ def test_the_end_of_the_server_ends_the_engine_and_the_other_way_round(spec):
             list(engine.answer(question("fox")))
     engine._process.close()
 
-    with LocalEngine(spec()) as engine:
+    with loaded(spec()) as engine:
         below = server_pids(engine)
         os.kill(engine._process.pid, signal.SIGKILL)
         assert wait_for(lambda: all(gone(pid) for pid in below))
@@ -177,14 +180,7 @@ def test_nobody_without_the_key_is_answered(engine):
 
 @pytest.mark.parametrize("streams", [2, 8, 32])
 def test_concurrent_answers_are_complete(engine, streams):
-    heard: dict[int, list[Text | Finish]] = {number: [] for number in range(1000, 1000 + streams)}
-    for number in heard:
-        engine._process.send(dataclasses.replace(question(f"{number}: Who are you?"), id=number))
-    while not all(messages and isinstance(messages[-1], Finish) for messages in heard.values()):
-        message = engine._next()
-        if isinstance(message, Text | Finish) and message.id in heard:
-            heard[message.id].append(message)
-    for *texts, end in heard.values():
-        assert isinstance(end, Finish)
-        assert end.reason in ("stop", "length")
-        assert texts
+    asked = [question(f"{number}: Who are you?") for number in range(streams)]
+    with ThreadPoolExecutor(streams) as pool:
+        heard = list(pool.map(lambda request: answer(engine, request), asked))
+    assert all(text and end.reason in ("stop", "length") for text, end in heard)

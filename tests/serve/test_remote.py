@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from tests.conftest import ROOT
 from tests.serve.conftest import WITH_TOOLS
+from tests.serve.local import loaded
 from tests.tiny import tiny_qwen2
 from tunerun.commands import serve
 from tunerun.errors import StageError, UserError
@@ -106,14 +107,14 @@ def spec(stand_in: StandIn, folder: Path, request: pytest.FixtureRequest) -> Spe
 
 @pytest.fixture(scope="module", params=["vllm", "lmdeploy", "ollama"])
 def engine(request: pytest.FixtureRequest, spec: Spec) -> Iterator[LocalEngine]:
-    with LocalEngine(spec(request.param)) as found:
+    with loaded(spec(request.param)) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def vllm(spec: Spec, adapter: Path) -> Iterator[LocalEngine]:
     extra = {"max_num_seqs": 4}
-    with LocalEngine(spec("vllm", adapters={"tuned": str(adapter)}, server={"extra_args": extra})) as found:
+    with loaded(spec("vllm", adapters={"tuned": str(adapter)}, server={"extra_args": extra})) as found:
         yield found
 
 
@@ -239,7 +240,7 @@ def test_vllm_is_started_with_what_the_model_needs(vllm, stand_in, adapter):
 
 
 def test_lmdeploy_is_asked_with_its_key_on_a_port_of_its_own(spec, stand_in):
-    with LocalEngine(spec("lmdeploy", context_tokens=256, server={"processes": 2})) as engine:
+    with loaded(spec("lmdeploy", context_tokens=256, server={"processes": 2})) as engine:
         answer(engine, max_new_tokens=3, temperature=0.7)
     line = stand_in.events("line")[-1]["line"]
     assert line[line.index("--server-name") + 1] == "127.0.0.1"
@@ -249,7 +250,7 @@ def test_lmdeploy_is_asked_with_its_key_on_a_port_of_its_own(spec, stand_in):
 
 
 def test_ollama_gets_the_file_and_the_rendered_text(spec, stand_in, gguf):
-    with LocalEngine(spec("ollama", stop=("<|im_end|>",), server={"extra_args": {"num_gpu": 0}})) as engine:
+    with loaded(spec("ollama", stop=("<|im_end|>",), server={"extra_args": {"num_gpu": 0}})) as engine:
         answer(engine, max_new_tokens=30, stop=("zz",), json_schema={"type": "object"})
         body = stand_in.last_body()
         answer(engine, json_schema={})
@@ -276,12 +277,12 @@ def test_ollama_gets_the_file_and_the_rendered_text(spec, stand_in, gguf):
 )
 def test_a_server_that_says_other_things_of_the_model_is_not_used(spec, monkeypatch, engine, fault, told):
     monkeypatch.setenv("STAND_IN_FAULT", fault)
-    with pytest.raises(StageError, match=told):
-        LocalEngine(spec(engine))
+    with pytest.raises(StageError, match=told), loaded(spec(engine)):
+        pass
 
 
 def test_another_template_than_the_folders_is_given_to_vllm(spec, stand_in):
-    with LocalEngine(spec("vllm", server={"chat_template": "{{ messages }}", "tool_parser": "hermes"})):
+    with loaded(spec("vllm", server={"chat_template": "{{ messages }}", "tool_parser": "hermes"})):
         line = stand_in.events("line")[-1]["line"]
         assert Path(line[line.index("--chat-template") + 1]).read_text() == "{{ messages }}"
     assert line[line.index("--tool-call-parser") + 1] == "hermes"
@@ -290,13 +291,16 @@ def test_another_template_than_the_folders_is_given_to_vllm(spec, stand_in):
 @pytest.mark.parametrize("key", ["use_dora", "modules_to_save"])
 def test_an_adapter_that_vllm_cannot_use_is_refused_before_it_starts(spec, tmp_path, key):
     (tmp_path / "adapter_config.json").write_text(json.dumps({**LORA, key: ["embed_tokens"]}))
-    with pytest.raises(StageError, match=key):
-        LocalEngine(spec("vllm", adapters={"tuned": str(tmp_path)}))
+    with pytest.raises(StageError, match=key), loaded(spec("vllm", adapters={"tuned": str(tmp_path)})):
+        pass
 
 
 def test_a_server_that_cannot_start_is_told_of(spec):
-    with pytest.raises(StageError, match="exit code 2"):
-        LocalEngine(spec("vllm", server={"extra_args": {"no_such_flag": 1}}))
+    with (
+        pytest.raises(StageError, match="exit code 2"),
+        loaded(spec("vllm", server={"extra_args": {"no_such_flag": 1}})),
+    ):
+        pass
 
 
 def test_what_is_not_installed_is_told_before_anything_starts(folder, tmp_path):
@@ -307,7 +311,7 @@ def test_what_is_not_installed_is_told_before_anything_starts(folder, tmp_path):
 
 def test_the_engine_ends_with_its_server(spec, monkeypatch):
     monkeypatch.setenv("STAND_IN_FAULT", "dies")
-    with LocalEngine(spec("vllm")) as engine, pytest.raises(StageError, match="engine ended"):
+    with loaded(spec("vllm")) as engine, pytest.raises(StageError, match="engine ended"):
         for _ in range(3):
             answer(engine)
             time.sleep(0.2)
@@ -316,6 +320,7 @@ def test_the_engine_ends_with_its_server(spec, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGKILL, None])
 def test_no_server_and_no_folder_outlive_the_engine(spec, stand_in, number):
     engine = LocalEngine(spec("vllm"))
+    assert engine.ready
     line = stand_in.events("line")[-1]["line"]
     socket = Path(line[line.index("--uds") + 1])
     assert running(str(socket)) and socket.exists()

@@ -8,12 +8,13 @@ import pytest
 
 from tests.serve.conftest import NAME
 from tunerun import artifacts
+from tunerun.commands.target import local_path
 from tunerun.config.schema import ServeConfig
 from tunerun.errors import StageError, UserError
 from tunerun.plan.placement import Placement
 from tunerun.serve.protocol import Ready, ServerSettings
 from tunerun.serve.settings import folder_engine
-from tunerun.serve.targets import resolve_checkpoints, resolve_target
+from tunerun.serve.targets import by_weights, resolve_checkpoints, resolve_target
 
 ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "nowhere"}
 
@@ -143,7 +144,7 @@ def test_lmdeploy_serves_no_adapter(copied):
     adapter = add_adapter(copied / "adapter")
     shutil.rmtree(copied / "export")
     assert resolve_target(adapter, engine="vllm").adapter == adapter
-    with pytest.raises(UserError, match="LMDeploy"):
+    with pytest.raises(UserError, match="lmdeploy serves no adapters"):
         resolve_target(adapter, engine="lmdeploy")
 
 
@@ -152,6 +153,49 @@ def test_a_merged_model_whose_template_was_exchanged_is_not_served(copied):
     file.write_text(file.read_text().replace("assistant", "helper"))
     with pytest.raises(UserError, match="chat template"):
         resolve_target(copied, engine="vllm")
+
+
+def test_an_adapter_is_put_on_the_base_that_is_named_before_it(run_dir, tmp_path):
+    (base,) = (run_dir / "export").glob("*.gguf")
+    file, folder = gguf_adapter(tmp_path / "kind.gguf"), add_adapter(tmp_path / "brief")
+    target = resolve_target(Path(f"{base}+{file}"))
+    assert (target.name, target.engine, target.weights, target.adapter) == ("kind", "llamacpp", base, file)
+    assert by_weights([target, resolve_target(base)]) == [[target, resolve_target(base)]]
+    target = resolve_target(Path(f"{run_dir / 'merged'}+{folder}"))
+    assert (target.name, target.weights, target.adapter) == ("brief", run_dir / "merged", folder)
+    assert target.template is not None
+    assert local_path(f"{base}+{file}") == Path(f"{base}+{file}")
+    plus = tmp_path / "a+b.gguf"
+    plus.symlink_to(base)
+    assert resolve_target(plus).weights == plus
+
+
+def test_adapters_that_fit_no_base_are_told(run_dir, tmp_path):
+    (base,) = (run_dir / "export").glob("*.gguf")
+    file, folder = gguf_adapter(tmp_path / "kind.gguf"), add_adapter(tmp_path / "brief")
+    for word, what in (
+        (f"{file}", "no model by itself.*BASE.gguf"),
+        (f"{base}+{folder}", "goes on a model folder.*export.gguf.adapter"),
+        (f"{run_dir / 'merged'}+{file}", "goes on a GGUF file"),
+        (f"{base}+{base}", "neither an adapter folder nor"),
+        (f"{base}+{tmp_path / 'absent'}", "neither an adapter folder nor"),
+        (f"{run_dir / 'merged'}+{folder}+{folder}", "no run directory|takes no other on top"),
+    ):
+        with pytest.raises(UserError, match=what):
+            resolve_target(Path(word))
+    with pytest.raises(UserError, match="ollama serves no adapters"):
+        resolve_target(Path(f"{base}+{file}"), engine="ollama")
+
+
+def gguf_adapter(path: Path) -> Path:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "qwen2")
+    writer.add_type("adapter")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
 
 
 def test_vllm_is_taken_on_a_gpu_where_it_is_installed(tmp_path):

@@ -7,7 +7,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,14 +22,16 @@ from tunerun.plan.placement import Placement
 from tunerun.serve import compare
 from tunerun.serve import options as asking
 from tunerun.serve.compare import Answer
-from tunerun.serve.targets import Target
+from tunerun.serve.targets import Target, by_weights
 
 _BASE = "base"
+# Tokens of an answer: a base model may never end one.
+_LONGEST = 512
 _DESCRIPTION = """\
 Ask up to three models the same, and read their answers side by side. A run alone is compared with its base model.
 
 TARGET is a run directory, a model folder, an adapter folder, a GGUF file or a hub id; RUN@40 is the run's model after
-step 40, RUN@base its base model.
+step 40, RUN@base its base model; BASE+ADAPTER an adapter on its base.
 
     tunerun compare outputs/quickstart/<run>
     tunerun compare RUN@20 RUN@40 RUN --prompts questions.csv --output table.html
@@ -62,8 +63,7 @@ def main(argv: Sequence[str]) -> int:
         return _table(targets, questions, placement, options)
     _check_memory(targets, placement, options)
     names = [item.name for item in targets]
-    with ExitStack() as stack:
-        conversations = [stack.enter_context(compare.loaded(item, placement, options)) for item in targets]
+    with compare.loaded(targets, placement, options) as conversations:
         faults = compare.talk(conversations, names)
     return _told(faults)
 
@@ -91,7 +91,7 @@ def _told(faults: Sequence[str]) -> int:
 def _answers(
     targets: Sequence[Target], questions: Sequence[Question], placement: Placement, options: argparse.Namespace
 ) -> list[list[Answer]]:
-    """Returns each model's answers; one model is loaded at a time."""
+    """Returns each model's answers; models on the same weights are loaded together, others one after the other."""
     terminal, started, count = Terminal(sys.stderr, sys.stderr), time.monotonic(), 0
     total = len(targets) * len(questions)
 
@@ -105,13 +105,14 @@ def _answers(
         count += 1
         report(item.name)
 
-    found = []
-    for item in targets:
-        report(f"loading {item.name}")
-        with compare.loaded(item, placement, options) as conversation:
-            found.append(compare.answer_all(conversation, [question.messages for question in questions], advance))
+    found, asked = {}, [question.messages for question in questions]
+    for group in by_weights(targets):
+        report(f"loading {group[0].name}")
+        with compare.loaded(group, placement, options) as conversations:
+            for item, conversation in zip(group, conversations, strict=True):
+                found[item.name] = compare.answer_all(conversation, asked, advance)
     report("", done=True)
-    return found
+    return [found[item.name] for item in targets]
 
 
 def _print(table: Table, *, told: bool) -> None:
@@ -145,6 +146,10 @@ def _targets(options: argparse.Namespace) -> list[Target]:
             what = "is one model, and there is nothing to compare it with."
             raise UserError(Problem(where=words[0], what=what, fix="Name another one, or a run by itself."))
         words, found = [f"{words[0]}@{_BASE}", words[0]], [_target(f"{words[0]}@{_BASE}", options), *found]
+    if len(set(words)) < len(words):
+        raise UserError(
+            Problem(where="compare", what="a model is named twice, and would say the same.", fix="Name it once.")
+        )
     counts = Counter(item.name for item in found)
     # Adapters are called by the name of their target.
     return [
@@ -196,9 +201,10 @@ def _check_memory(targets: Sequence[Target], placement: Placement, options: argp
     """
     facts = machine.facts()
     room = facts.memory_bytes if placement.device == "cpu" else facts.gpus[0].memory_bytes
-    needed = sum(map(weight_bytes, targets)) * (options.bits or 16) // 16
+    loaded = [group[0] for group in by_weights(targets)]
+    needed = sum(map(weight_bytes, loaded)) * (options.bits or 16) // 16
     if needed > room:
-        what = f"the weights of {len(targets)} models take {size(needed)}, and there are {size(room)}."
+        what = f"the weights of {len(loaded)} models take {size(needed)}, and there are {size(room)}."
         fix = "Give questions by --prompts, which loads one model at a time, or take --bits 4."
         raise UserError(Problem(where="compare", what=what, fix=fix))
 
@@ -223,5 +229,5 @@ def _parser() -> argparse.ArgumentParser:
                         help="column of each part (user, assistant, system), by name or letter")  # fmt: skip
     parser.add_argument("--format", action="append", help="how rows are read (auto)")
     parser.add_argument("--sheet", action="append", metavar="NAME", help="sheet of a workbook")
-    asking.add_sampling(parser)
+    asking.add_sampling(parser, longest=_LONGEST)
     return parser

@@ -140,7 +140,7 @@ def _cells(table: Table) -> list[list[str]]:
         [
             "\n".join([*(f"{item['role']}: {item['content']}" for item in row.context), row.question]),
             *([row.reference or ""] if table.scores else []),
-            *(answer.text or f"({answer.fault or 'nothing'})" for answer in row.answers),
+            *(answer.shown for answer in row.answers),
         ]
         for row in table.rows
     ]

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     overrides = [item for item in rest if "=" in item]
     words = [item for item in rest if "=" not in item]
     if not words:
-        raise UserError("name a run, a model folder, a GGUF file or a hub id.")
+        raise UserError("name a run, a model folder, a GGUF file or a hub id; BASE+ADAPTER for an adapter on its base.")
     strangers = [item for item in overrides if not item.lstrip("+").startswith(_SECTIONS)]
     if strangers:
         what = "only serve.* and env.serve.* keys apply here."

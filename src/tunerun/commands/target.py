@@ -8,6 +8,7 @@ from tunerun import machine as machines
 from tunerun.errors import UserError
 from tunerun.paths import looks_local, resolve_asset
 from tunerun.plan.placement import Placement, whole_machine
+from tunerun.serve.targets import split_adapter
 
 
 def placement() -> Placement:
@@ -19,15 +20,18 @@ def local_path(target: str) -> Path:
     """Returns the folder or file of a target, downloading a hub's model when it is one.
 
     Args:
-        target: Run directory, model folder, GGUF file, or hub id.
+        target: Run directory, model folder, GGUF file, or hub id; or one of them, a plus and an adapter.
 
     Raises:
         UserError: The target is empty.
         StageError: The model cannot be downloaded.
     """
     if not target:
-        raise UserError("name a run, a model folder, a GGUF file or a hub id.")
+        raise UserError("name a run, a model folder, a GGUF file or a hub id; BASE+ADAPTER for an adapter on its base.")
     path = Path(resolve_asset(target)).expanduser()
+    base, adapter = split_adapter(path)
+    if adapter is not None:
+        return Path(f"{local_path(str(base))}+{adapter.expanduser()}")
     if path.exists() or looks_local(target):
         return path
     # Imported here: only a hub id needs the hub's client.

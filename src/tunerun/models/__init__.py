@@ -1,1 +1,7 @@
 """Model folders and what is done with them: find, load, adapt, generate."""
+
+import logging
+
+# Wherever peft imports it, it tells on stderr of a kernel that it would download, which no layer here takes (see
+# `load._compute_alike`); its int8 layers say at every step that they take half precision.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

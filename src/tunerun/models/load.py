@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -137,8 +136,6 @@ def _quantised(quantisation: Quantisation, dtype: torch.dtype, device: str) -> d
     from transformers import BitsAndBytesConfig
 
     require("bitsandbytes", "quant")
-    # Its int8 layers say at every step that they take half precision.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if quantisation.bits == 8:
         config = BitsAndBytesConfig(load_in_8bit=True)
     else:

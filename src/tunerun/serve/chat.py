@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunerun.errors import ExitCode, Problem, UserError
+from tunerun.errors import ExitCode, UserError
 from tunerun.plan.placement import Placement
 from tunerun.serve import options as asking
 from tunerun.serve.conversation import Conversation
@@ -62,17 +62,9 @@ def main(argv: Sequence[str], placement: Placement | None = None) -> int:
         print(f"warning: {target.unverified or target.unchecked}", file=sys.stderr)
     with LocalEngine(asking.engine_spec(target, placement or Placement(), options)) as engine:
         # The first question needs it, and the engine is loading meanwhile.
+        import tunerun.chat.jinja  # noqa: F401
 
-        template = target.chat_template(engine.ready)
-        if template is None and options.system is not None:
-            raise UserError(Problem(where="--system", what="the model has no chat template, so no system prompt."))
-        conversation = Conversation(
-            engine=engine,
-            template=template,
-            sampling=asking.sampling(options),
-            adapter=target.adapter_name,
-            system=options.system,
-        )
+        conversation = asking.begin(target, engine, options)
         if sys.stdin.isatty() and sys.stdout.isatty():
             _interactive(conversation, target.name)
         else:

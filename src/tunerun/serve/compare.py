@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
+import queue
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from tunerun import columns
-from tunerun.errors import Problem, UserError
+from tunerun.errors import UserError
 from tunerun.plan.placement import Placement
 from tunerun.serve import chat
 from tunerun.serve import options as asking
+from tunerun.serve.beside import Writer, writer
 from tunerun.serve.conversation import Conversation
 from tunerun.serve.local import LocalEngine
-from tunerun.serve.targets import Target
+from tunerun.serve.targets import Target, by_weights
 
 MAX_TARGETS = 3
-# Of a column; narrower ones stand below each other.
-_MIN_COLUMNS = 24
-_MAX_LINES = 1 << 20
+_STOP_SECONDS = 0.05
+_STOPPED = " [stopped]"
 _PROMPT = "> "
 _HELP = """\
 /retry         ask the last question again, with another seed
@@ -37,40 +38,47 @@ Ctrl+C stops an answer."""
 _COMMANDS = ("/retry", "/undo", "/reset", "/system", "/save", "/quit", "/help")
 
 
+# Of an answer, by its place; None is its end.
+Pieces = queue.SimpleQueue[tuple[int, str | None]]
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a model says to a question."""
 
     text: str
     fault: str = ""
-    """Why there is none; empty when there is."""
+    """Why there is none, or no more; empty when nothing went wrong."""
+
+    @property
+    def shown(self) -> str:
+        """The answer for people to read."""
+        return f"{self.text}({self.fault})" if self.fault else self.text or "(nothing)"
 
 
 @contextmanager
-def loaded(target: Target, placement: Placement, options: argparse.Namespace) -> Iterator[Conversation]:
-    """Loads a model and begins a conversation with it.
+def loaded(
+    targets: Sequence[Target], placement: Placement, options: argparse.Namespace
+) -> Iterator[list[Conversation]]:
+    """Loads models, those on the same weights once, and begins a conversation with each.
 
     Args:
-        target: The model.
-        placement: Device, precision and threads.
+        targets: The models; their names differ.
+        placement: Device, precision and threads; engines share the threads, for they answer at the same time.
         options: Those of `options.add_sampling`.
 
     Raises:
-        UserError: It has no chat template, and a system prompt is set.
-        StageError: The engine failed.
+        UserError: A model has no chat template, and a system prompt is set.
+        StageError: An engine failed.
     """
-    with LocalEngine(asking.engine_spec(target, placement, options)) as engine:
-        template = target.chat_template(engine.ready)
-        if template is None and options.system is not None:
-            what = f"{target.name} has no chat template, so no system prompt."
-            raise UserError(Problem(where="--system", what=what))
-        yield Conversation(
-            engine=engine,
-            template=template,
-            sampling=asking.sampling(options),
-            adapter=target.adapter_name,
-            system=options.system,
-        )
+    groups = by_weights(targets)
+    share = replace(placement, threads=max(placement.threads // len(groups), 1))
+    conversations: dict[str, Conversation] = {}
+    with ExitStack() as stack:
+        for group in groups:
+            engine = stack.enter_context(LocalEngine(asking.shared_spec(group, share, options)))
+            conversations |= {target.name: asking.begin(target, engine, options) for target in group}
+        yield [conversations[target.name] for target in targets]
 
 
 def answer_all(
@@ -100,7 +108,8 @@ def answer_all(
 def talk(conversations: Sequence[Conversation], names: Sequence[str]) -> list[str]:
     """Asks every model what comes from the terminal, or from each line of a pipe.
 
-    Answers are side by side on a terminal; into a pipe goes one line a question, with a tab between answers.
+    On a terminal all answers are written at the same time; into a pipe goes one line a question, with a tab between
+    answers.
 
     Args:
         conversations: At least one.
@@ -119,11 +128,10 @@ def talk(conversations: Sequence[Conversation], names: Sequence[str]) -> list[st
             if isinstance(told, str):
                 print(told, file=sys.stderr)
                 continue
-            answers = [
-                _shown(conversation, name, ask)
-                for conversation, name, ask in zip(conversations, names, told, strict=True)
-            ]
-            show(names, answers)
+            is_terminal = sys.stdout.isatty()
+            answers = _asked(conversations, told, writer(names, sys.stdout) if is_terminal else None)
+            if not is_terminal:
+                show(names, answers)
             faults += [answer.fault for answer in answers if answer.fault]
     return faults
 
@@ -131,59 +139,76 @@ def talk(conversations: Sequence[Conversation], names: Sequence[str]) -> list[st
 def show(names: Sequence[str], answers: Sequence[Answer]) -> None:
     """Prints answers: side by side on a terminal, else in one line with tabs between them."""
     if sys.stdout.isatty():
-        texts = [answer.text or f"({answer.fault or 'nothing'})" for answer in answers]
-        print("\n".join(beside(names, texts, _width())), flush=True)
+        writer(names, sys.stdout).show([answer.shown for answer in answers], [False] * len(answers))
     else:
         print("\t".join(chat.one_line(answer.text).replace("\t", "\\t") for answer in answers), flush=True)
 
 
-def beside(names: Sequence[str], texts: Sequence[str], width: int) -> list[str]:
-    """Lays answers out below the names of their models.
-
-    Args:
-        names: Of the models.
-        texts: Their answers.
-        width: Columns of the terminal; where they are few, answers stand below each other.
-    """
-    if width // len(names) < _MIN_COLUMNS:
-        pairs = zip(names, texts, strict=True)
-        return [line for name, text in pairs for line in (name.upper(), *columns.wrap(text, width, _MAX_LINES), "")]
-    heads = columns.side_by_side([name.upper() for name in names], width, 1)
-    return [*heads, *columns.side_by_side(texts, width, _MAX_LINES), ""]
-
-
-def _answer(conversation: Conversation, ask: chat.Ask) -> Answer:
+def _answer(conversation: Conversation, ask: chat.Ask, tell: Callable[[str], None] = lambda _: None) -> Answer:
+    """Lets a model answer, and tells each piece."""
     answer, said = conversation.ask(ask.question, retries=ask.retries), list[str]()
-    try:
-        said.extend(answer)
-    except UserError as error:
-        return Answer("", str(error))
-    finally:
-        answer.close()
-    return Answer("".join(said))
-
-
-def _shown(conversation: Conversation, name: str, ask: chat.Ask) -> Answer:
-    """Lets a model answer; on a terminal it says how far the answer is."""
-    answer, said, told = conversation.ask(ask.question, retries=ask.retries), list[str](), sys.stderr.isatty()
     try:
         for piece in answer:
             said.append(piece)
-            if told:
-                _tell(f"{name} has written {sum(map(len, said)):,} characters")
-    except KeyboardInterrupt:
-        said.append(" [stopped]")
+            tell(piece)
     except UserError as error:
-        return Answer("", str(error))
+        return Answer("".join(said), str(error))
     finally:
         answer.close()
-        if told:
-            _tell("")
     return Answer("".join(said))
 
 
-def _tell(text: str) -> None:
-    print(f"\r\x1b[K{columns.cut(text, _width() - 1)}", end="", file=sys.stderr, flush=True)
+def _asked(conversations: Sequence[Conversation], asks: Sequence[chat.Ask], screen: Writer | None) -> list[Answer]:
+    """Lets all models answer at the same time, on a thread each; Ctrl+C stops those that still write."""
+    pieces: Pieces = queue.SimpleQueue()
+    stopped: list[bool] = []
+    with ThreadPoolExecutor(len(asks)) as pool:
+        answers = [
+            pool.submit(_answer, conversation, ask, partial(_put, pieces, place))
+            for place, (conversation, ask) in enumerate(zip(conversations, asks, strict=True))
+        ]
+        for place, answer in enumerate(answers):
+            answer.add_done_callback(partial(_over, pieces, place))
+        try:
+            _follow(answers, pieces, screen)
+        except KeyboardInterrupt:
+            stopped = [not answer.done() for answer in answers]
+        finally:
+            # Again and again, for a thread may only be about to ask.
+            while wait(answers, _STOP_SECONDS).not_done:
+                for conversation in conversations:
+                    conversation.engine.stop_answers()
+    found = [answer.result() for answer in answers]
+    if stopped:
+        found = [
+            replace(answer, text=answer.text + _STOPPED) if cut else answer
+            for answer, cut in zip(found, stopped, strict=True)
+        ]
+    if screen is not None:
+        screen.show([answer.shown for answer in found], [False] * len(found))
+    return found
+
+
+def _put(pieces: Pieces, place: int, piece: str) -> None:
+    pieces.put((place, piece))
+
+
+def _over(pieces: Pieces, place: int, _: Future[Answer]) -> None:
+    pieces.put((place, None))
+
+
+def _follow(answers: Sequence[Future[Answer]], pieces: Pieces, screen: Writer | None) -> None:
+    """Shows pieces as they come, until all answers have ended."""
+    texts, open_ = [""] * len(answers), [True] * len(answers)
+    while any(open_):
+        place, piece = pieces.get()
+        if piece is not None:
+            texts[place] += piece
+        else:
+            texts[place], open_[place] = answers[place].result().shown, False
+        # Drawing all that is there at once keeps up with models that are faster than the terminal.
+        if screen is not None and pieces.empty():
+            screen.show(texts, open_)
 
 
 def _command(conversations: Sequence[Conversation], line: str) -> str | list[chat.Ask]:
@@ -210,7 +235,3 @@ def _typed(names: Sequence[str]) -> Iterator[str]:
             line = input(_PROMPT).strip()
             if line:
                 yield line
-
-
-def _width() -> int:
-    return shutil.get_terminal_size().columns

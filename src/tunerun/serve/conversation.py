@@ -14,13 +14,16 @@ from tunerun.serve.local import LocalEngine, PromptRefused
 from tunerun.serve.protocol import Generate, Text
 
 _TOO_LONG = "context_length_exceeded"
+# Kept free for an answer of any length: rather than to cut it short, the oldest turns are forgotten.
+_ROOM_TOKENS = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
     """How tokens are chosen."""
 
-    max_new_tokens: int
+    max_new_tokens: int | None
+    """Longest answer, where the context has room for it; None fills the context."""
     temperature: float
     """0 takes the likeliest token."""
     top_k: int
@@ -136,12 +139,19 @@ class Conversation:
             prompt=self._prompt(),
             plain=self.template is None,
             max_new_tokens=sampling.max_new_tokens,
+            room=self._room(),
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             seed=(sampling.seed + self.retries) % (1 << 32),
             stop=sampling.stop,
         )
+
+    def _room(self) -> int:
+        """Returns how many tokens an answer gets at least: while there are turns to forget, all it may have."""
+        if len(self.turns) == 1:
+            return 1
+        return min(self.sampling.max_new_tokens or _ROOM_TOKENS, self.engine.ready.context_tokens // 2)
 
     def _prompt(self) -> str:
         if self.template is None:

@@ -6,14 +6,14 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tunerun.config.schema import ServeConfig
 from tunerun.errors import Problem, UserError
 from tunerun.plan.placement import Placement
 from tunerun.serve.protocol import ServerSettings
 from tunerun.serve.supervisor import Supervisor
-from tunerun.serve.targets import Target
+from tunerun.serve.targets import Target, by_weights, group_spec
 
 NAME_PATTERN = "[A-Za-z0-9._-]{1,64}"
 _NAMES_FIX = "Name the targets with --names NAME,NAME."
@@ -58,14 +58,13 @@ def build_fleet(
         placement: Device, precision and threads of each engine.
         server: For engines that are servers of their own.
     """
-    engines: dict[tuple[object, ...], Supervisor] = {}
-    for group in _groups(targets):
-        adapters = {target.name: str(target.adapter) for target in group if target.adapter is not None}
-        spec = replace(group[0].spec(placement, serve.context, server), adapters=adapters)
-        engines[_weights(group[0])] = Supervisor(spec, serve.max_concurrent)
+    engines: dict[str, Supervisor] = {}
+    for group in by_weights(targets):
+        engine = Supervisor(group_spec(group, placement, serve.context, server), serve.max_concurrent)
+        engines |= {target.name: engine for target in group}
     return Fleet(
-        models={target.name: Model(target, engines[_weights(target)]) for target in targets},
-        engines=tuple(engines.values()),
+        models={target.name: Model(target, engines[target.name]) for target in targets},
+        engines=tuple(dict.fromkeys(engines.values())),
     )
 
 
@@ -103,15 +102,3 @@ def check_targets(targets: Sequence[Target]) -> None:
             problems.append(Problem(where="serve", what=what, fix=_NAMES_FIX))
     if problems:
         raise UserError(problems)
-
-
-def _groups(targets: Sequence[Target]) -> list[list[Target]]:
-    groups: dict[tuple[object, ...], list[Target]] = {}
-    for target in targets:
-        groups.setdefault(_weights(target), []).append(target)
-    return list(groups.values())
-
-
-def _weights(target: Target) -> tuple[object, ...]:
-    """What an engine process loads once, whichever adapters it has on top."""
-    return (target.engine, target.weights.resolve(), target.tokenizer, target.stops, target.context_tokens)

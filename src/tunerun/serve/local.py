@@ -1,9 +1,11 @@
-"""An engine process for one caller in this process, such as the terminal chat."""
+"""An engine process for callers in this process, such as the terminal chat."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import queue
+import threading
 from collections.abc import Iterator
 from functools import cached_property
 from types import TracebackType
@@ -12,6 +14,9 @@ from typing import Self
 from tunerun.errors import StageError
 from tunerun.serve.process import EngineProcess, exit_text
 from tunerun.serve.protocol import Cancel, EngineSpec, Failed, Finish, Generate, Message, Ready, Refused, Text
+
+# An exit code tells that the engine ended, None that nobody wants the rest of an answer.
+Inbox = queue.SimpleQueue[Message | int | None]
 
 
 class PromptRefused(Exception):  # noqa: N818 (the caller may shorten it)
@@ -24,22 +29,25 @@ class PromptRefused(Exception):  # noqa: N818 (the caller may shorten it)
 
 
 class LocalEngine:
-    """A running engine; use as a context manager."""
+    """A running engine, which may be asked by several threads at once; use as a context manager."""
 
     def __init__(self, spec: EngineSpec) -> None:
         """Starts the engine, which loads the model while the caller goes on."""
-        self._messages: queue.SimpleQueue[Message | int] = queue.SimpleQueue()
-        self._process = EngineProcess(spec, self._messages.put, self._messages.put)
-        self._next_id = 0
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._inboxes: dict[int, Inbox] = {}
+        self._beginning: Inbox = queue.SimpleQueue()
+        self._exit_code: int | None = None
+        self._process = EngineProcess(spec, self._take, self._end)
 
     @cached_property
     def ready(self) -> Ready:
-        """What the engine says of itself; waits until the model is loaded, which comes before the first answer.
+        """What the engine says of itself; waits until the model is loaded.
 
         Raises:
             StageError: It cannot be loaded.
         """
-        message = self._next()
+        message = _checked(self._beginning.get())
         if isinstance(message, Failed):
             raise StageError(message.message)
         assert isinstance(message, Ready)
@@ -52,23 +60,30 @@ class LocalEngine:
             PromptRefused: The engine refuses the prompt.
             StageError: The engine ended.
         """
-        assert self.ready
-        number, self._next_id = self._next_id, self._next_id + 1
-        self._process.send(dataclasses.replace(request, id=number))
-        finished = False
+        number, finished = next(self._numbers), False
+        inbox = self._open(number)
         try:
+            self._process.send(dataclasses.replace(request, id=number))
             while not finished:
-                message = self._next()
-                if isinstance(message, Refused) and message.id == number:
-                    finished = True
+                message = _checked(inbox.get())
+                if message is None:
+                    return
+                finished = isinstance(message, Finish | Refused)
+                if isinstance(message, Refused):
                     raise PromptRefused(message.code, message.message)
-                # What comes late of an answer that was cancelled has another number.
-                if isinstance(message, Text | Finish) and message.id == number:
-                    finished = isinstance(message, Finish)
+                if isinstance(message, Text | Finish):
                     yield message
         finally:
+            with self._lock:
+                del self._inboxes[number]
             if not finished:
                 self._process.send(Cancel(id=number))
+
+    def stop_answers(self) -> None:
+        """Ends the iterators of all answers where they are."""
+        with self._lock:
+            for inbox in self._inboxes.values():
+                inbox.put(None)
 
     def __enter__(self) -> Self:
         return self
@@ -78,8 +93,32 @@ class LocalEngine:
     ) -> None:
         self._process.close()
 
-    def _next(self) -> Message:
-        message = self._messages.get()
-        if isinstance(message, int):
-            raise StageError(f"the engine ended with {exit_text(message)}")
-        return message
+    def _open(self, number: int) -> Inbox:
+        inbox: Inbox = queue.SimpleQueue()
+        with self._lock:
+            self._inboxes[number] = inbox
+            if self._exit_code is not None:
+                inbox.put(self._exit_code)
+        return inbox
+
+    def _take(self, message: Message) -> None:
+        if isinstance(message, Ready | Failed):
+            self._beginning.put(message)
+        else:
+            with self._lock:
+                # What comes late of an answer that was cancelled has no inbox any more.
+                inbox = self._inboxes.get(message.id)
+            if inbox is not None:
+                inbox.put(message)
+
+    def _end(self, code: int) -> None:
+        with self._lock:
+            self._exit_code = code
+            for inbox in (self._beginning, *self._inboxes.values()):
+                inbox.put(code)
+
+
+def _checked(message: Message | int | None) -> Message | None:
+    if isinstance(message, int):
+        raise StageError(f"the engine ended with {exit_text(message)}")
+    return message

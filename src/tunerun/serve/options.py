@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tunerun.errors import Problem, UserError
 from tunerun.plan.placement import Placement
-from tunerun.serve.conversation import Sampling
+from tunerun.serve.conversation import Conversation, Sampling
+from tunerun.serve.local import LocalEngine
 from tunerun.serve.protocol import EngineSpec
-from tunerun.serve.targets import Target, resolve_target
+from tunerun.serve.targets import Target, group_spec, resolve_target
 
 # Below it, probabilities leave the range of float32.
 _COLDEST = 1e-3
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Adds how a model is asked."""
+def add_sampling(parser: argparse.ArgumentParser, *, longest: int | None = None) -> None:
+    """Adds how a model is asked.
+
+    Args:
+        parser: Of a verb.
+        longest: Tokens of an answer when nothing is said; None lets it fill the context.
+    """
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
-    parser.add_argument("--max-new-tokens", type=within(1, 1 << 20, int), default=512, metavar="N",
-                        help="longest answer (512)")  # fmt: skip
+    parser.add_argument("--max-new-tokens", type=within(1, 1 << 20, int), default=longest, metavar="N",
+                        help=f"longest answer ({longest or 'what is left of the context'})")  # fmt: skip
     parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T",
                         help="0 to 2; 0 takes the likeliest token (0)")  # fmt: skip
     parser.add_argument("--top-k", type=within(0, 1 << 20, int), default=0, metavar="K",
@@ -64,7 +70,32 @@ def find_target(path: Path, options: argparse.Namespace, *, checkpoint: int | No
 
 def engine_spec(target: Target, placement: Placement, options: argparse.Namespace) -> EngineSpec:
     """Returns what the engine of a target loads."""
-    return dataclasses.replace(target.spec(placement, None), bits=options.bits)
+    return shared_spec([target], placement, options)
+
+
+def shared_spec(group: Sequence[Target], placement: Placement, options: argparse.Namespace) -> EngineSpec:
+    """Returns what the engine of targets on the same weights loads, each of them asked for one answer at a time."""
+    return dataclasses.replace(group_spec(group, placement, None), bits=options.bits, answers=len(group))
+
+
+def begin(target: Target, engine: LocalEngine, options: argparse.Namespace) -> Conversation:
+    """Begins a conversation, once the engine is ready.
+
+    Raises:
+        UserError: The model has no chat template, and a system prompt is set.
+        StageError: The engine cannot be loaded.
+    """
+    template = target.chat_template(engine.ready)
+    if template is None and options.system is not None:
+        what = f"{target.name} has no chat template, so no system prompt."
+        raise UserError(Problem(where="--system", what=what))
+    return Conversation(
+        engine=engine,
+        template=template,
+        sampling=sampling(options),
+        adapter=target.adapter_name,
+        system=options.system,
+    )
 
 
 def within(low: float, high: float, kind: Callable[[str], float]) -> Callable[[str], float]:

@@ -58,6 +58,8 @@ class EngineSpec:
     precision: Literal["bf16", "fp32"] = "fp32"
     bits: Literal[4, 8] | None = None
     """How bitsandbytes holds the linear layers of a model folder: NF4 or int8; null leaves them as they are."""
+    answers: int | None = None
+    """Most answers that are asked for at a time; null when that is not known. vLLM, LMDeploy and Ollama decide it."""
     server: ServerSettings = ServerSettings()
 
 
@@ -74,6 +76,9 @@ class Generate:
     """Whether the text is plain and takes the tokenizer's own start token; a rendered template has its own."""
     max_new_tokens: int | None
     """Longest answer; null fills the context."""
+    room: int | None = None
+    """Tokens that the context must hold besides the prompt, where the answer may end sooner than `max_new_tokens` for
+    lack of it; null asks for all of them."""
     temperature: float
     """0 takes the likeliest token."""
     top_p: float
@@ -181,12 +186,15 @@ Message = Generate | Tokenize | Tokens | Cancel | Ready | Failed | Accepted | Re
 _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind for kind in (Generate, Tokenize, Tokens, Cancel, Ready, Failed, Accepted, Refused, Text, Finish)
 }
+_FIELDS = {kind: tuple(item.name for item in dataclasses.fields(kind)) for kind in _KINDS.values()}
 _TUPLES = ("abilities", "gpu_bytes", "ids", "prompt", "scores", "shown", "stop")
 
 
 def encode(message: Message) -> bytes:
     """Turns a message into its line."""
-    return json.dumps({"kind": type(message).__name__, **dataclasses.asdict(message)}).encode() + b"\n"
+    kind = type(message)
+    fields = {name: getattr(message, name) for name in _FIELDS[kind]}
+    return json.dumps({"kind": kind.__name__, **fields}).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:

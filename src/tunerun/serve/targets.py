@@ -1,9 +1,9 @@
-"""Finds out what is to be served: a run directory, a model folder, an adapter of a run, or a GGUF file."""
+"""Finds out what is to be served: a run directory, a model folder, an adapter, a GGUF file, or BASE+ADAPTER."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from tunerun.chat.template import ChatTemplate, load_template
 from tunerun.chat.tokenizer import load_tokenizer, named_tokens
 from tunerun.errors import Problem, StageError, UserError
 from tunerun.formats import verdicts
+from tunerun.formats.gguf_fields import is_gguf_adapter
 from tunerun.formats.handoff import HANDOFF, Handoff, read_handoff
 from tunerun.plan.placement import Placement
 from tunerun.serve.protocol import EngineName, EngineSpec, Ready, ServerSettings
@@ -29,6 +30,8 @@ _BASE_KEY = "base_model_name_or_path"
 # Folders of a checkpoint.
 _CHECKPOINT_ADAPTER, _CHECKPOINT_MODEL = "adapter", "model"
 
+# LMDeploy takes token ids, which it is asked by, for no adapter; Ollama would need a model of its own for each.
+_NO_ADAPTERS = {"lmdeploy": "Take vllm", "ollama": "Take llamacpp"}
 _GGUF_ENGINES: tuple[EngineName, ...] = ("llamacpp", "ollama", "llama_server")
 
 
@@ -118,7 +121,7 @@ def resolve_target(
     """Finds out what is to be served.
 
     Args:
-        path: Run directory, model folder, adapter folder or GGUF file.
+        path: Run directory, model folder, adapter folder, GGUF file, or a base and an adapter with a plus between.
         engine: What is to compute the answers.
         folders: What `auto` takes for model folders; a run's folders go before its GGUF files when it is another engine
             than `transformers`.
@@ -128,6 +131,7 @@ def resolve_target(
     Raises:
         UserError: There is no such model, or the engine cannot serve it.
     """
+    path, adapter = split_adapter(path)
     if (path / artifacts.MODEL).is_file():
         preferred = folders if engine == "auto" and folders != "transformers" else engine
         target = _of_run(path, preferred, checkpoint, base)
@@ -139,11 +143,61 @@ def resolve_target(
     elif (path / _MODEL_CONFIG).is_file():
         target = _folder(path.resolve().name, path, None)
     elif path.is_file():
+        _check_whole(path)
         target = Target(name=path.stem, engine="llamacpp", weights=path)
     else:
         what = "is no run directory, model folder, adapter folder or GGUF file."
         raise UserError(Problem(where=str(path), what=what))
+    target = target if adapter is None else _with_adapter(target, adapter)
     return _computed_by(target, folders if engine == "auto" and target.engine == "transformers" else engine)
+
+
+def split_adapter(path: Path) -> tuple[Path, Path | None]:
+    """Takes an adapter off its base, in `base.gguf+adapter.gguf`; a path that exists is one as it is."""
+    base, plus, adapter = str(path).rpartition("+")
+    return (Path(base), Path(adapter)) if plus and base and adapter and not path.exists() else (path, None)
+
+
+def by_weights(targets: Sequence[Target]) -> list[list[Target]]:
+    """Groups targets that one engine process can answer for: the same weights, whichever adapters are on top."""
+    groups: dict[tuple[object, ...], list[Target]] = {}
+    for target in targets:
+        weights = (target.engine, target.weights.resolve(), target.tokenizer, target.stops, target.context_tokens)
+        groups.setdefault(weights, []).append(target)
+    return list(groups.values())
+
+
+def group_spec(
+    group: Sequence[Target], placement: Placement, context_tokens: int | None, server: ServerSettings | None = None
+) -> EngineSpec:
+    """Returns what the engine process of a group loads; arguments as for `Target.spec`."""
+    adapters = {target.name: str(target.adapter) for target in group if target.adapter is not None}
+    return replace(group[0].spec(placement, context_tokens, server), adapters=adapters)
+
+
+def _check_whole(file: Path) -> None:
+    if is_gguf_adapter(file):
+        what = "is an adapter, and no model by itself."
+        raise UserError(Problem(where=str(file), what=what, fix=f"Name its base before it: BASE.gguf+{file}"))
+
+
+def _with_adapter(base: Target, adapter: Path) -> Target:
+    """Puts an adapter on a base.
+
+    Raises:
+        UserError: It is none, or one for the other kind of base.
+    """
+    is_file = adapter.is_file() and is_gguf_adapter(adapter)
+    if not is_file and not (adapter / _ADAPTER_CONFIG).is_file():
+        what = "is neither an adapter folder nor a GGUF file with an adapter."
+        raise UserError(Problem(where=str(adapter), what=what))
+    if base.adapter is not None:
+        raise UserError(Problem(where=str(adapter), what=f"{base.name} is an adapter, and takes no other on top."))
+    if is_file != (base.engine in _GGUF_ENGINES):
+        what = f"goes on a {'GGUF file' if is_file else 'model folder'}, and {base.weights} is none."
+        fix = "" if is_file else "A run with export.gguf.adapter=true writes its adapter as a GGUF file, too."
+        raise UserError(Problem(where=str(adapter), what=what, fix=fix))
+    return replace(base, name=adapter.stem if is_file else adapter.resolve().name, adapter=adapter)
 
 
 def _computed_by(target: Target, engine: EngineChoice) -> Target:
@@ -158,9 +212,10 @@ def _computed_by(target: Target, engine: EngineChoice) -> Target:
         needs = "GGUF files" if engine in _GGUF_ENGINES else "model folders"
         what = f"{engine} serves {needs}, and {target.weights} is none."
         raise UserError(Problem(where="serve.engine", what=what, fix=f"Take {target.engine}."))
-    if engine == "lmdeploy" and target.adapter is not None:
-        what = f"LMDeploy is asked by token ids, which it takes for no adapter, and {target.adapter} is one."
-        raise UserError(Problem(where="serve.engine", what=what, fix="Take vllm, or serve a merged model."))
+    if engine in _NO_ADAPTERS and target.adapter is not None:
+        what = f"{engine} serves no adapters here, and {target.adapter} is one."
+        fix = f"{_NO_ADAPTERS[engine]}, or serve a merged model."
+        raise UserError(Problem(where="serve.engine", what=what, fix=fix))
     assert engine != "auto"
     return replace(target, engine=engine)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ from tunerun.chat.faults import ChatFault
 from tunerun.chat.template import ChatTemplate
 from tunerun.errors import StageError
 from tunerun.formats.gguf_header import read_gguf_header
+from tunerun.network import LOOPBACK, free_port
 from tunerun.verify import probes
 from tunerun.verify.gates import Gate, text_gate
 
@@ -83,13 +83,13 @@ def _apply(client: httpx.Client, messages: list[dict[str, Any]], tools: list[Any
 
 @contextlib.contextmanager
 def _server(program: str, path: Path) -> Iterator[httpx.Client]:
-    port = _free_port()
-    command = [program, "--model", str(path), "--jinja", "--host", "127.0.0.1", "--port", str(port)]
+    port = free_port()
+    command = [program, "--model", str(path), "--jinja", "--host", LOOPBACK, "--port", str(port)]
     command += ["--ctx-size", "512", "--no-warmup", "--n-gpu-layers", "0", "--no-webui"]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+            with httpx.Client(base_url=f"http://{LOOPBACK}:{port}", timeout=60, trust_env=False) as client:
                 if not _wait(client, process):
                     log.seek(0)
                     raise StageError(f"{PROGRAM} does not start with {path}: {log.read()[-2000:]}")
@@ -107,10 +107,3 @@ def _wait(client: httpx.Client, process: subprocess.Popen[bytes]) -> bool:
                 return True
         time.sleep(0.1)
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

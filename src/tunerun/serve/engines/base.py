@@ -17,6 +17,37 @@ Send = Callable[[Message], None]
 """Sends a message to the gateway; may be called on any thread."""
 
 
+class Loaded(Protocol):
+    """What the gateway is told of a loaded model."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Prompt and answer together."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """Template inside a model file; None where the gateway reads it from the model's folder."""
+
+    @property
+    def bos_token(self) -> str:
+        """Text of the token that begins a text; empty when there is none."""
+
+    @property
+    def eos_token(self) -> str:
+        """Text of the token that ends a text; empty when there is none."""
+
+
+def ready(model: Loaded, abilities: tuple[Ability, ...]) -> Ready:
+    """Returns what the gateway is told first."""
+    return Ready(
+        context_tokens=model.context_tokens,
+        chat_template=model.chat_template,
+        bos_token=model.bos_token,
+        eos_token=model.eos_token,
+        abilities=abilities,
+    )
+
+
 class Service(Protocol):
     """A loaded engine that answers the gateway's messages."""
 
@@ -52,19 +83,13 @@ class Chosen:
     """Ids and logarithmic probabilities of the likeliest tokens, in order."""
 
 
-class Engine(Protocol):
+class Engine(Loaded, Protocol):
     """A loaded model with its tokenizer. Answers are computed in turns, each as if it were alone."""
 
-    context_tokens: int
-    """Prompt and answer together."""
     slots: int
     """Most answers that are computed at a time: each has a key-value cache."""
     vocabulary: int
     """Number of token ids."""
-    chat_template: str | None
-    """Template inside the model file, when there is one."""
-    bos_token: str
-    eos_token: str
     abilities: tuple[Ability, ...]
 
     def encode(self, text: str, *, plain: bool) -> list[int]:

@@ -17,17 +17,16 @@ from typing import cast
 
 from tunerun.errors import TunerunError
 from tunerun.serve.engines.base import Service, Start
+from tunerun.serve.engines.outbox import Outbox
 from tunerun.serve.protocol import (
     Cancel,
     EngineName,
     EngineSpec,
     Failed,
     Generate,
-    Message,
     Tokenize,
     decode,
     decode_spec,
-    encode,
 )
 
 ENGINES: dict[EngineName, str] = {
@@ -57,19 +56,14 @@ def main(argv: list[str]) -> int:
     spec, connection = decode_spec(argv[0]), socket.socket(fileno=int(argv[1]))
     inbox: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
-    sender = threading.Lock()
-
-    def send(message: Message) -> None:
-        with sender:
-            connection.sendall(encode(message))
-
+    outbox = Outbox(connection)
     try:
-        service = _start_function(spec)(spec, send)
+        service = _start_function(spec)(spec, outbox.send)
     except (TunerunError, OSError, ValueError, RuntimeError) as error:
-        send(Failed(message=str(error)))
+        outbox.send(Failed(message=str(error)))
         return 1
     threading.Thread(target=_receive_all, args=(service, inbox), daemon=True).start()
-    send(service.ready)
+    outbox.send(service.ready)
     return service.run()
 
 

@@ -30,7 +30,8 @@ def admit(request: Generate, model: Model) -> tuple[list[int], int] | Refused:
     refused = _refusal(request, ids, vocabulary=model.vocabulary, context_tokens=model.context_tokens)
     if refused is not None:
         return refused
-    return ids, model.context_tokens - len(ids) if request.max_new_tokens is None else request.max_new_tokens
+    left = model.context_tokens - len(ids)
+    return ids, left if request.max_new_tokens is None else min(left, request.max_new_tokens)
 
 
 def _refusal(request: Generate, ids: Sequence[int], *, vocabulary: int, context_tokens: int) -> Refused | None:
@@ -40,7 +41,7 @@ def _refusal(request: Generate, ids: Sequence[int], *, vocabulary: int, context_
     if wrong is not None:
         message = f"Token id {wrong} is not in the vocabulary of {vocabulary} tokens."
         return Refused(id=request.id, code="invalid_token", message=message)
-    wanted = 1 if request.max_new_tokens is None else request.max_new_tokens
+    wanted = request.room or request.max_new_tokens or 1
     if len(ids) + wanted > context_tokens:
         asked = f"the prompt has {len(ids)} and the answer asks for {wanted}"
         message = f"The model's context holds {context_tokens} tokens; {asked}."

@@ -66,7 +66,8 @@ def command(spec: EngineSpec, endpoint: Endpoint, header: GgufHeader, context: i
     program = shutil.which(PROGRAM)
     if program is None:
         raise StageError(f"there is no `{PROGRAM}` on the PATH.")
-    address, parallel = httpx.URL(endpoint.url), caches.slots(_token_numbers(header), _CACHED_BYTES, context)
+    parallel = caches.slots(_token_numbers(header), _CACHED_BYTES, context, spec.answers)
+    address = httpx.URL(endpoint.url)
     line = [program, "--model", spec.weights, "--host", address.host, "--port", str(address.port)]
     line += ["--parallel", str(parallel), "--ctx-size", str(parallel * context), "--no-kv-unified"]
     line += ["--threads", str(spec.threads), "--n-gpu-layers", str(_ALL_LAYERS if spec.device == "cuda" else 0)]

@@ -66,7 +66,8 @@ class LlamaCppEngine:
             if not path.endswith(_ADAPTER_SUFFIX):
                 raise StageError(f"{path}: llama.cpp takes adapters as GGUF files.")
             self._context.load_adapter(name, Path(path))
-        self.slots = caches.slots(self._context.token_numbers, CACHED_BYTES, self._context.context_tokens)
+        numbers, tokens = self._context.token_numbers, self._context.context_tokens
+        self.slots = caches.slots(numbers, CACHED_BYTES, tokens, spec.answers)
         self._context.reserve(self.slots)
         self._slots = [_Slot(number) for number in range(self.slots)]
         self._requests = 0

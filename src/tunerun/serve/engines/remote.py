@@ -21,7 +21,7 @@ from tunerun import artifacts
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.errors import StageError
 from tunerun.models.stops import stop_token_ids
-from tunerun.serve.engines.base import Send
+from tunerun.serve.engines.base import Loaded, Send, ready
 from tunerun.serve.engines.limits import admit
 from tunerun.serve.engines.remote_server import Server
 from tunerun.serve.engines.speech import Speech
@@ -32,7 +32,6 @@ from tunerun.serve.protocol import (
     EngineSpec,
     Finish,
     Generate,
-    Ready,
     Refused,
     Tokenize,
     Tokens,
@@ -84,7 +83,7 @@ class Api(Protocol):
         """Reads a line of the stream of a request; None for one that says nothing."""
 
 
-class ServedModel(Protocol):
+class ServedModel(Loaded, Protocol):
     """What is known of the model that a server has loaded."""
 
     @property
@@ -98,22 +97,6 @@ class ServedModel(Protocol):
     @property
     def vocabulary(self) -> int:
         """Number of token ids."""
-
-    @property
-    def context_tokens(self) -> int:
-        """Prompt and answer together."""
-
-    @property
-    def chat_template(self) -> str | None:
-        """Template inside a model file; None where the gateway reads it from the model's folder."""
-
-    @property
-    def bos_token(self) -> str:
-        """Text of the token that begins a text; empty when there is none."""
-
-    @property
-    def eos_token(self) -> str:
-        """Text of the token that ends a text; empty when there is none."""
 
     def encode(self, text: str, *, plain: bool) -> list[int]:
         """Turns text into token ids; `plain` adds the special tokens that the tokenizer puts around plain text."""
@@ -210,13 +193,7 @@ class RemoteService:
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._answers: dict[int, asyncio.Task[None]] = {}
         self._client = server.endpoint.async_client()
-        self.ready = Ready(
-            context_tokens=model.context_tokens,
-            chat_template=model.chat_template,
-            bos_token=model.bos_token,
-            eos_token=model.eos_token,
-            abilities=api.abilities,
-        )
+        self.ready = ready(model, api.abilities)
 
     def receive(self, message: Generate | Cancel | Tokenize) -> None:
         """Starts or refuses an answer, gives one up, or tells the tokens of a prompt."""

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,11 +19,11 @@ from typing import Any
 import httpx
 
 from tunerun.errors import StageError
+from tunerun.network import LOOPBACK, free_port
 
 _LEASH = Path(__file__).with_name("leash.py")
 _POLL_SECONDS = 0.2
 _PROBE_SECONDS = 5.0
-_HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,10 +102,7 @@ def socket_endpoint(folder: Path) -> Endpoint:
 
 def port_endpoint() -> Endpoint:
     """Returns a free port of the loopback address, for servers that know no Unix sockets."""
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        port: int = probe.getsockname()[1]
-    return Endpoint(url=f"http://{_HOST}:{port}", key=secrets.token_urlsafe(32))
+    return Endpoint(url=f"http://{LOOPBACK}:{free_port()}", key=secrets.token_urlsafe(32))
 
 
 class Server:

@@ -66,7 +66,7 @@ class TransformersEngine:
         if spec.device == "cuda":
             room = int(torch.cuda.mem_get_info()[0] * _CACHE_SHARE)
         numbers = _cached_numbers(self._model.config.get_text_config())
-        self.slots = caches.slots(numbers, dtype.itemsize, self.context_tokens, room)
+        self.slots = caches.slots(numbers, dtype.itemsize, self.context_tokens, spec.answers, room)
         self.bos_token, self.eos_token = (tokenizer.named.get(name, "") for name in ("bos_token", "eos_token"))
 
     def encode(self, text: str, *, plain: bool) -> list[int]:

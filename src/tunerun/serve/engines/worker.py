@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
-from tunerun.serve.engines.base import Chosen, Engine, Send
+from tunerun.serve.engines.base import Chosen, Engine, Send, ready
 from tunerun.serve.engines.limits import admit
 from tunerun.serve.engines.scores import score
 from tunerun.serve.engines.speech import Speech
-from tunerun.serve.protocol import Accepted, Cancel, Finish, Generate, Ready, Refused, Tokenize, Tokens
+from tunerun.serve.protocol import Accepted, Cancel, Finish, Generate, Refused, Tokenize, Tokens
 from tunerun.serve.text import StopFilter, showing
 
 
@@ -44,13 +44,7 @@ class Worker:
         self._waiting: queue.Queue[Job] = queue.Queue()
         self._open: dict[int, Job] = {}
         self._answers: list[_Answer] = []
-        self.ready = Ready(
-            context_tokens=engine.context_tokens,
-            chat_template=engine.chat_template,
-            bos_token=engine.bos_token,
-            eos_token=engine.eos_token,
-            abilities=engine.abilities,
-        )
+        self.ready = ready(engine, engine.abilities)
 
     def receive(self, message: Generate | Cancel | Tokenize) -> None:
         """Queues or refuses a request, cancels one, or tells the tokens of a prompt."""
