@@ -82,6 +82,23 @@ def test_half_precision_on_a_cpu_is_float32_up_to_rounding(lengths: tuple[int, .
         assert float((one - other).norm() / other.norm()) < 1e-2
 
 
+@pytest.mark.parametrize("lengths", [(5, 118, 64, 33), (31, 1, 100), (32, 40, 96)])
+def test_half_precision_on_a_cpu_keeps_segments_apart(lengths: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    states = [torch.randn(1, heads, sum(lengths), 8).bfloat16() for heads in (4, 2, 2)]
+
+    def attended() -> torch.Tensor:
+        return segment_attention(torch.nn.Module(), *states, None, segment_lengths=lengths)[0]
+
+    start, end, before = lengths[0], lengths[0] + lengths[1], attended()
+    for part in states:
+        part[:, :, start:end] *= -50
+    after = attended()
+    assert torch.equal(before[:, :start], after[:, :start])
+    assert torch.equal(before[:, end:], after[:, end:])
+    assert not torch.equal(before[:, start:end], after[:, start:end])
+
+
 @pytest.mark.parametrize("window", [None, 5])
 def test_bounded_scores_are_those_of_the_formula(window: int | None) -> None:
     """Softcap: Gemma 2; a bound far above all scores changes nothing."""
