@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from tunerun.errors import UserError
@@ -162,13 +161,15 @@ def _asked(conversations: Sequence[Conversation], asks: Sequence[chat.Ask], scre
     """Lets all models answer at the same time, on a thread each; Ctrl+C stops those that still write."""
     pieces: Pieces = queue.SimpleQueue()
     stopped: list[bool] = []
+
+    def answered(place: int) -> Answer:
+        try:
+            return _answer(conversations[place], asks[place], lambda piece: pieces.put((place, piece)))
+        finally:
+            pieces.put((place, None))
+
     with ThreadPoolExecutor(len(asks)) as pool:
-        answers = [
-            pool.submit(_answer, conversation, ask, partial(_put, pieces, place))
-            for place, (conversation, ask) in enumerate(zip(conversations, asks, strict=True))
-        ]
-        for place, answer in enumerate(answers):
-            answer.add_done_callback(partial(_over, pieces, place))
+        answers = [pool.submit(answered, place) for place in range(len(asks))]
         try:
             _follow(answers, pieces, screen)
         except KeyboardInterrupt:
@@ -187,14 +188,6 @@ def _asked(conversations: Sequence[Conversation], asks: Sequence[chat.Ask], scre
     if screen is not None:
         screen.show([answer.shown for answer in found], [False] * len(found))
     return found
-
-
-def _put(pieces: Pieces, place: int, piece: str) -> None:
-    pieces.put((place, piece))
-
-
-def _over(pieces: Pieces, place: int, _: Future[Answer]) -> None:
-    pieces.put((place, None))
 
 
 def _follow(answers: Sequence[Future[Answer]], pieces: Pieces, screen: Writer | None) -> None:
