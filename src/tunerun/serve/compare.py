@@ -72,12 +72,13 @@ def loaded(
     """
     groups = by_weights(targets)
     share = replace(placement, threads=max(placement.threads // len(groups), 1))
-    conversations: dict[str, Conversation] = {}
     with ExitStack() as stack:
+        # All of them load at the same time.
+        engines: dict[str, LocalEngine] = {}
         for group in groups:
             engine = stack.enter_context(LocalEngine(asking.shared_spec(group, share, options)))
-            conversations |= {target.name: asking.begin(target, engine, options) for target in group}
-        yield [conversations[target.name] for target in targets]
+            engines |= dict.fromkeys((target.name for target in group), engine)
+        yield [asking.begin(target, engines[target.name], options) for target in targets]
 
 
 def answer_all(
