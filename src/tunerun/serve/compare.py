@@ -192,7 +192,7 @@ def _asked(conversations: Sequence[Conversation], asks: Sequence[chat.Ask], scre
 
 
 def _follow(answers: Sequence[Future[Answer]], pieces: Pieces, screen: Writer | None) -> None:
-    """Shows pieces as they come, until all answers have ended."""
+    """Shows pieces as they come, until all answers have ended; their end is the caller's to show."""
     texts, open_ = [""] * len(answers), [True] * len(answers)
     while any(open_):
         place, piece = pieces.get()
@@ -201,7 +201,7 @@ def _follow(answers: Sequence[Future[Answer]], pieces: Pieces, screen: Writer | 
         else:
             texts[place], open_[place] = answers[place].result().shown, False
         # Drawing all that is there at once keeps up with models that are faster than the terminal.
-        if screen is not None and pieces.empty():
+        if screen is not None and pieces.empty() and any(open_):
             screen.show(texts, open_)
 
 
