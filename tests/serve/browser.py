@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 SECONDS = 30
+MOMENT_SECONDS = 1.0
 _PROGRAMS = ("chromium", "chromedriver")
 
 
@@ -60,6 +61,13 @@ class Browser:
         while not true():
             assert time.monotonic() < deadline, self.one("body").text
             time.sleep(0.02)
+
+    def soon(self, true: Callable[[], bool]) -> bool:
+        """Waits for a moment until something is true, and returns whether it is."""
+        deadline = time.monotonic() + MOMENT_SECONDS
+        while not (found := true()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return found
 
     def click(self, selector: str, label: str | None = None) -> None:
         found = [item for item in self.all(selector) if label is None or item.text == label]

@@ -125,12 +125,12 @@ def test_an_answer_streams_and_can_be_stopped(page, server):
     try:
         signal_all(engines, signal.SIGSTOP)
         page.click("#send")
-        # The engine goes on for moments only, so that it stands still in the middle of the answer.
-        while page.texts(".body") == [""]:
+        # The engine goes on for moments only, so that it stands still in the middle of the answer, and what it wrote in
+        # one of them has time to arrive before the next one.
+        while not page.soon(lambda: any(page.texts(".body"))):
             signal_all(engines, signal.SIGCONT)
             time.sleep(0.01)
             signal_all(engines, signal.SIGSTOP)
-            time.sleep(0.05)
         before = page.texts(".body")[0]
         assert page.all("[aria-busy=true]")
         assert page.one("#send").text == "Stop"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from tunerun.errors import UserError
@@ -73,12 +72,13 @@ def loaded(
     """
     groups = by_weights(targets)
     share = replace(placement, threads=max(placement.threads // len(groups), 1))
-    conversations: dict[str, Conversation] = {}
     with ExitStack() as stack:
+        # All of them load at the same time.
+        engines: dict[str, LocalEngine] = {}
         for group in groups:
             engine = stack.enter_context(LocalEngine(asking.shared_spec(group, share, options)))
-            conversations |= {target.name: asking.begin(target, engine, options) for target in group}
-        yield [conversations[target.name] for target in targets]
+            engines |= dict.fromkeys((target.name for target in group), engine)
+        yield [asking.begin(target, engines[target.name], options) for target in targets]
 
 
 def answer_all(
@@ -162,13 +162,15 @@ def _asked(conversations: Sequence[Conversation], asks: Sequence[chat.Ask], scre
     """Lets all models answer at the same time, on a thread each; Ctrl+C stops those that still write."""
     pieces: Pieces = queue.SimpleQueue()
     stopped: list[bool] = []
+
+    def answered(place: int) -> Answer:
+        try:
+            return _answer(conversations[place], asks[place], lambda piece: pieces.put((place, piece)))
+        finally:
+            pieces.put((place, None))
+
     with ThreadPoolExecutor(len(asks)) as pool:
-        answers = [
-            pool.submit(_answer, conversation, ask, partial(_put, pieces, place))
-            for place, (conversation, ask) in enumerate(zip(conversations, asks, strict=True))
-        ]
-        for place, answer in enumerate(answers):
-            answer.add_done_callback(partial(_over, pieces, place))
+        answers = [pool.submit(answered, place) for place in range(len(asks))]
         try:
             _follow(answers, pieces, screen)
         except KeyboardInterrupt:
@@ -189,16 +191,8 @@ def _asked(conversations: Sequence[Conversation], asks: Sequence[chat.Ask], scre
     return found
 
 
-def _put(pieces: Pieces, place: int, piece: str) -> None:
-    pieces.put((place, piece))
-
-
-def _over(pieces: Pieces, place: int, _: Future[Answer]) -> None:
-    pieces.put((place, None))
-
-
 def _follow(answers: Sequence[Future[Answer]], pieces: Pieces, screen: Writer | None) -> None:
-    """Shows pieces as they come, until all answers have ended."""
+    """Shows pieces as they come, until all answers have ended; their end is the caller's to show."""
     texts, open_ = [""] * len(answers), [True] * len(answers)
     while any(open_):
         place, piece = pieces.get()
@@ -207,7 +201,7 @@ def _follow(answers: Sequence[Future[Answer]], pieces: Pieces, screen: Writer | 
         else:
             texts[place], open_[place] = answers[place].result().shown, False
         # Drawing all that is there at once keeps up with models that are faster than the terminal.
-        if screen is not None and pieces.empty():
+        if screen is not None and pieces.empty() and any(open_):
             screen.show(texts, open_)
 
 
