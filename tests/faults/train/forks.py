@@ -122,6 +122,8 @@ def kills(folder: Path, count: int) -> dict[str, Any]:
             if result(out) != wanted:
                 told["different"].append(name)
         told["kills"] += killed
+        # It takes long, and may be stopped.
+        print(json.dumps(told), flush=True)
     return told
 
 
