@@ -44,8 +44,6 @@ StageFunction = Callable[[Any, Path], list[Artifact]]
 
 def load_stage(stage: str) -> StageFunction:
     """Imports the function that runs a stage."""
-    # It tells, on stderr and wherever it is imported, of kernels that it would download.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     module, _, name = STAGES[stage].partition(":")
     return cast(StageFunction, vars(importlib.import_module(module))[name])
 
