@@ -1,8 +1,9 @@
 """Runs stages in copies of itself: `python -m tunerun.fork_server SOCKET_FD STAGE ...`, for the trials of a sweep.
 
-Most of a short stage's time goes into imports. This process imports what the named stages need and computes nothing, so
-that there is no thread of OpenMP that a copy would wait for in vain, and forks for each request. A copy is as good as a
-fresh process: a crash is its own, its memory goes with it, and its results are the same to the bit.
+Most of a short stage's time goes into imports and the loading of the base model. This process imports what the named
+stages need, holds the base that trials put their adapters on, and forks for each request. It computes in one thread
+only, so that there is none of OpenMP's that a copy would wait for in vain. A copy is as good as a fresh process: a
+crash is its own, its memory goes with it, and its results are the same to the bit.
 
 A request is one line of JSON and the descriptors that it speaks of. On the last of these the server answers with the
 copy's process id, and with its exit status when it ends; the end of that file without a status means that the server
@@ -20,6 +21,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tunerun import worker
@@ -67,6 +69,8 @@ def _serve(requests: socket.socket, wake: tuple[int, int], reports: dict[int, in
         line += requests.recv(_MAX_REQUEST_BYTES)
     request = json.loads(line)
     *given, report = descriptors
+    run_dir, stage = request["argv"]
+    worker.hold_base(Path(run_dir), stage)
     process = os.fork()
     if process == 0:
         for descriptor in (requests.fileno(), *wake, report, *reports.values()):

@@ -24,7 +24,7 @@ from tunerun.cli import render_error
 from tunerun.config import typed
 from tunerun.errors import ExitCode, FailedElsewhere, Pruned, TryAgain, TunerunError
 from tunerun.plan import steps
-from tunerun.plan.steps import Step, TrainStep, quantisation_of
+from tunerun.plan.steps import EvalStep, Step, TrainStep, quantisation_of
 
 STAGES = {
     "model": "tunerun.models.fetch:run",
@@ -101,9 +101,32 @@ def _log_apart(log: Path) -> None:
     os.dup2(descriptor, 2)
 
 
-def _work(run_dir: Path, stage: str) -> int:
+def hold_base(run_dir: Path, stage: str) -> None:
+    """Loads the base model of a stage that leaves it as it is, so that copies of this process need not.
+
+    Args:
+        run_dir: Holds plan.json and model.json.
+        stage: Of the plan.
+    """
+    step = _step(run_dir, stage)
+    if not isinstance(step, TrainStep | EvalStep):
+        return
+    from tunerun.models import held
+
+    try:
+        held.hold(step, read_base(run_dir))
+    except (TunerunError, OSError):
+        # The copy will meet it, too, and say so.
+        return
+
+
+def _step(run_dir: Path, stage: str) -> Step:
     plan = artifacts.read_json(run_dir / artifacts.PLAN)
-    step = steps.from_json(next(item for item in plan["steps"] if item["stage"] == stage))
+    return steps.from_json(next(item for item in plan["steps"] if item["stage"] == stage))
+
+
+def _work(run_dir: Path, stage: str) -> int:
+    step = _step(run_dir, stage)
     try:
         with without_bitsandbytes(needed=needs_bitsandbytes(step, run_dir)):
             function = load_stage(stage)

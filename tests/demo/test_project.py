@@ -134,3 +134,28 @@ def test_two_runs_are_told_apart_by_config_and_artifacts(project):
     assert "adapter" in shown
     assert "data.max_length" not in shown
     assert max(len(line) for line in shown.splitlines()) <= 100
+
+
+@pytest.mark.slow
+def test_the_readmes_project_runs_in_an_empty_folder_and_as_a_clone(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = [block for block in readme.split("```bash\n")[1:] if block.startswith("git init mine")]
+    lines = block.split("```")[0].splitlines()
+    assert len(lines) == 10
+    rows = [json.dumps({"instruction": f"Say {n}.", "output": f"{n}, gladly."}) for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    (tmp_path / "tunerun").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tunerun "$@"\n')
+    (tmp_path / "tunerun").chmod(0o755)
+    # A model that needs no hub, and two steps.
+    script = "\n".join(lines).replace("Qwen/Qwen2.5-0.5B-Instruct", "tunerun://sprout")
+    script = script.replace("+recipe=mine", "+recipe=mine train.max_steps=2 'stages=[data,train,eval]'")
+    names = {f"GIT_{role}_{what}": "x@y.z" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = {"HOME": str(tmp_path), "PATH": path, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", **names}
+    script += "\ntunerun replay ../mine/outputs/first\n"
+    done = subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "identical: metrics and artifacts" in done.stdout
+    (pinned,) = (tmp_path / "clone/outputs/pinned").iterdir()
+    weights = [run / "adapter/adapter_model.safetensors" for run in (tmp_path / "mine/outputs/first", pinned)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()

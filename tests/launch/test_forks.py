@@ -10,19 +10,24 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.train.runs import LORA, make_run, train_step
 from tunerun import worker
 from tunerun.artifacts import PLAN
+from tunerun.base_model import read_base, write_base
 from tunerun.commands.prepare import prepare
 from tunerun.config.resolve import resolve
 from tunerun.launch import forks, process
-from tunerun.launch.command import Launch
+from tunerun.launch.command import Launch, command
 from tunerun.launch.forks import ForkServers
-from tunerun.launch.process import StopSignals, Supervision
+from tunerun.launch.process import Process, Start, StopSignals, Supervision
 from tunerun.launch.terminal import Terminal
+from tunerun.plan import steps
 from tunerun.run import runner
 
 STAGE = """
@@ -89,7 +94,6 @@ def started(folder: Path, servers: ForkServers, what: str = "", **options: objec
 
 def _step() -> dict:
     from tests.run import scenario
-    from tunerun.plan import steps
 
     made = scenario.config("rows", "model")
     return steps.to_json(scenario.plan("run", made).steps[1])
@@ -206,3 +210,32 @@ def test_training_in_a_copy_gives_the_bits_of_training_alone(tmp_path, monkeypat
     with ForkServers() as servers, StopSignals() as stop:
         shared = [weights(name, Supervision(stop=stop, start=servers.start)) for name in ("first", "second")]
     assert shared == [alone, alone]
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_the_base_model_is_read_once_and_each_copy_finds_it_as_it_was(tmp_path, precision):
+    step = train_step(LORA, max_steps=3, threads=2, precision=precision)
+
+    def trained(name: str, start: Callable[[Start], Process]) -> bytes:
+        out = make_run(tmp_path / name)
+        # One base for all, which the last one does not find on the disk any more.
+        write_base(out, replace(read_base(out), folder=tmp_path / "alone/base"))
+        (out / PLAN).write_text(json.dumps({"steps": [steps.to_json(step)]}))
+        lock = os.open(out / "lock", os.O_CREAT | os.O_RDWR)
+        ended = process.run(
+            command(step, out),
+            log=out / "log",
+            terminal=Terminal(io.StringIO(), io.StringIO()),
+            supervision=Supervision(stop=StopSignals(), start=start),
+            clean=str,
+            lock=lock,
+        )
+        os.close(lock)
+        assert ended.exit_code == 0, (out / "log").read_text()
+        return (out / "adapter/adapter_model.safetensors").read_bytes()
+
+    alone = trained("alone", process.spawn)
+    with ForkServers() as servers:
+        assert trained("first", servers.start) == alone
+        (tmp_path / "alone/base/model.safetensors").unlink()
+        assert trained("second", servers.start) == alone

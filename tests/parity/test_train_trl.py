@@ -59,6 +59,11 @@ def _order(job: Job) -> list[int]:
     ]
 
 
+def _save_start(job: Job, out: Path) -> None:
+    """Writes what `job` trains, as it is before the first step, to start/."""
+    job.save_weights(out / "start", job.engine.weights(trainable=job.trainable_only))
+
+
 def _model(out: Path, job: Job) -> Any:
     """The model that `job` starts from, as transformers and peft load it."""
     from peft import PeftModel
@@ -67,7 +72,7 @@ def _model(out: Path, job: Job) -> Any:
     model = AutoModelForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
     if job.step.method.kind == "full":
         return model
-    job.save_weights(out / "start")
+    _save_start(job, out)
     return PeftModel.from_pretrained(model, str(out / "start" / artifacts.ADAPTER), is_trainable=True)
 
 
@@ -247,7 +252,7 @@ def test_reward_trainer(tmp_path: Path, method: str) -> None:
             return dataset
 
     job = _job(make_objective_run(tmp_path, OBJECTIVES["reward"], rows=40), OBJECTIVES["reward"], method)
-    job.save_weights(tmp_path / "start")
+    _save_start(job, tmp_path)
     folder = tmp_path / "start" / "model" if method == "full" else tmp_path / "base"
     pad = job.network.config.pad_token_id
     model = AutoModelForSequenceClassification.from_pretrained(

@@ -8,7 +8,6 @@ what to measure: `kept` by the layers or the `peak`.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -21,12 +20,8 @@ from tunerun.models import adapters, load
 from tunerun.models.attention import SEGMENTS
 from tunerun.models.batch import MicroBatch
 from tunerun.models.loss import token_loss
+from tunerun.train.metrics import peak_memory_bytes
 from tunerun.train.network import freeze
-
-
-def peak_bytes() -> int:
-    """Most memory this process has had at a time."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def kept_by_layers(network: Any, batch: MicroBatch) -> int:
@@ -77,7 +72,7 @@ def main(config: dict[str, Any], row_tokens: int, rows: int, method: str, recomp
         target_segments=torch.arange(rows).repeat_interleave(row_tokens),
         samples=tuple(range(rows)),
     )
-    loaded_bytes = peak_bytes()
+    loaded_bytes = peak_memory_bytes("cpu")
     kept_bytes = kept_by_layers(network, batch) if measure == "kept" else 0
     for _ in range(2):
         for _ in range(2):
@@ -89,7 +84,7 @@ def main(config: dict[str, Any], row_tokens: int, rows: int, method: str, recomp
         "trainable": sum(parameter.numel() for parameter in moving),
         "kept_bytes": kept_bytes,
         "loaded_bytes": loaded_bytes,
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": peak_memory_bytes("cpu"),
     }
     print(json.dumps(facts))
 

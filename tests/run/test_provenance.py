@@ -36,6 +36,30 @@ def test_local_changes_are_kept_without_secrets(project):
     assert git["untracked"] == ["new.py"]
 
 
+def test_new_configs_are_kept_and_data_are_not(project):
+    (project / "rows.csv").write_text("private,row\n")
+    subprocess.run([*GIT, "add", "."], cwd=project, check=True, capture_output=True)
+    subprocess.run([*GIT, "commit", "-m", "data"], cwd=project, check=True, capture_output=True)
+    (project / "rows.csv").write_text("private,other row\n")
+    for name, text in {
+        "recipes/mine.yaml": "rank: 16\nhub_token: hf_abcdefghij0123456789xyz\n",
+        "recipes/second of mine.yaml": "rank: 32\n",
+        "data/new.jsonl": '{"private": 1}\n',
+        ".env": "HF_TOKEN=hf_abcdefghij0123456789xyz\n",
+        "outputs/run/config.yaml": "rank: 64\n",
+        "ignored.yaml": "rank: 128\n",
+        ".gitignore": "ignored.yaml\n",
+    }.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    # A project may be a folder in a repository.
+    for folder in (project, project / "recipes"):
+        diff = provenance.collect(folder, {})["git"]["diff"]
+        added = [line for line in diff.splitlines() if line.startswith("+") and not line.startswith("+++")]
+        assert added == ["+rank: 16", "+hub_token: [redacted]", "+rank: 32"]
+        assert "+++ b/recipes/mine.yaml" in diff if folder == project else "mine.yaml" in diff
+
+
 def test_a_long_diff_is_cut_and_says_so(project):
     (project / "recipe.yaml").write_text("rank: 16\n" * 60_000)
     git = provenance.collect(project, {})["git"]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import yaml
 
+from tests.conftest import ROOT
 from tests.run import scenario
 from tunerun import cli
 from tunerun.commands.prepare import prepare
@@ -82,3 +87,61 @@ def test_the_command_that_an_agent_runs_composes_and_runs(folder, capfd):
 def test_what_wandb_cannot_do_is_told(arguments, message, folder):
     with pytest.raises(UserError, match=message):
         cli.dispatch(["sweep", "wandb", *BASE, *arguments])
+
+
+# wandb's own agent, but for its three questions to the server: which sweep, who are you, what next.
+AGENT = """
+import multiprocessing, sys
+from pathlib import Path
+from wandb import wandb_agent
+from wandb.apis.public import sweeps
+
+points = [{"train.learning_rate": 0.002, "method.rank": 4}, {"train.learning_rate": 0.0005, "method.rank": 8}]
+answers = [
+    [{"type": "run", "run_id": f"run{number}", "args": {key: {"value": value} for key, value in point.items()}}]
+    for number, point in enumerate(points)
+]
+sweeps._sweep_with_runs = lambda *_: {"config": Path(sys.argv[1]).read_text()}
+sweeps._register_agent = lambda *_, **__: {"id": "agent"}
+sweeps._agent_heartbeat = lambda *_: answers.pop(0) if answers else [{"type": "exit"}]
+wandb_agent.Agent.POLL_INTERVAL = 0.2
+agent = wandb_agent.Agent(None, multiprocessing.Queue(), sweep_id="sweep", count=len(points))
+agent.run()
+"""
+
+
+@pytest.mark.slow
+def test_wandbs_own_agent_runs_the_file(tmp_path):
+    pytest.importorskip("wandb", reason="needs wandb")
+    folders = {"bin": tmp_path / "bin", "work": tmp_path / "work"}
+    for folder in folders.values():
+        folder.mkdir()
+    # What pip installs as `tunerun`.
+    command = folders["bin"] / "tunerun"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tunerun "$@"\n')
+    command.chmod(0o755)
+    path = os.pathsep.join((str(folders["bin"]), os.environ["PATH"]))
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT / "src")}
+    environment |= {"WANDB_MODE": "offline", "WANDB_SWEEP_ID": "sweep", "HF_HUB_OFFLINE": "1"}
+    options = {"cwd": folders["work"], "env": environment, "text": True, "timeout": 280, "check": False}
+    recipe = [
+        "+recipe=quickstart",
+        "data.vars.name=A",
+        "data.vars.author=B",
+        "stages=[data,train]",
+        "train.max_steps=1",
+    ]
+    argv = [command, "sweep", "wandb", *recipe, "train.learning_rate=1e-3,2e-3", "method.rank=4,8"]
+    file = tmp_path / "sweep.yaml"
+    file.write_text(subprocess.run(argv, capture_output=True, **options).stdout)
+
+    done = subprocess.run([sys.executable, "-c", AGENT, str(file)], capture_output=True, **options)
+
+    runs = sorted((folders["work"] / "outputs/quickstart").iterdir())
+    assert len(runs) == 2, done.stdout + done.stderr
+    tried = [rundir.load_config(run) for run in runs]
+    assert [(config.train.learning_rate, config.method.rank) for config in tried] == [(0.002, 4), (0.0005, 8)]
+    # The runs are those that the agent was told of, in its sweep.
+    logs = [log.read_bytes() for run in runs for log in run.glob("wandb/offline-run-*/*.wandb")]
+    assert [number for number in (0, 1) for log in logs if f"run{number}".encode() in log] == [0, 1]
+    assert all(b"train/eval_loss" in log or b"train/loss" in log for log in logs)

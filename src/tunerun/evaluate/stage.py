@@ -20,7 +20,7 @@ from tunerun.evaluate import harness, held_out
 from tunerun.evaluate.preference import Preference, compare, measure
 from tunerun.formats.pairs import PairStore, open_store
 from tunerun.formats.tokens import TokenStore
-from tunerun.models import ask, load, vocabulary
+from tunerun.models import ask, held, load, vocabulary
 from tunerun.models.ask import Questions
 from tunerun.models.attention import SEGMENTS
 from tunerun.models.score import Score, score
@@ -31,7 +31,6 @@ from tunerun.progress import Progress
 REPORT = "report.json"
 GENERATED = "generated.jsonl"
 """Held-out questions, the answers they should have, and those of each model."""
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +118,13 @@ def _networks(step: EvalStep, base: BaseModel, out: Path) -> Iterator[tuple[str,
 
 
 def _load(step: EvalStep, folder: Path, *, random: bool) -> Any:
-    device, dtype = step.placement.device, _DTYPES[step.placement.precision]
+    device, dtype = step.placement.device, held.FROZEN_DTYPES[step.placement.precision]
     if random:
         return load.random_model(folder, seed=step.seed, device=device, attention=SEGMENTS).to(dtype)
     options: dict[str, Any] = {"dtype": dtype, "device": device, "attention": SEGMENTS}
     options["trust_remote_code"] = step.model.trust_remote_code
     if step.quantisation is None:
-        network = load.load_model(folder, **options)
+        network = held.load_model(folder, **options)
     else:
         network = load.load_dequantised(folder, quantisation=step.quantisation, **options)
     if step.model.resize_embeddings:

@@ -76,7 +76,7 @@ def load_model(
     finally:
         reports.set_verbosity(verbosity)
     fused.fuse(model)
-    if quantisation is None and not _is_quantised(folder):
+    if quantisation is None and not is_quantised(folder):
         return model.to(device)
     # bitsandbytes' weights are already there, and refuse to be moved.
     return _compute_alike(model)
@@ -85,13 +85,13 @@ def load_model(
 def _options(folder: Path, quantisation: Quantisation | None, dtype: torch.dtype, device: str) -> dict[str, Any]:
     if quantisation is not None:
         return _quantised(quantisation, dtype, device)
-    if not _is_quantised(folder):
+    if not is_quantised(folder):
         return {}
     require("bitsandbytes", "quant")
     return {"device_map": {"": device}}
 
 
-def _is_quantised(folder: Path) -> bool:
+def is_quantised(folder: Path) -> bool:
     """Says whether bitsandbytes quantised a folder's weights already."""
     config = artifacts.read_json(folder / CONFIG).get("quantization_config") or {}
     return bool(config.get("quant_method") == "bitsandbytes")

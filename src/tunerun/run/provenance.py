@@ -8,13 +8,19 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tunerun import redact
 
 _MAX_DIFF_BYTES = 256 << 10
+_MAX_NEW_FILES = 100
+# Neither external diff programs nor filters of the repository may run.
+_DIFF_OPTIONS = ("--no-ext-diff", "--no-textconv", "--no-color")
+# Configs and programs, wherever they are in the repository; data have their hashes, and runs their records.
+_SUFFIXES = ("cfg", "ini", "jinja", "py", "sh", "toml", "yaml", "yml")
+_KEPT = (*(f":(top)*.{suffix}" for suffix in _SUFFIXES), ":(exclude,top,glob)**/outputs/**")
 _TIMEOUT_SECONDS = 5.0
 _PACKAGES = (
     "accelerate",
@@ -123,21 +129,31 @@ def hardware() -> dict[str, Any]:
 
 def _git(folder: Path, secrets: tuple[str, ...]) -> dict[str, Any] | None:
     """Returns commit and local changes of the repository around a folder; None where there is none."""
-    commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
+    git = ("git", "-C", str(folder))
+    commit = _output((*git, "rev-parse", "HEAD"))
     if commit is None:
         return None
-    status = _output(["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=normal"])
-    # Neither external diff programs nor filters of the repository may run.
-    diff = _output(["git", "-C", str(folder), "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color"])
+    status = _output((*git, "status", "--porcelain", "--untracked-files=normal"))
     untracked = [line[3:] for line in (status or "").splitlines() if line.startswith("??")]
-    kept = (diff or "").encode()[:_MAX_DIFF_BYTES].decode("utf-8", "ignore")
+    changes = _output((*git, "diff", "HEAD", *_DIFF_OPTIONS, "--", *_KEPT)) or ""
+    diff = changes + _new_files(git)
+    kept = diff.encode()[:_MAX_DIFF_BYTES].decode("utf-8", "ignore")
     return {
         "commit": commit.strip(),
         "dirty": bool(status),
         "diff": redact.text(kept, secrets),
-        "diff_is_cut": len((diff or "").encode()) > _MAX_DIFF_BYTES,
-        "untracked": untracked[:100],
+        "diff_is_cut": len(diff.encode()) > _MAX_DIFF_BYTES,
+        "untracked": untracked[:_MAX_NEW_FILES],
     }
+
+
+def _new_files(git: tuple[str, ...]) -> str:
+    """Returns the configs and programs that git does not know, as a diff."""
+    listed = _output((*git, "ls-files", "--others", "--exclude-standard", "-z", "--", *_KEPT)) or ""
+    names = [name for name in listed.split("\0") if name]
+    compare = (*git, "diff", "--no-index", *_DIFF_OPTIONS, "--", os.devnull)
+    # A difference, which there is, ends it with 1.
+    return "".join(_output((*compare, name), good=(0, 1)) or "" for name in names[:_MAX_NEW_FILES])
 
 
 def _gpus() -> list[dict[str, str]]:
@@ -158,7 +174,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _output(argv: list[str]) -> str | None:
+def _output(argv: Sequence[str], good: Collection[int] = (0,)) -> str | None:
     """Returns what a program prints, or None when it is not installed, fails or takes too long."""
     if shutil.which(argv[0]) is None:
         return None
@@ -166,4 +182,4 @@ def _output(argv: list[str]) -> str | None:
         done = subprocess.run(argv, capture_output=True, timeout=_TIMEOUT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+    return done.stdout.decode("utf-8", "replace") if done.returncode in good else None

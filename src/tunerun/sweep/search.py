@@ -105,21 +105,19 @@ class Search:
         """Returns the next trial: one that was running when the search was stopped, or a new one."""
         while self._left:
             frozen = self._left.pop(0)
-            if frozen.params.keys() == self._distributions.keys():
-                self._running[frozen.number] = optuna.Trial(self._study, frozen._trial_id)
-                return self._trial(frozen.number, self._texts(frozen.params))
-            # Killed while it was proposed.
-            self._set_aside(optuna.Trial(self._study, frozen._trial_id))
-        if self._count() >= self.total:
-            return None
-        trial = self._study.ask(self._distributions)
-        if self._count(before=trial.number) >= self.total:
-            # Another process took the last place in the meantime.
+            trial = optuna.Trial(self._study, frozen._trial_id)
+            if frozen.params.keys() == self._distributions.keys() and self._has_place(frozen.number):
+                return self._begun(trial, frozen.params)
+            # Killed while it was proposed, or before it was found to be one too many.
             self._set_aside(trial)
+        if not self._has_place():
             return None
-        trial.set_user_attr(_SWEEP, self._owner)
-        self._running[trial.number] = trial
-        return self._trial(trial.number, self._texts(trial.params))
+        trial = self._proposed()
+        if self._has_place(trial.number):
+            return self._begun(trial, trial.params)
+        # Another process took the last place in the meantime.
+        self._set_aside(trial)
+        return None
 
     def goes_on(self, trial: Trial, evals: int, loss: float) -> bool:
         """Keeps a measurement, and says whether the pruner lets the trial go on."""
@@ -169,8 +167,24 @@ class Search:
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=states or None)
 
-    def _count(self, before: float = math.inf) -> int:
-        return sum(trial.number < before and _SURPLUS not in trial.user_attrs for trial in self._trials())
+    def _has_place(self, number: float = math.inf) -> bool:
+        """Says whether a trial of this number is among as many as were asked for."""
+        before = (trial.number < number and _SURPLUS not in trial.user_attrs for trial in self._trials())
+        return sum(before) < self.total
+
+    def _proposed(self) -> optuna.Trial:
+        """Does what `Study.ask` does, but that the trial says whose it is from the first: a kill may be next."""
+        study = self._study
+        study._thread_local.cached_all_trials = None
+        mine = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={_SWEEP: self._owner})
+        trial = optuna.Trial(study, study._storage.create_new_trial(study._study_id, mine))
+        for key, distribution in self._distributions.items():
+            trial._suggest(key, distribution)
+        return trial
+
+    def _begun(self, trial: optuna.Trial, params: Mapping[str, Any]) -> Trial:
+        self._running[trial.number] = trial
+        return self._trial(trial.number, self._texts(params))
 
     def _is_mine(self, trial: FrozenTrial) -> bool:
         owner = trial.user_attrs.get(_SWEEP)

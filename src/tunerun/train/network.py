@@ -19,7 +19,7 @@ from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.config.schema import ADAPTER_METHODS, MethodConfig
 from tunerun.errors import Problem, UserError
-from tunerun.models import adapters, load, pissa, vocabulary
+from tunerun.models import adapters, held, load, pissa, vocabulary
 from tunerun.models.attention import SEGMENTS
 from tunerun.models.folder import set_chat_template
 from tunerun.plan.steps import TrainStep, quantisation_of
@@ -63,9 +63,7 @@ def build(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Network
     """
     if step.method.kind not in ADAPTER_METHODS:
         return _whole(step, base, found)
-    # A frozen base is not updated, so that rounding it once to the computation's format loses nothing further.
-    frozen = torch.bfloat16 if step.placement.precision == "bf16" else torch.float32
-    module = _weights(step, base.folder, frozen, resumed=False)
+    module = _weights(step, base.folder, held.FROZEN_DTYPES[step.placement.precision], resumed=False)
     known_tokens = vocabulary.grow_to_tokenizer(module, base.folder) if step.model.resize_embeddings else None
     adapted, initial = _adapter(step, module, found, known_tokens)
     if step.placement.precision == "bf16":
@@ -152,7 +150,7 @@ def _weights(step: TrainStep, folder: Path, dtype: torch.dtype, *, resumed: bool
         return _scorer(step, folder, dtype, resumed=resumed)
     if step.model.init == "random" and not resumed:
         return load.random_model(folder, seed=step.seed, device=device, attention=SEGMENTS).to(dtype)
-    return load.load_model(
+    return held.load_model(
         folder,
         dtype=dtype,
         device=device,

@@ -1,4 +1,8 @@
-"""Where the numbers of training go: metrics.jsonl always, and what `track` asks for. None of them needs an account."""
+"""Where the numbers of training go: metrics.jsonl always, and what `track` asks for. None of them needs an account.
+
+Trackers get numbers and the config. What a process prints may hold secrets, as may the changes and the remote's address
+of the user's git repository, so none may collect these by itself; log and record keep them, redacted.
+"""
 
 from __future__ import annotations
 
@@ -115,6 +119,7 @@ class Wandb:
             name=name,
             config=dict(config),
             mode=None if known else "offline",
+            settings=wandb.Settings(console="off", disable_git=True, save_code=False),
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -192,7 +197,12 @@ class Swanlab:
         place = folder / "swanlab"
         place.mkdir(exist_ok=True)
         self._run = swanlab.init(
-            log_dir=str(place), project=project, name=name, config=dict(config), mode=None if known else "offline"
+            log_dir=str(place),
+            project=project,
+            name=name,
+            config=dict(config),
+            mode=None if known else "offline",
+            settings=swanlab.Settings(terminal={"proxy_type": "none"}, probe={"git": False}),
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -91,6 +91,17 @@ def result(out: Path) -> Any:
     return [status["exit_code"], status["artifacts"][0]["sha256"], losses(out)]
 
 
+def _is_killed(pid: int, moment: float) -> bool:
+    """Kills a child at a moment, in seconds from now; says no when it ends before."""
+    until = time.monotonic() + moment
+    while time.monotonic() < until:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    return wait(pid) == -signal.SIGKILL
+
+
 def kills(folder: Path, count: int) -> dict[str, Any]:
     """Kills runs at random moments, and again while they go on, until each is done."""
     generator, told = random.Random(count), {"kills": 0, "finished": 0, "halved": 0, "different": []}
@@ -102,22 +113,17 @@ def kills(folder: Path, count: int) -> dict[str, Any]:
         share, killed = count // 4 + (name == "lora") * (count % 4), 0
         while killed < share:
             out = prepare(folder / "killed", name, step)
-            pid = start(out)
-            while True:
-                time.sleep(generator.uniform(0, seconds))
-                if killed < share and os.waitpid(pid, os.WNOHANG)[0] == 0:
-                    os.kill(pid, signal.SIGKILL)
-                    killed += wait(pid) == -signal.SIGKILL
-                    pid = start(out)
-                    continue
-                if killed >= share:
-                    wait(pid)
-                break
+            while killed < share and _is_killed(start(out), generator.uniform(0, seconds)):
+                killed += 1
+            if killed == share:
+                wait(start(out))
             told["finished"] += 1
             told["halved"] += (out / artifacts.FITTING).is_file()
             if result(out) != wanted:
                 told["different"].append(name)
         told["kills"] += killed
+        # It takes long, and may be stopped.
+        print(json.dumps(told), flush=True)
     return told
 
 
