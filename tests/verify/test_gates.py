@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tunerun.verify.gates import compare, near_tie_nats
+from tunerun.verify.gates import Difference, compare, near_tie_nats, quantised_bound, quantised_gate
 
 
 def test_the_divergence_is_that_of_the_textbook() -> None:
@@ -41,3 +41,22 @@ def test_the_perplexity_ratio_is_that_of_the_next_tokens() -> None:
     assert compare(texts, reference, other).perplexity_ratio == pytest.approx(math.sqrt(2.0))
     assert compare(texts, reference, reference).perplexity_ratio == 1.0
     assert compare([[5]], [reference[0][:1]], [other[0][:1]]).perplexity_ratio == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict"),
+    [
+        ({}, "pass"),
+        ({"mean_kl_nats": 0.11}, "fail"),
+        ({"top1_agreement": 0.94}, "fail"),
+        ({"perplexity_ratio": 1.11}, "fail"),
+        ({"perplexity_ratio": math.nan}, "fail"),
+    ],
+)
+def test_each_measure_alone_fails_a_quantised_model(changed: dict[str, float], verdict: str) -> None:
+    sound = {"mean_kl_nats": 0.09, "max_logit": 5.0, "top1_agreement": 0.96, "perplexity_ratio": 1.1}
+    found = Difference(**{**sound, **changed})
+    gate = quantised_gate("gptq_logits:gptq", found, quantised_bound(0.1), "it loses too much.", layers=3)
+    assert gate.verdict == verdict
+    assert gate.measured["layers"] == 3
+    assert gate.reason == ("it loses too much." if changed else "")
