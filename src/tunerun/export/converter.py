@@ -140,7 +140,8 @@ def _pre_tokenizer(model: Path) -> str:
 
 def _download(folder: Path) -> Path:
     name, _, version = _RELEASE.rpartition("-")
-    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    # Of this package alone: pip asks it for its metadata, and would compile all that it is built with, too.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name]
     done = subprocess.run(
         [*command, "--dest", str(folder), f"{name}=={version}"], capture_output=True, text=True, check=False
     )
