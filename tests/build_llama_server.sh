@@ -14,7 +14,7 @@ if [ ! -x "$server" ]; then
   scratch=$(mktemp -d)
   trap 'rm -rf "$scratch"' EXIT
   if [ ! -f "$cache/$release.tar.gz" ]; then
-    "$python" -m pip download --quiet --no-deps --no-binary :all: --dest "$scratch" "llama-cpp-python==$pinned" >&2
+    "$python" -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest "$scratch" "llama-cpp-python==$pinned" >&2
     mv "$scratch/$release.tar.gz" "$cache/$release.tar.gz"
   fi
   tar -xzf "$cache/$release.tar.gz" -C "$scratch" "$release/vendor/llama.cpp"

@@ -1,5 +1,6 @@
 """Stands for gptqmodel: rounds to the nearest code in the real format, without calibration."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -23,6 +24,8 @@ class GPTQModel:
 
     def quantize(self, rows, batch_size):
         assert batch_size == 1
+        # Modules of tunerun that lie beside the script that is run are none of this environment.
+        assert importlib.util.find_spec("companions") is None
         assert rows
         assert all(len(row["input_ids"]) == len(row["attention_mask"]) > 0 for row in rows)
 

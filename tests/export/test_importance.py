@@ -121,8 +121,11 @@ def step(**gguf: Any) -> ExportStep:
     return ExportStep(name="demo", merged=False, gguf=GgufConfig(**gguf), chat_template=None)
 
 
-def test_two_bits_are_written_from_training_data(tmp_path: Path) -> None:
+def test_two_bits_are_written_from_training_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = start_run(tmp_path)
+    # A file of the user's with a library's name is no library.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torch.py").write_text("raise SystemExit('not this one')")
     stage.run(step(types=("q2_k_s", "q4_0"), imatrix=True), run)
     weighed = run / "export" / "demo-q4_0.gguf"
     plain = export(tmp_path / "base", tmp_path / "plain", ["q4_0"])["q4_0"]

@@ -10,29 +10,54 @@ import runpy
 import subprocess
 import sys
 import tarfile
+import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+# The user's, as it was before tests had one of their own: the package is large, and always the same.
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunerun" / "llama_cpp"
+_PARTS = ("convert_", "conversion/", "gguf-py/")
 
 
 def find_source() -> Path | None:
     """Returns llama.cpp's folder: named by TUNERUN_LLAMA_CPP_SOURCE, cached, or downloaded; None when it cannot be."""
     if named := os.environ.get("TUNERUN_LLAMA_CPP_SOURCE"):
         return Path(named)
-    from tunerun.paths import user_cache  # not there when this file runs as a script
-
-    cache = user_cache() / "llama_cpp"
     release = f"llama_cpp_python-{version('llama_cpp_python')}"
-    source = cache / release / "vendor" / "llama.cpp"
+    source, package = _CACHE / f"{release}-upstream", _CACHE / f"{release}.tar.gz"
     if source.is_dir():
         return source
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-    requirement = f"llama-cpp-python=={version('llama_cpp_python')}"
-    if subprocess.run([*command, "--dest", str(cache), requirement], check=False).returncode != 0:
-        return None
-    with tarfile.open(cache / f"{release}.tar.gz") as archive:
-        archive.extractall(cache, filter="data")
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    # Other test processes may be at it, too.
+    with tempfile.TemporaryDirectory(dir=_CACHE) as scratch:
+        if not package.is_file():
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--no-binary",
+                "llama-cpp-python",
+            ]
+            requirement = f"llama-cpp-python=={version('llama_cpp_python')}"
+            if subprocess.run([*command, "--dest", scratch, requirement], check=False).returncode != 0:
+                return None
+            (Path(scratch) / package.name).replace(package)
+        prefix = f"{release}/vendor/llama.cpp/"
+        with tarfile.open(package) as archive:
+            for member in archive:
+                if member.name.removeprefix(prefix).startswith(_PARTS):
+                    member.name = member.name.removeprefix(prefix)
+                    archive.extract(member, Path(scratch) / "source", filter="data")
+        try:
+            (Path(scratch) / "source").rename(source)
+        except OSError:
+            if not source.is_dir():
+                raise
     return source
 
 

@@ -249,6 +249,13 @@ def test_a_plan_survives_json(changes):
     assert plan.from_json(json.loads(json.dumps(plan.to_json(found)))) == found
 
 
+def test_a_plan_of_the_first_version_is_read():
+    data = plan.to_json(planned())
+    del data["verification"]
+    data["estimate"] |= {"verify_flops": 1.0, "verify_seconds_low": None, "verify_seconds_high": None}
+    assert plan.from_json({**data, "schema": 1}) == replace(planned(), verification=None)
+
+
 def test_a_plan_of_a_newer_version_is_refused():
     data = plan.to_json(planned())
     with pytest.raises(ValueError, match="has schema 99"):

@@ -5,30 +5,58 @@ import math
 import pytest
 import torch
 
-from tunerun.verify.gates import compare
-from tunerun.verify.logits import near_tie_nats
+from tunerun.verify.gates import Difference, compare, near_tie_nats, quantised_bound, quantised_gate
 
 
 def test_the_divergence_is_that_of_the_textbook() -> None:
     reference = [torch.tensor([[0.0, math.log(3.0)]])]
     other = [torch.zeros(1, 2)]
     wanted = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
-    assert compare(reference, other).mean_kl_nats == pytest.approx(wanted)
-    assert compare(reference, reference).mean_kl_nats == 0.0
+    assert compare([[0]], reference, other).mean_kl_nats == pytest.approx(wanted)
+    assert compare([[0]], reference, reference).mean_kl_nats == 0.0
 
 
 def test_a_swap_counts_unless_the_reference_hardly_preferred_its_choice() -> None:
     reference = [torch.tensor([[1.0, 0.9, 0.0], [5.0, 1.0, 0.0]])]
     swapped = [torch.tensor([[0.9, 1.0, 0.0], [1.0, 5.0, 0.0]])]
-    assert compare(reference, swapped).top1_agreement == 0.0
-    assert compare(reference, swapped, near_tie_nats=0.2).top1_agreement == 0.5
-    assert compare(reference, swapped).max_logit == 4.0
+    assert compare([[0, 1]], reference, swapped).top1_agreement == 0.0
+    assert compare([[0, 1]], reference, swapped, near_tie_nats=0.2).top1_agreement == 0.5
+    assert compare([[0, 1]], reference, swapped).max_logit == 4.0
 
 
 def test_logits_disturbed_by_noise_diverge_by_half_its_variance() -> None:
     generator = torch.Generator().manual_seed(0)
     reference = torch.zeros(200, 5000)
     noisy = reference + 0.3 * torch.randn(reference.shape, generator=generator)
-    measured = compare([reference], [noisy]).mean_kl_nats
+    measured = compare([range(200)], [reference], [noisy]).mean_kl_nats
     assert measured == pytest.approx(0.3**2 / 2, rel=0.02)
     assert near_tie_nats(measured) == pytest.approx(0.9, rel=0.02)
+
+
+def test_the_perplexity_ratio_is_that_of_the_next_tokens() -> None:
+    reference = [torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0], [9.0, 0.0]])]
+    other = [torch.tensor([[math.log(3.0), 0.0], [0.0, math.log(3.0)], [0.0, 9.0]])]
+    texts = [[0, 1, 1]]
+    # Of the next tokens the reference expects 3/4 and 1/2, the other 1/4 and 3/4: sqrt(3/8) by sqrt(3/16).
+    assert compare(texts, reference, other).perplexity_ratio == pytest.approx(math.sqrt(2.0))
+    assert compare(texts, reference, reference).perplexity_ratio == 1.0
+    assert compare([[5]], [reference[0][:1]], [other[0][:1]]).perplexity_ratio == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict"),
+    [
+        ({}, "pass"),
+        ({"mean_kl_nats": 0.11}, "fail"),
+        ({"top1_agreement": 0.94}, "fail"),
+        ({"perplexity_ratio": 1.11}, "fail"),
+        ({"perplexity_ratio": math.nan}, "fail"),
+    ],
+)
+def test_each_measure_alone_fails_a_quantised_model(changed: dict[str, float], verdict: str) -> None:
+    sound = {"mean_kl_nats": 0.09, "max_logit": 5.0, "top1_agreement": 0.96, "perplexity_ratio": 1.1}
+    found = Difference(**{**sound, **changed})
+    gate = quantised_gate("gptq_logits:gptq", found, quantised_bound(0.1), "it loses too much.", layers=3)
+    assert gate.verdict == verdict
+    assert gate.measured["layers"] == 3
+    assert gate.reason == ("it loses too much." if changed else "")

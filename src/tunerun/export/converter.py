@@ -124,7 +124,7 @@ def _quantise(source: Path, target: Path, kind: str) -> None:
 
 def _run(arguments: Sequence[str], failed: str) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", _CHILD, *arguments]
+    command = [sys.executable, "-P", "-m", _CHILD, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise StageError(f"{failed}:\n{done.stderr[-_SAID_CHARACTERS:].strip()}")
@@ -140,7 +140,8 @@ def _pre_tokenizer(model: Path) -> str:
 
 def _download(folder: Path) -> Path:
     name, _, version = _RELEASE.rpartition("-")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    # Of this package alone: pip asks it for its metadata, and would compile all that it is built with, too.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name]
     done = subprocess.run(
         [*command, "--dest", str(folder), f"{name}=={version}"], capture_output=True, text=True, check=False
     )

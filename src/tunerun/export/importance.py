@@ -48,7 +48,8 @@ def read_importance(
     with tempfile.TemporaryDirectory(prefix="tunerun-importance-") as scratch:
         file = Path(scratch) / "importance.safetensors"
         arguments = [str(base), "" if adapter is None else str(adapter), str(store), str(file), str(most_tokens)]
-        done = subprocess.run([sys.executable, "-m", _CHILD, *arguments], capture_output=True, text=True, check=False)
+        command = [sys.executable, "-P", "-m", _CHILD, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = done.stderr.strip()[-_SAID_CHARACTERS:]
             raise StageError(f"the importance matrix of {base} could not be measured:\n{said}")

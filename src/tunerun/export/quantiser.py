@@ -33,7 +33,8 @@ def run(child: Path, job: Mapping[str, Any], python: str, library: str) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="tunerun-quantiser-") as scratch:
         (Path(scratch) / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        # Modules beside the script are no libraries.
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
         # With fewer workers than it asks for elsewhere gptqmodel 7.6 refuses to start on CPUs of up to 2 cores.
         environment.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, (os.cpu_count() or 1) // 2)))
         command = [python, str(child), str(Path(scratch) / "job.json")]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tunerun.errors import StageError, require
+from tunerun.errors import MissingExtra, StageError
 from tunerun.formats.floats import Array, from_float32, is_finite
 
+_PACKAGE = "llama_cpp"
 _LIBRARY = {"linux": "libggml-base.so", "darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 
 
@@ -109,9 +111,11 @@ def encode(
 
 @functools.cache
 def _load_library() -> ctypes.CDLL:
-    package = require("llama_cpp", "gguf")
-    assert package.__file__ is not None
-    library = ctypes.CDLL(str(Path(package.__file__).parent / "lib" / _LIBRARY[sys.platform]))
+    # Only this library is wanted: importing the package would load all of llama.cpp.
+    package = importlib.util.find_spec(_PACKAGE)
+    if package is None or package.origin is None:
+        raise MissingExtra(_PACKAGE, "gguf")
+    library = ctypes.CDLL(str(Path(package.origin).parent / "lib" / _LIBRARY[sys.platform]))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = (
         ctypes.c_int,  # type

@@ -10,7 +10,7 @@ from tunerun.config.checks import size_bytes
 from tunerun.config.data_sources import holds_out
 from tunerun.config.schema import PAGED_OPTIMIZERS, ExportConfig, RunConfig
 from tunerun.machine import Machine
-from tunerun.plan import answers, dataset, deepspeed, delivery, devices, estimate, nodes, shape
+from tunerun.plan import answers, dataset, deepspeed, delivery, devices, estimate, nodes, shape, verification
 from tunerun.plan.compiling import compiles
 from tunerun.plan.dataset import DataSize
 from tunerun.plan.devices import Device
@@ -26,6 +26,7 @@ from tunerun.plan.steps import (
     TrainStep,
     VerifyStep,
 )
+from tunerun.plan.verification import Verification
 
 # Fewer optimiser steps than this rarely change a model.
 _FEW_STEPS = 10
@@ -72,8 +73,9 @@ def build(config: RunConfig, facts: Facts, notes: tuple[str, ...] = ()) -> Plan:
         name=config.name,
         run_dir=config.run_dir,
         steps=steps,
-        estimate=_with_verify(decided.estimate, config, steps, facts.machine),
+        estimate=decided.estimate,
         volume=volume,
+        verification=_verification(config, steps, facts.machine),
         notes=notes + decided.notes,
         warnings=_warnings(config, decided, volume),
     )
@@ -216,17 +218,14 @@ def _estimate(
     )
 
 
-def _with_verify(
-    found: Estimate | None, config: RunConfig, steps: tuple[Step, ...], machine: Machine
-) -> Estimate | None:
-    """Adds what verify takes, which compares in float32 and in one process."""
+def _verification(config: RunConfig, steps: tuple[Step, ...], machine: Machine) -> Verification | None:
     step = next((step for step in steps if isinstance(step, VerifyStep)), None)
-    if found is None or step is None:
-        return found
-    flops = estimate.verify_flops(shape.sizes(config.model.shape), step)
-    on_cpu = step.placement.device == "cpu"
-    low, high = estimate.step_seconds(flops, devices.of_cpu(machine, 1), 1) or (None, None) if on_cpu else (None, None)
-    return replace(found, verify_flops=flops, verify_seconds_low=low, verify_seconds_high=high)
+    if step is None:
+        return None
+    known = shape.is_complete(config.model.shape)
+    size = shape.sizes(config.model.shape) if known else None
+    cpu = devices.of_cpu(machine, 1) if step.placement.device == "cpu" else None
+    return verification.verification(step, size, config.export, cpu)
 
 
 def _volume(config: RunConfig, facts: Facts) -> Volume:

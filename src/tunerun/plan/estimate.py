@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tunerun.config.schema import ADAPTER_METHODS, ExportConfig, GgufType, GptqConfig
 from tunerun.plan.devices import Device
 from tunerun.plan.memory import Memory, Work, layers_with_gradients, memory, trainable_parameters
 from tunerun.plan.shape import Sizes
-from tunerun.plan.steps import VERIFY_TOKENS, VerifyStep
 
 # Share of the data sheet's operations that training reaches: LoRA and full runs on A100 and H100 reported for torch
 # (LLaMA-Factory 0.20-0.34, NeMo 0.41-0.43, torchtitan 0.33-0.39); on CPUs, the share of a large matrix product's.
@@ -107,12 +107,6 @@ class Estimate:
     step_seconds_high: float | None
     """At the lower end of the assumed utilisation."""
     disk: Disk
-    verify_flops: float = 0.0
-    """Operations of verify's comparisons, in float32."""
-    verify_seconds_low: float | None = None
-    """Of these at the upper end of the assumed utilisation; None on a GPU, whose speed in float32 is not known."""
-    verify_seconds_high: float | None = None
-    """At the lower end."""
 
 
 def flops_per_token(size: Sizes, work: Work, *, activation_checkpointing: bool) -> float:
@@ -206,11 +200,17 @@ def disk(size: Sizes, work: Work, *, checkpoints: int, merged: bool, export: Exp
         adapter_bytes=4 * written if work.method in ADAPTER_METHODS else 0,
         merged_bytes=2 * size.parameters if merged else 0,
         gguf_bytes=sum(gguf_bytes(size.parameters, kind) for kind in export.gguf.types),
-        bnb4_bytes=_packed_bytes(size, _BNB4_BITS) if export.bnb4.write else 0,
-        gptq_bytes=_packed_bytes(size, _gptq_bits(export.gptq)) if export.gptq.write else 0,
-        awq_bytes=_packed_bytes(size, 4 + 16 / export.awq.group_size) if export.awq.write else 0,
-        fp8_bytes=_packed_bytes(size, 8) if export.fp8.write else 0,
+        bnb4_bytes=folder_bytes(size, export, "bnb4") if export.bnb4.write else 0,
+        gptq_bytes=folder_bytes(size, export, "gptq") if export.gptq.write else 0,
+        awq_bytes=folder_bytes(size, export, "awq") if export.awq.write else 0,
+        fp8_bytes=folder_bytes(size, export, "fp8") if export.fp8.write else 0,
     )
+
+
+def folder_bytes(size: Sizes, export: ExportConfig, name: Literal["bnb4", "gptq", "awq", "fp8"]) -> int:
+    """Returns the size of an exported folder."""
+    bits = {"bnb4": _BNB4_BITS, "gptq": _gptq_bits(export.gptq), "awq": 4 + 16 / export.awq.group_size, "fp8": 8.0}
+    return _packed_bytes(size, bits[name])
 
 
 def _packed_bytes(size: Sizes, bits: float) -> int:
@@ -222,12 +222,6 @@ def _packed_bytes(size: Sizes, bits: float) -> int:
 def _gptq_bits(gptq: GptqConfig) -> float:
     """Returns the bits of a weight: its own, and its share of its group's fp16 scale and zero point."""
     return gptq.bits + (16 + gptq.bits) / gptq.group_size
-
-
-def verify_flops(size: Sizes, step: VerifyStep) -> float:
-    """Counts the operations of verify's comparisons, at most: forward passes over its texts."""
-    forward = 2.0 * size.matmul_parameters + 2.0 * VERIFY_TOKENS * size.query_width * size.layers
-    return forward * step.rows * VERIFY_TOKENS * step.passes
 
 
 def estimate(

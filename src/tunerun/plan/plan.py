@@ -10,8 +10,9 @@ from tunerun.config import typed
 from tunerun.plan import steps
 from tunerun.plan.estimate import Estimate
 from tunerun.plan.steps import Step, TrainStep
+from tunerun.plan.verification import Verification
 
-SCHEMA = 1
+SCHEMA = 2
 
 _T = TypeVar("_T")
 
@@ -41,6 +42,8 @@ class Plan:
     """What training will take; None without training, or when the model's shape is unknown."""
     volume: Volume | None
     """How much is trained on; None without training."""
+    verification: Verification | None
+    """What verification will take; None when nothing is verified."""
     notes: tuple[str, ...]
     """What was decided for the user, and why."""
     warnings: tuple[str, ...]
@@ -61,6 +64,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "steps": [steps.to_json(step) for step in plan.steps],
         "estimate": typed.plain(plan.estimate),
         "volume": typed.plain(plan.volume),
+        "verification": typed.plain(plan.verification),
         "notes": list(plan.notes),
         "warnings": list(plan.warnings),
     }
@@ -74,15 +78,25 @@ def from_json(data: Mapping[str, Any]) -> Plan:
     """
     if data["schema"] > SCHEMA:
         raise ValueError(f"plan.json has schema {data['schema']}; this version reads up to {SCHEMA}")
+    if data["schema"] == 1:
+        data = _from_schema_1(data)
     return Plan(
         name=data["name"],
         run_dir=data["run_dir"],
         steps=tuple(steps.from_json(step) for step in data["steps"]),
         estimate=_optional(Estimate, data["estimate"]),
         volume=_optional(Volume, data["volume"]),
+        verification=_optional(Verification, data["verification"]),
         notes=tuple(data["notes"]),
         warnings=tuple(data["warnings"]),
     )
+
+
+def _from_schema_1(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out what verification takes, which was counted with training and by its passes only."""
+    found = data["estimate"]
+    kept = None if found is None else {key: value for key, value in found.items() if not key.startswith("verify_")}
+    return {**data, "estimate": kept, "verification": None}
 
 
 def _optional(cls: type[_T], data: Mapping[str, Any] | None) -> _T | None:

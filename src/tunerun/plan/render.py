@@ -11,7 +11,17 @@ from tunerun.config import typed
 from tunerun.config.schema import AnswerConfig, GgufType
 from tunerun.plan.estimate import Estimate, gguf_bytes
 from tunerun.plan.plan import Plan, Volume
-from tunerun.plan.steps import VERIFY_TOKENS, AnswerStep, ExportStep, PublishStep, TrainStep, VerifyStep
+from tunerun.plan.steps import (
+    VERIFY_ANSWER_TOKENS,
+    VERIFY_PROMPTS,
+    VERIFY_TOKENS,
+    AnswerStep,
+    ExportStep,
+    PublishStep,
+    TrainStep,
+    VerifyStep,
+)
+from tunerun.plan.verification import Verification
 
 _WIDTH = 100
 _LABEL_WIDTH = 14
@@ -38,8 +48,8 @@ def render(
         exported = next((step.gguf.types for step in plan.steps if isinstance(step, ExportStep)), ())
         lines += _estimate(plan.estimate, exported, on_cpu=train is not None and train.placement.device == "cpu")
     for step in plan.steps:
-        if isinstance(step, VerifyStep):
-            lines += _verifying(step, plan.estimate)
+        if isinstance(step, VerifyStep) and plan.verification is not None:
+            lines += _verifying(step, plan.verification)
         if isinstance(step, PublishStep):
             lines += _publishing(step, plan.estimate)
     lines += ["", "commands", *_commands(commands)]
@@ -138,14 +148,19 @@ def _estimate(found: Estimate, exported: Sequence[GgufType], *, on_cpu: bool) ->
     return lines + _row("disk", f"{gigabytes(disk.run_bytes)}: {detail}")
 
 
-def _verifying(step: VerifyStep, found: Estimate | None) -> list[str]:
-    text = f"{step.level}: at most {step.rows} texts of {VERIFY_TOKENS} tokens, {step.passes} times through a model"
-    if found is not None:
-        memory = gigabytes(4.0 * found.parameters)
-        text += f" in float32 ({memory} of weights), about {quantity(found.verify_flops)} operations"
-        if found.verify_seconds_low is not None and found.verify_seconds_high is not None:
-            text += f", {_seconds(found.verify_seconds_low)} to {_seconds(found.verify_seconds_high)} once loaded"
-    return _row("verify", text)
+def _verifying(step: VerifyStep, found: Verification) -> list[str]:
+    parts = [f"{step.rows} texts of {VERIFY_TOKENS} tokens {found.passes} times through a model in float32"]
+    if found.continued:
+        parts.append(f"{VERIFY_PROMPTS} answers of {VERIFY_ANSWER_TOKENS} tokens ({', '.join(found.continued)})")
+    if step.engines:
+        parts.append(f"served by {', '.join(step.engines)}")
+    lines = _row("verify", f"{step.level}: at most {'; '.join(parts)}")
+    if found.flops is not None and found.read_bytes is not None:
+        text = f"{gigabytes(found.read_bytes)} of files read, about {quantity(found.flops)} operations"
+        if found.seconds_low is not None and found.seconds_high is not None:
+            text += f": {_seconds(found.seconds_low)} to {_seconds(found.seconds_high)}"
+        lines += _row("", text)
+    return lines
 
 
 def _publishing(step: PublishStep, found: Estimate | None) -> list[str]:

@@ -42,6 +42,10 @@ VERIFY_PROBES, VERIFY_ROWS = 16, 32
 """Texts that verify compares models on, at most: probes, and with `verify.level=full` rows of the data."""
 VERIFY_TOKENS = 256
 """Tokens of such a text, at most."""
+VERIFY_PROMPTS, VERIFY_ANSWER_TOKENS = 20, 32
+"""Prompts that the answers of unquantised files are compared on, and tokens of an answer."""
+VERIFY_SERVED_ANSWERS, VERIFY_SERVED_TOKENS = 3, 8
+"""Answers that a served run is asked for, and tokens of one, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,13 +266,9 @@ class VerifyStep:
         return VERIFY_PROBES + (VERIFY_ROWS if self.level == "full" else 0)
 
     @property
-    def passes(self) -> int:
-        """How often a model is run over these texts."""
-        # The adapter on its base, the base alone, both merged and rounded in memory, and merged/.
-        merge = 4 if self.merged and self.adapter is not None else 0
-        exported = len(self.gguf_types) + len(self.folders)
-        # What they were made from, and each of them.
-        return merge + (1 + exported if exported else 0)
+    def continued(self) -> tuple[str, ...]:
+        """GGUF types whose answers are compared token by token: unquantised ones."""
+        return tuple(kind for kind in self.gguf_types if self.level == "full" and kind in ("f32", "f16", "bf16"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -103,6 +103,8 @@ def _next(found: Results) -> list[str]:
         lines = [f"chat:   tunerun chat {run}", f"serve:  tunerun serve {run}"]
     elif "answer" in found.record.stages:
         lines = [f"train:  data.path={short(found.run_dir / artifacts.ANSWERS)}"]
+    if "train" not in found.record.stages:
+        return lines
     return [
         *lines,
         "yours:  add data.path=YOUR.jsonl to the command; for a larger model, and a GPU:",

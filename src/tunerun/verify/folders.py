@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from tunerun.formats import compressed, gptq
 from tunerun.formats.floats import STORAGE, Float32, to_float32
 from tunerun.formats.safetensors import TensorInfo, read_table, read_tensor
 from tunerun.models import load
-from tunerun.verify.gates import Gate, compare, logits_of
+from tunerun.verify.gates import Gate, compare, logits_of, quantised_bound, quantised_gate
 
 PackedFolder = Literal["gptq", "awq", "fp8"]
 PACKED: tuple[PackedFolder, ...] = ("gptq", "awq", "fp8")
@@ -39,13 +39,16 @@ class _Packing:
     unpack: Callable[[Mapping[str, Any]], Float32]
     kl_nats: float
     """Largest mean divergence from the unquantised model."""
+    round_inputs: Callable[[Tensor], Tensor] | None = None
+    """What servers do to the inputs of its layers; None when they take them as they are."""
 
 
 def _packing(kind: PackedFolder, folder: Path) -> _Packing:
     if kind == "awq":
         return _Packing(parts=compressed.PACKED_PARTS, unpack=compressed.unpack_packed, kl_nats=_AWQ_KL_NATS)
     if kind == "fp8":
-        return _Packing(parts=compressed.FP8_PARTS, unpack=compressed.unpack_fp8, kl_nats=_FP8_KL_NATS)
+        parts, unpack = compressed.FP8_PARTS, compressed.unpack_fp8
+        return _Packing(parts=parts, unpack=unpack, kl_nats=_FP8_KL_NATS, round_inputs=_round_to_fp8)
     bits = artifacts.read_json(folder / load.CONFIG)["quantization_config"]["bits"]
     return _Packing(parts=gptq.PARTS, unpack=partial(gptq.unpack, bits=bits), kl_nats=_GPTQ_KL_NATS[bits])
 
@@ -69,27 +72,38 @@ def packed_gate(
         device: `cpu` or `cuda`.
     """
     name, packing = f"{kind}_logits:{folder.name}", _packing(kind, folder)
-    bound = {"mean_kl_nats": packing.kl_nats}
+    bound = quantised_bound(packing.kl_nats)
     network = load.load_model(source, dtype=torch.float32, device=device)
     # A tied head has the name of its own as well.
     parameters, table = dict(network.named_parameters(remove_duplicate=False)), read_table(folder)
     layers = _packed_layers(parameters, table, packing)
     packed = [f"{layer}.{part}" for layer in layers for part in packing.parts]
-    fault = _unlike(network, parameters, table, layers, packed)
+    fault = _unlike(network, parameters, table, layers, packed) if layers else "no layer is quantised."
     if fault is not None:
         measured = {"layers": len(layers)}
         return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=f"{fault} Export again.")
     for layer in layers:
         parts = {part: _part(table[f"{layer}.{part}"]) for part in packing.parts}
         parameters[f"{layer}.weight"].data.copy_(torch.from_numpy(packing.unpack(parts)))
+        if (rounded := packing.round_inputs) is not None:
+            network.get_submodule(layer).register_forward_pre_hook(partial(_replace_input, rounded))
     for key in (table.keys() & parameters.keys()) - set(packed):
         values = to_float32(read_tensor(table[key]), table[key].dtype)
         parameters[key].data.copy_(torch.from_numpy(values).reshape(parameters[key].shape))
-    difference = compare(reference, logits_of(network, texts))
-    measured = {**asdict(difference), "layers": len(layers)}
-    good = bool(layers) and difference.mean_kl_nats <= packing.kl_nats
-    reason = "" if good else "its bits lose too much here. Take more bits, calibrate on more rows, or export again."
-    return Gate(name=name, measured=measured, bound=bound, verdict="pass" if good else "fail", reason=reason)
+    difference = compare(texts, reference, logits_of(network, texts), near_tie_nats=bound["near_tie_nats"])
+    advice = "its bits lose too much here. Take more bits, calibrate on more rows, or export again."
+    return quantised_gate(name, difference, bound, advice, layers=len(layers))
+
+
+def _replace_input(change: Callable[[Tensor], Tensor], _layer: torch.nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return change(*inputs)
+
+
+def _round_to_fp8(values: Tensor) -> Tensor:
+    """Rounds inputs to E4M3 with a scale for each token, as llm-compressor's FP8_DYNAMIC asks servers to."""
+    kind = torch.float8_e4m3fn
+    scales = values.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny) / torch.finfo(kind).max
+    return (values / scales).to(kind).to(values.dtype) * scales
 
 
 def _packed_layers(parameters: Mapping[str, Tensor], table: Mapping[str, TensorInfo], packing: _Packing) -> list[str]:
@@ -134,12 +148,12 @@ def bnb4_gate(folder: Path, texts: Sequence[list[int]], reference: Sequence[Tens
         reference: Logits of the model it was made from, in float32.
         device: `cpu` or `cuda`.
     """
-    name, bound = f"bnb4_logits:{folder.name}", {"mean_kl_nats": _BNB4_KL_NATS}
+    name, bound = f"bnb4_logits:{folder.name}", quantised_bound(_BNB4_KL_NATS)
     try:
         network = load.load_model(folder, dtype=torch.float32, device=device)
     except MissingExtra as error:
         return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=str(error))
-    difference = compare(reference, logits_of(network, texts))
-    good = difference.mean_kl_nats <= bound["mean_kl_nats"]
-    reason = "" if good else "4 bits lose too much here. Take a GGUF of a finer type, or export again."
-    return Gate(name=name, measured=asdict(difference), bound=bound, verdict="pass" if good else "fail", reason=reason)
+    difference = compare(texts, reference, logits_of(network, texts), near_tie_nats=bound["near_tie_nats"])
+    return quantised_gate(
+        name, difference, bound, "4 bits lose too much here. Take a GGUF of a finer type, or export again."
+    )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+_LEAST_AGREEMENT_FRACTION = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,18 +53,24 @@ class Difference:
     """Largest absolute difference of two logits."""
     top1_agreement: float
     """Share of places with the same first choice, near ties of the reference left aside."""
+    perplexity_ratio: float
+    """The other's perplexity on the texts by the reference's."""
 
 
-def compare(reference: Sequence[Tensor], other: Sequence[Tensor], *, near_tie_nats: float = 0.0) -> Difference:
+def compare(
+    texts: Sequence[Sequence[int]], reference: Sequence[Tensor], other: Sequence[Tensor], *, near_tie_nats: float = 0.0
+) -> Difference:
     """Compares logits.
 
     Args:
+        texts: Token ids.
         reference: For each text (tokens, vocabulary).
         other: Of the same shapes.
         near_tie_nats: Where the reference prefers its first choice by less, a swap is no disagreement.
     """
     kl, agreed, places, largest = 0.0, 0, 0, 0.0
-    for left, right in zip(reference, other, strict=True):
+    lost, predicted = torch.zeros((), dtype=torch.float64), 0
+    for ids, left, right in zip(texts, reference, other, strict=True):
         assert left.shape == right.shape, f"logits of shape {tuple(left.shape)} and {tuple(right.shape)}"
         p, q = left.double().log_softmax(-1), right.double().log_softmax(-1)
         kl += float((p.exp() * (p - q)).sum())
@@ -70,7 +79,59 @@ def compare(reference: Sequence[Tensor], other: Sequence[Tensor], *, near_tie_na
         agreed += int(((q.argmax(-1) == top.indices[:, 0]) | tied).sum())
         places += len(p)
         largest = max(largest, float((left - right).abs().max()))
-    return Difference(mean_kl_nats=kl / places, max_logit=largest, top1_agreement=agreed / places)
+        lost += (p - q)[:-1].gather(1, torch.tensor(ids[1:], dtype=torch.int64)[:, None]).sum()
+        predicted += len(ids) - 1
+    return Difference(
+        mean_kl_nats=kl / places,
+        max_logit=largest,
+        top1_agreement=agreed / places,
+        perplexity_ratio=float((lost / max(predicted, 1)).exp()),
+    )
+
+
+def near_tie_nats(mean_kl_nats: float) -> float:
+    """Returns the lead of a first choice that rounding may undo.
+
+    Logits disturbed with standard deviation s diverge by about s^2 / 2 nats; three s is what chance hardly exceeds.
+    """
+    return 3.0 * math.sqrt(2.0 * mean_kl_nats)
+
+
+def quantised_bound(mean_kl_nats: float) -> dict[str, float]:
+    """Returns what a quantised model is held to.
+
+    In llama.cpp's table for Llama 3 8B (tools/perplexity/README.md) the logarithm of the perplexity ratio is near the
+    divergence from q4_k_m to iq1_s, and below it for finer types, so that one number bounds both.
+
+    Args:
+        mean_kl_nats: Largest mean divergence from the unquantised model.
+    """
+    return {
+        "mean_kl_nats": mean_kl_nats,
+        "top1_agreement": _LEAST_AGREEMENT_FRACTION,
+        "near_tie_nats": near_tie_nats(mean_kl_nats),
+        "perplexity_ratio": math.exp(mean_kl_nats),
+    }
+
+
+def quantised_gate(name: str, found: Difference, bound: dict[str, float], advice: str, **measured: Any) -> Gate:
+    """Judges how far a quantised model is from the one it was made from.
+
+    Args:
+        name: Of the gate.
+        found: The difference, near ties of the bound left aside.
+        bound: From `quantised_bound`.
+        advice: What is wrong and what to do when it is too far.
+        measured: More to report.
+    """
+    good = (
+        found.mean_kl_nats <= bound["mean_kl_nats"]
+        and found.top1_agreement >= bound["top1_agreement"]
+        and found.perplexity_ratio <= bound["perplexity_ratio"]
+    )
+    measured = {**asdict(found), **measured}
+    verdict: Literal["pass", "fail"] = "pass" if good else "fail"
+    return Gate(name=name, measured=measured, bound=bound, verdict=verdict, reason="" if good else advice)
 
 
 @torch.inference_mode()

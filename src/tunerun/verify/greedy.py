@@ -11,12 +11,10 @@ import torch
 
 from tunerun.errors import MissingExtra
 from tunerun.models.generate import answer_greedily
+from tunerun.plan.steps import VERIFY_ANSWER_TOKENS
 from tunerun.verify import gguf_model
 from tunerun.verify.gates import Gate, logits_of
 
-UNQUANTISED = ("f32", "f16", "bf16")
-PROMPTS = 20
-_TOKENS = 32
 _ADVICE = "Export again; if it stays, the file's weights are not the model's."
 
 
@@ -39,7 +37,7 @@ def continue_prompts(network: Any, prompts: Sequence[Sequence[int]], near_tie_na
         prompts: Token ids.
         near_tie_nats: Lead of a first choice that rounding may undo.
     """
-    answers = answer_greedily(network, prompts, max_new_tokens=_TOKENS, stop_token_ids=())
+    answers = answer_greedily(network, prompts, max_new_tokens=VERIFY_ANSWER_TOKENS, stop_token_ids=())
     whole = [(*prompt, *answer.token_ids) for prompt, answer in zip(prompts, answers, strict=True)]
     found = []
     for ids, prompt, logits in zip(whole, prompts, logits_of(network, whole), strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from tunerun.formats.safetensors import read_table
 from tunerun.models import load
 from tunerun.plan.steps import Quantisation
 from tunerun.verify import gguf_model
-from tunerun.verify.gates import Difference, Gate, compare, logits_of
+from tunerun.verify.gates import Difference, Gate, compare, logits_of, near_tie_nats, quantised_bound, quantised_gate
 
 # Float32 sums in another order differ by parts in a million; their effect on a divergence is the square of that.
 _FLOAT32_KL_NATS = 1e-8
@@ -63,15 +62,6 @@ _GGUF_KL_NATS = {
     "tq2_0": 1e-1,
     "tq1_0": 1e-1,
 }
-_LEAST_AGREEMENT_FRACTION = 0.95
-
-
-def near_tie_nats(mean_kl_nats: float) -> float:
-    """Returns the lead of a first choice that rounding may undo.
-
-    Logits disturbed with standard deviation s diverge by about s^2 / 2 nats; three s is what chance hardly exceeds.
-    """
-    return 3.0 * math.sqrt(2.0 * mean_kl_nats)
 
 
 def merge_gate(
@@ -102,14 +92,14 @@ def merge_gate(
     adapted = load_adapter(network, adapter, trainable=False)
     wanted = logits_of(adapted, texts)
     with adapted.disable_adapter():
-        untuned = compare(wanted, logits_of(adapted, texts))
+        untuned = compare(texts, wanted, logits_of(adapted, texts))
     exact = adapted.merge_and_unload()
     for parameter in exact.parameters():
         parameter.data = parameter.data.to(dtype).float()
-    rounding = compare(wanted, logits_of(exact, texts))
+    rounding = compare(texts, wanted, logits_of(exact, texts))
     del network, adapted, exact
     gc.collect()
-    measured = compare(wanted, logits_of(load.load_model(merged, dtype=torch.float32, device=device), texts))
+    measured = compare(texts, wanted, logits_of(load.load_model(merged, dtype=torch.float32, device=device), texts))
     gc.collect()
     return _merge_verdict(measured, rounding, untuned)
 
@@ -178,9 +168,7 @@ def gguf_gate(kind: str, path: Path, texts: Sequence[list[int]], reference: Sequ
         threads: CPU threads.
     """
     name = f"gguf_logits:{path.name}"
-    limit = _GGUF_KL_NATS[kind]
-    tie = near_tie_nats(limit)
-    bound = {"mean_kl_nats": limit, "top1_agreement": _LEAST_AGREEMENT_FRACTION, "near_tie_nats": tie}
+    bound = quantised_bound(_GGUF_KL_NATS[kind])
     try:
         model = gguf_model.open_gguf(path, vocabulary_only=False, context=max(map(len, texts)), threads=threads)
     except MissingExtra as error:
@@ -190,7 +178,6 @@ def gguf_gate(kind: str, path: Path, texts: Sequence[list[int]], reference: Sequ
         measured: dict[str, Any] = {"vocabulary": found[0].shape[1]}
         reason = f"its vocabulary is not the model's ({reference[0].shape[1]}). Export again."
         return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=reason)
-    difference = compare(reference, found, near_tie_nats=tie)
-    good = difference.mean_kl_nats <= limit and difference.top1_agreement >= _LEAST_AGREEMENT_FRACTION
-    reason = "" if good else f"{kind} loses too much here. Take a finer type (q8_0, f16), or export again."
-    return Gate(name=name, measured=asdict(difference), bound=bound, verdict="pass" if good else "fail", reason=reason)
+    difference = compare(texts, reference, found, near_tie_nats=bound["near_tie_nats"])
+    advice = f"{kind} loses too much here. Take a finer type (q8_0, f16), or export again."
+    return quantised_gate(name, difference, bound, advice)

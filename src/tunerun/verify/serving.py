@@ -26,6 +26,7 @@ from tunerun.chat.template import ChatTemplate
 from tunerun.chat.tokenizer import Tokenizer
 from tunerun.errors import StageError
 from tunerun.models.ask import encode_text
+from tunerun.plan.steps import VERIFY_SERVED_ANSWERS, VERIFY_SERVED_TOKENS
 from tunerun.verify import probes
 from tunerun.verify.gates import Gate
 
@@ -33,8 +34,6 @@ NAME = "serving"
 _ADVICE = "Export again from the folder that was trained; do not exchange its tokenizer or template."
 _ANNOUNCED = re.compile(r"serving \S+ at (http://\S+)/v1")
 _PACKAGES = {"llamacpp": "llama_cpp"}
-_ANSWERED = 3
-_ANSWER_TOKENS = 8
 _STOP_SECONDS = 15
 _SAID_CHARACTERS = 1000
 
@@ -111,7 +110,7 @@ def _compare(client: httpx.Client, trained: Trained) -> tuple[dict[str, int], li
         compared += wanted is not None
         if found != wanted:
             faults.append(_fault(asked, found, wanted))
-        elif wanted is not None and answered < _ANSWERED:
+        elif wanted is not None and answered < VERIFY_SERVED_ANSWERS:
             answered += 1
             faults += _answer_faults(client, asked, len(wanted))
     measured = {"texts": compared, "different_texts": len(faults), "answers": answered}
@@ -130,7 +129,7 @@ def _tokens(client: httpx.Client, asked: dict[str, Any]) -> list[int] | None:
 def _answer_faults(client: httpx.Client, asked: dict[str, Any], tokens: int) -> list[str]:
     """Asks for a short answer, whose usage counts the tokens that were computed."""
     path = "/v1/completions" if "prompt" in asked else "/v1/chat/completions"
-    answer = client.post(path, json={**asked, "max_tokens": _ANSWER_TOKENS, "temperature": 0})
+    answer = client.post(path, json={**asked, "max_tokens": VERIFY_SERVED_TOKENS, "temperature": 0})
     if answer.is_error:
         return [f"{asked!r} gets no answer: {' '.join(answer.text.split())}."]
     found = answer.json()["usage"]["prompt_tokens"]

@@ -18,7 +18,7 @@ from tunerun.errors import GateError, StageError
 from tunerun.formats.pairs import PairStore, open_store
 from tunerun.formats.tokens import read_manifest
 from tunerun.models import load
-from tunerun.plan.steps import VerifyStep
+from tunerun.plan.steps import VERIFY_PROMPTS, VerifyStep
 from tunerun.progress import Progress
 from tunerun.verify import files, folders, greedy, llama_server, logits, probes, renderings, serving, tokens
 from tunerun.verify.gates import Gate, logits_of
@@ -91,7 +91,7 @@ def _gates(step: VerifyStep, out: Path) -> Iterator[Gate]:
         for engine in step.engines:
             yield serving.serving_gate(engine, out, trained, step.python)
     texts = [*_texts(step, tokenizer, template), *rows]
-    prompts = probes.prompt_rows(tokenizer, template, step.prompts, greedy.PROMPTS)
+    prompts = probes.prompt_rows(tokenizer, template, step.prompts, VERIFY_PROMPTS)
     yield from _logit_gates(step, out, base, _Rows(texts, prompts), whole)
 
 
@@ -135,7 +135,7 @@ def _logit_gates(step: VerifyStep, out: Path, base: Path, rows: _Rows, found: li
     else:
         network = load.load_model(source, dtype=torch.float32, device=device)
     reference = logits_of(network, rows.texts)
-    exact = [(kind, path) for kind, path in found if kind in greedy.UNQUANTISED] if step.level == "full" else []
+    exact = [(kind, path) for kind, path in found if kind in step.continued]
     answers = {kind: greedy.continue_prompts(network, rows.prompts, logits.gguf_tie_nats(kind)) for kind, _ in exact}
     del network
     gc.collect()
