@@ -108,3 +108,11 @@ def test_sizes_change_their_unit_at_a_tenth_of_a_gigabyte(value, text):
 )
 def test_durations_have_two_units_at_most(value, text):
     assert duration(value) == text
+
+
+def test_a_plan_shows_what_several_processes_are_told():
+    text = " ".join(shown(planned(hardware__strategy="zero2", hardware__processes=2)).split())
+    assert "launch/accelerate.yaml compute_environment 'LOCAL_MACHINE', distributed_type 'DEEPSPEED'" in text
+    assert "launch/deepspeed.json train_micro_batch_size_per_gpu 1" in text
+    assert "zero_optimization.stage 2" in text
+    assert "launch/" not in shown(planned())

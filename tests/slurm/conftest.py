@@ -10,6 +10,8 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.slurm import cluster as clusters
+from tunerun import artifacts
+from tunerun.run import inspect
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +49,11 @@ def tunerun(cluster, project):
 
 
 @pytest.fixture
-def state(tunerun):
-    """Returns what `tunerun show` calls the state of a run."""
-    return lambda run: tunerun("show", run).splitlines()[0].partition(": ")[2]
+def state(cluster, project, monkeypatch):
+    """Returns what `tunerun show` calls the state of a run; asked in this process, for the jobs need the cores."""
+    for name in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(name, cluster.env[name])
+    return lambda run: inspect.show(project / run).splitlines()[0].partition(": ")[2]
 
 
 @pytest.fixture
@@ -66,5 +70,19 @@ def wait(state):
             if now != seen[-1]:
                 seen.append(now)
         return seen
+
+    return until
+
+
+@pytest.fixture
+def wait_for_a_step(state, project):
+    """Waits until a run has logged a step."""
+
+    def until(run, seconds=400):
+        deadline = time.monotonic() + seconds
+        while not (project / run / artifacts.METRICS).is_file():
+            assert time.monotonic() < deadline, f"{run} logged no step"
+            assert state(run) not in ("done", "failed"), f"{run} logged no step and is {state(run)}"
+            time.sleep(0.3)
 
     return until

@@ -33,14 +33,15 @@ def test_two_nodes_come_to_what_one_process_comes_to(tunerun, wait, project):
     assert two == pytest.approx(one, abs=1e-5)
 
 
-def test_two_nodes_save_before_the_time_limit_and_go_on_to_the_same_bits(cluster, tunerun, wait, project):
+def test_two_nodes_save_before_the_time_limit_and_go_on_to_the_same_bits(
+    cluster, tunerun, wait, wait_for_a_step, project
+):
     long = (*SPREAD, *QUEUED, "train.max_steps=150")
     tunerun(*long, "run_dir=whole")
     assert wait("whole", "done", "failed")[-1] == "done", job_log(project / "whole")
     tunerun(*long, "run_dir=parts")
     run_dir = project / "parts"
-    while not (run_dir / "metrics.jsonl").is_file():
-        wait("parts", "running")
+    wait_for_a_step("parts")
     # What Slurm does before the time limit.
     cluster.ask("scancel", "--batch", "--signal=USR1", json.loads((run_dir / "job.json").read_text())["id"])
     assert wait("parts", "done", "failed")[-1] == "done", job_log(run_dir)

@@ -61,11 +61,10 @@ def test_the_time_limit_saves_and_queues_again_and_ends_with_the_same_bits(clust
     assert weights(run_dir) == weights(project / "whole")
 
 
-def test_a_cancelled_job_saves_first_and_is_submitted_by_hand(cluster, tunerun, wait, project):
+def test_a_cancelled_job_saves_first_and_is_submitted_by_hand(cluster, tunerun, wait, wait_for_a_step, project):
     tunerun(*TRAINING, *QUEUED, "train.max_steps=200", "train.global_batch_size=1", "run_dir=cancelled")
     run_dir = project / "cancelled"
-    while not (run_dir / "metrics.jsonl").is_file():
-        wait("cancelled", "running")
+    wait_for_a_step("cancelled")
     job = json.loads((run_dir / "job.json").read_text())["id"]
     cluster.ask("scancel", job)
     assert wait("cancelled", "preempted")[-1] == "preempted"
@@ -77,14 +76,13 @@ def test_a_cancelled_job_saves_first_and_is_submitted_by_hand(cluster, tunerun, 
     assert weights(run_dir) == weights(project / "not-cancelled")
 
 
-def test_ranks_of_a_job_save_together_and_go_on_to_the_same_bits(cluster, tunerun, wait, project):
+def test_ranks_of_a_job_save_together_and_go_on_to_the_same_bits(cluster, tunerun, wait, wait_for_a_step, project):
     ranks = (*TRAINING, "hardware=ddp", "hardware.device=cpu", "hardware.processes=2", "train.max_steps=150",
              "train.global_batch_size=2")  # fmt: skip
     ranks = tuple(item for item in ranks if item != "hardware=cpu")
     tunerun(*ranks, "cluster=slurm", "cluster.cpus=2", "run_dir=ranks")
     run_dir = project / "ranks"
-    while not (run_dir / "metrics.jsonl").is_file():
-        wait("ranks", "running")
+    wait_for_a_step("ranks")
     # What Slurm does before the time limit.
     cluster.ask("scancel", "--batch", "--signal=USR1", json.loads((run_dir / "job.json").read_text())["id"])
     seen = wait("ranks", "done", "failed")

@@ -10,6 +10,7 @@ import torch
 
 from tunerun import artifacts
 from tunerun.errors import Problem, StageError, UserError, require
+from tunerun.formats import safetensors
 from tunerun.models import fused
 from tunerun.models.folder import carry_files
 from tunerun.plan.steps import Quantisation
@@ -21,6 +22,7 @@ Head = Literal["tokens", "score"]
 """What a model gives: logits of the next token, or one score for a row (a classifier with one label)."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES_IN_FILES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def load_model(
@@ -178,6 +180,16 @@ def saved_dtype(folder: Path) -> torch.dtype:
             Problem(where=str(folder / CONFIG), what=f"{names[0]!r} weights cannot be written.", fix=f"{list(_DTYPES)}")
         )
     return _DTYPES[names[0]]
+
+
+def dtype_in_files(folder: Path) -> torch.dtype | None:
+    """Returns the number format of all weights of a folder, whatever config.json states; None when they have several.
+
+    Raises:
+        UserError: A file is damaged or missing.
+    """
+    found = {info.dtype for info in safetensors.read_table(folder).values()}
+    return _DTYPES_IN_FILES.get(found.pop()) if len(found) == 1 else None
 
 
 def save_model(

@@ -9,6 +9,7 @@ from typing import Any
 from tunerun.config.schema import RunConfig
 from tunerun.errors import Problem
 from tunerun.plan.placement import Placement
+from tunerun.plan.steps import TrainStep
 from tunerun.strategies import ZERO_STAGES, Strategy
 
 _WHERE = "hardware.accelerate"
@@ -37,6 +38,16 @@ def accelerate_config(placement: Placement) -> dict[str, Any]:
     if placement.strategy == "fsdp2":
         config["fsdp_config"] = {"fsdp_version": 2, "fsdp_offload_params": placement.offload}
     return config
+
+
+def launch_files(step: TrainStep) -> dict[str, Mapping[str, Any]]:
+    """Returns what the processes of a training are told, by the name of the file that keeps it."""
+    files: dict[str, Mapping[str, Any]] = {}
+    if step.placement.world_size > 1:
+        files["accelerate.yaml"] = accelerate_config(step.placement)
+    if step.deepspeed:
+        files["deepspeed.json"] = step.deepspeed
+    return files
 
 
 def deepspeed_file(content: Mapping[str, Any]) -> str | None:

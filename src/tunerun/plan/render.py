@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunerun import columns
+from tunerun import artifacts, columns
 from tunerun.config import typed
 from tunerun.config.schema import AnswerConfig, GgufType
+from tunerun.plan import accelerate
 from tunerun.plan.estimate import Estimate, gguf_bytes
 from tunerun.plan.plan import Plan, Volume
 from tunerun.plan.steps import (
@@ -53,8 +54,9 @@ def render(
         if isinstance(step, PublishStep):
             lines += _publishing(step, plan.estimate)
     lines += ["", "commands", *_commands(commands)]
-    if train is not None and train.deepspeed:
-        lines += ["", "deepspeed", *columns.fill(_settings(train.deepspeed), _WIDTH, first="  ", rest="  ")]
+    for name, config in ({} if train is None else accelerate.launch_files(train)).items():
+        lines += ["", f"{artifacts.LAUNCH}/{name}"]
+        lines += columns.fill(_settings(config), _WIDTH, first="  ", rest="  ")
     for name, text in files.items():
         # Not folded: it can be copied from here.
         lines += ["", name, *(f"  {line}".rstrip() for line in text.splitlines())]

@@ -23,6 +23,7 @@ from tunerun.config.schema import (
     EvalConfig,
     Fp8Config,
     GgufConfig,
+    GgufType,
     GptqConfig,
     MethodConfig,
     ModelConfig,
@@ -242,7 +243,7 @@ class VerifyStep:
     """Folder in the run directory, or an absolute path; null when neither merged/ nor export/ has it."""
     merged: bool
     """Whether merged/ exists."""
-    gguf_types: tuple[str, ...]
+    gguf_types: tuple[GgufType, ...]
     """GGUF files in export/ to compare."""
     folders: tuple[Literal["bnb4", "gptq", "awq", "fp8"], ...] = ()
     """Folders in export/ to compare."""

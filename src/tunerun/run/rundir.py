@@ -16,7 +16,7 @@ from tunerun import artifacts, redact
 from tunerun.config import typed
 from tunerun.config.schema import RunConfig
 from tunerun.errors import Problem, UserError
-from tunerun.plan.accelerate import accelerate_config
+from tunerun.plan.accelerate import launch_files
 from tunerun.plan.steps import TrainStep
 
 LOCK = ".lock"
@@ -84,13 +84,13 @@ def remove(path: Path) -> None:
 
 
 def write_launch(run_dir: Path, step: TrainStep) -> None:
-    """Writes what several processes are told, for people and for starting them by hand: launch/."""
-    if step.placement.world_size == 1:
-        return
-    text = yaml.safe_dump(accelerate_config(step.placement), sort_keys=False)
-    artifacts.write_text(run_dir / artifacts.LAUNCH / "accelerate.yaml", text)
-    if step.deepspeed:
-        artifacts.write_json(run_dir / artifacts.LAUNCH / "deepspeed.json", step.deepspeed)
+    """Writes what the processes are told, for people and for starting them by hand: launch/."""
+    for name, config in launch_files(step).items():
+        file = run_dir / artifacts.LAUNCH / name
+        if file.suffix == ".json":
+            artifacts.write_json(file, config)
+        else:
+            artifacts.write_text(file, yaml.safe_dump(dict(config), sort_keys=False))
 
 
 def write_config(run_dir: Path, config: RunConfig, secrets: tuple[str, ...]) -> None:

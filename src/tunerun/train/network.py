@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tunerun import artifacts
 from tunerun.base_model import BaseModel
@@ -23,7 +23,9 @@ from tunerun.models import adapters, held, load, pissa, vocabulary
 from tunerun.models.attention import SEGMENTS
 from tunerun.models.folder import set_chat_template
 from tunerun.plan.steps import TrainStep, quantisation_of
+from tunerun.strategies import SHARDED_STRATEGIES
 from tunerun.train.checkpoint import Checkpoint
+from tunerun.train.engines.engine import Settle, settled
 
 _MODEL = "model"
 
@@ -47,6 +49,8 @@ class Network:
     """Of a reward model with an adapter, which no later stage merges: writes the complete model folder."""
     rate_factors: Mapping[str, float] = field(default_factory=dict)
     """Learning rates of parameters as multiples of the schedule's, by name; 1 where a name is missing."""
+    settle: Settle = settled
+    """See `Parts.settle`."""
 
 
 def build(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Network:
@@ -81,24 +85,51 @@ def build(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Network
 
 def _whole(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Network:
     source = base.folder if found is None else found.folder / _MODEL
-    module = _weights(step, source, torch.float32, resumed=found is not None)
+    stored = load.saved_dtype(base.folder)
+    in_files = _left_in_files(step, source) if found is None else None
+    module = _weights(step, source, torch.float32, resumed=found is not None) if in_files is None else in_files
     if found is None and step.model.resize_embeddings:
         vocabulary.grow_to_tokenizer(module, base.folder)
-    stored = load.saved_dtype(base.folder)
     if step.method.kind == "freeze":
         freeze(module, step.method)
-        # Kept as they are stored where that is all the computation needs: they come out as they went in.
-        if step.placement.precision == "bf16" and stored == torch.bfloat16:
-            for parameter in module.parameters():
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(stored)
+    # Kept as they are stored where that is all the computation needs: they come out as they went in.
+    kept = step.placement.precision == "bf16" and stored == torch.bfloat16
+    settle = partial(_settle, frozen=stored if kept else torch.float32)
+    if step.placement.strategy not in SHARDED_STRATEGIES:
+        settle(module)
     write = partial(load.save_model, module, base=base.folder, max_shard_size_bytes=step.max_shard_size_bytes)
     return Network(
         module=module,
         save_checkpoint=lambda folder, weights: write(folder / _MODEL, weights, dtype=torch.float32),
         save=lambda folder, weights: _complete(partial(write, weights=weights), folder, stored, step, base),
         adapter=False,
+        settle=settle,
     )
+
+
+def _left_in_files(step: TrainStep, folder: Path) -> Any | None:
+    """Loads a model that ranks are to share out, whose weights are mapped and not read yet.
+
+    Returns:
+        The model in the number format of its files; None when that would not come to the same numbers.
+    """
+    if step.placement.strategy not in SHARDED_STRATEGIES or step.objective.kind == "reward":
+        return None
+    dtype = load.dtype_in_files(folder)
+    if dtype is None or step.model.init == "random" or step.model.resize_embeddings:
+        return None
+    module = _weights(step, folder, dtype, resumed=False)
+    # What a model computes from its config would be rounded: Gemma's factor of the embeddings, say.
+    rounded = any(value.is_floating_point() and value.dtype != torch.float32 for value in module.buffers())
+    return None if rounded else module
+
+
+@torch.no_grad()
+def _settle(part: nn.Module, *, frozen: torch.dtype) -> None:
+    for parameter in part.parameters():
+        wanted = torch.float32 if parameter.requires_grad else frozen
+        if parameter.dtype != wanted:
+            parameter.data = parameter.data.to(wanted)
 
 
 def freeze(module: Any, method: MethodConfig) -> None:

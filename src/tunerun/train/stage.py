@@ -187,6 +187,7 @@ def _parts(step: TrainStep, network: Network, ranks: Ranks) -> Parts:
 
     return Parts(
         network=network.module,
+        settle=network.settle,
         optimisers=optimisers,
         placement=step.placement,
         ranks=ranks,

@@ -25,6 +25,12 @@ from tunerun.train.ranks import Ranks
 
 T = TypeVar("T")
 Numbers = Mapping[str, int | float]
+Settle = Callable[[nn.Module], None]
+"""Gives the weights of a part of the network the number format that they are trained in."""
+
+
+def settled(part: nn.Module) -> None:
+    """Leaves weights as they are; a `Settle`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +47,8 @@ class Parts:
     """What an engine is made of."""
 
     network: Any
-    """The transformers model, adapter layers included, whole; where parameters are shared out, on the host."""
+    """The transformers model, adapter layers included, whole; where parameters are shared out, on the host, which may
+    not have read them from their files yet."""
     optimisers: Callable[[Mapping[str, Parameter]], tuple[Optimizer, ...]]
     """Makes what moves the parameters, which an engine may have replaced."""
     placement: Placement
@@ -50,6 +57,8 @@ class Parts:
     """Gradients are scaled down to this L2 norm; None leaves them as they are."""
     deepspeed: Mapping[str, Any]
     """DeepSpeed's config; empty for other strategies."""
+    settle: Settle = settled
+    """For a part of the network before its parameters are shared out, so that no process has to hold all of them."""
 
 
 class Engine(Protocol):

@@ -41,9 +41,9 @@ class Sharded:
         }
         self._network, self._ranks, self._limit = parts.network, parts.ranks, parts.max_grad_norm
         self._body: Any = Body(parts.network, placement)
-        for layer in parts.network.get_decoder().layers:
-            fully_shard(layer, **settings)
-        fully_shard(self._body, **settings)
+        for unit in (*parts.network.get_decoder().layers, self._body):
+            parts.settle(unit)
+            fully_shard(unit, **settings)
         self.parameters = trainable(parts.network)
         self._optimisers = parts.optimisers(self.parameters)
 

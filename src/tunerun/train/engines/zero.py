@@ -30,6 +30,9 @@ class Zero:
         deepspeed: Any = require("deepspeed", "deepspeed")
         self._deepspeed, self._network, self._ranks = deepspeed, parts.network, parts.ranks
         self.parameters = trainable(parts.network)
+        if parts.placement.precision == "fp32":
+            # For bf16 DeepSpeed itself changes the format of whatever it is given.
+            parts.settle(parts.network)
         rounded = _rounded(self.parameters) if parts.placement.precision == "bf16" else {}
         (self._optimiser,) = parts.optimisers(self.parameters)
         if parts.placement.device == "cpu":
@@ -150,9 +153,12 @@ def _do_without_shared_memory(deepspeed: Any) -> None:
 
 
 def _rounded(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the weights that bf16 cannot hold; DeepSpeed would make its fp32 copies from rounded ones."""
+    """Returns the weights that bf16 cannot hold; DeepSpeed would make its fp32 copies from rounded ones.
+
+    They are not copied: DeepSpeed gives a parameter other memory when it changes the number format.
+    """
     return {
-        name: value.detach().float().cpu().clone()
+        name: value.detach()
         for name, value in parameters.items()
         if not torch.equal(value.detach().bfloat16().float(), value.detach().float())
     }
