@@ -267,7 +267,7 @@ class VerifyStep:
         return VERIFY_PROBES + (VERIFY_ROWS if self.level == "full" else 0)
 
     @property
-    def continued(self) -> tuple[str, ...]:
+    def continued(self) -> tuple[GgufType, ...]:
         """GGUF types whose answers are compared token by token: unquantised ones."""
         return tuple(kind for kind in self.gguf_types if self.level == "full" and kind in ("f32", "f16", "bf16"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -123,7 +123,9 @@ class _Rows:
     """To go on from."""
 
 
-def _logit_gates(step: VerifyStep, out: Path, base: Path, rows: _Rows, found: list[tuple[str, Path]]) -> Iterator[Gate]:
+def _logit_gates(
+    step: VerifyStep, out: Path, base: Path, rows: _Rows, found: Sequence[tuple[str, Path]]
+) -> Iterator[Gate]:
     device, threads = step.placement.device, step.placement.threads
     source = out / artifacts.MERGED if step.merged else base
     if step.merged and step.adapter is not None:
