@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunerun.commands import target
-from tunerun.serve import chat
+from tunerun.serve.spawn import Spawned
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,6 +17,17 @@ def main(argv: Sequence[str]) -> int:
         The exit code.
     """
     words = list(argv)
-    if words and not words[0].startswith("-"):
+    if not words or words[0].startswith("-"):
+        return _talk(words, None)
+    with Spawned() as spawned:
+        return _talk(words, spawned)
+
+
+def _talk(words: list[str], spawned: Spawned | None) -> int:
+    # Imported here: the engine's process imports what it needs at the same time.
+    from tunerun.commands import target
+    from tunerun.serve import chat
+
+    if spawned is not None:
         words[0] = str(target.local_path(words[0]))
-    return chat.main(words, target.placement())
+    return chat.main(words, target.placement(), spawned)

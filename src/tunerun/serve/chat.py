@@ -14,6 +14,7 @@ from tunerun.plan.placement import Placement
 from tunerun.serve import options as asking
 from tunerun.serve.conversation import Conversation
 from tunerun.serve.local import LocalEngine
+from tunerun.serve.spawn import Spawned
 
 _PROMPT = "> "
 _HELP = """\
@@ -42,12 +43,13 @@ class Leave(Exception):  # noqa: N818 (what the user asked for)
     """The user wants to leave."""
 
 
-def main(argv: Sequence[str], placement: Placement | None = None) -> int:
+def main(argv: Sequence[str], placement: Placement | None = None, spawned: Spawned | None = None) -> int:
     """Talks to a model.
 
     Args:
         argv: Arguments after `chat`; the target is a path.
         placement: Device, precision and threads; None takes one CPU thread.
+        spawned: A process for the engine that has been started already.
 
     Returns:
         The exit code.
@@ -60,7 +62,7 @@ def main(argv: Sequence[str], placement: Placement | None = None) -> int:
     target = asking.find_target(Path(options.target), options, checkpoint=options.checkpoint, base=options.base)
     if target.unverified or target.unchecked:
         print(f"warning: {target.unverified or target.unchecked}", file=sys.stderr)
-    with LocalEngine(asking.engine_spec(target, placement or Placement(), options)) as engine:
+    with LocalEngine(asking.engine_spec(target, placement or Placement(), options), spawned) as engine:
         # The first question needs it, and the engine is loading meanwhile.
         import tunerun.chat.jinja  # noqa: F401
 

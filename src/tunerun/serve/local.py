@@ -14,6 +14,7 @@ from typing import Self
 from tunerun.errors import StageError
 from tunerun.serve.process import EngineProcess, exit_text
 from tunerun.serve.protocol import Cancel, EngineSpec, Failed, Finish, Generate, Message, Ready, Refused, Text
+from tunerun.serve.spawn import Spawned
 
 # An exit code tells that the engine ended, None that nobody wants the rest of an answer.
 Inbox = queue.SimpleQueue[Message | int | None]
@@ -31,14 +32,19 @@ class PromptRefused(Exception):  # noqa: N818 (the caller may shorten it)
 class LocalEngine:
     """A running engine, which may be asked by several threads at once; use as a context manager."""
 
-    def __init__(self, spec: EngineSpec) -> None:
-        """Starts the engine, which loads the model while the caller goes on."""
+    def __init__(self, spec: EngineSpec, spawned: Spawned | None = None) -> None:
+        """Starts the engine, which loads the model while the caller goes on.
+
+        Args:
+            spec: What it loads.
+            spawned: A process for it that has been started already.
+        """
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._inboxes: dict[int, Inbox] = {}
         self._beginning: Inbox = queue.SimpleQueue()
         self._exit_code: int | None = None
-        self._process = EngineProcess(spec, self._take, self._end)
+        self._process = EngineProcess(spec, self._take, self._end, spawned)
 
     @cached_property
     def ready(self) -> Ready:

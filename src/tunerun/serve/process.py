@@ -4,42 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 
 from tunerun.serve.protocol import EngineSpec, Message, decode, encode, encode_spec
-
-_CHILD = "tunerun.serve.engines.child"
-_CLOSE_SECONDS = 3.0
+from tunerun.serve.spawn import Spawned
 
 
 class EngineProcess:
     """A running engine; what it says is handed to callbacks on a thread of its own."""
 
-    def __init__(self, spec: EngineSpec, on_message: Callable[[Message], None], on_exit: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        on_message: Callable[[Message], None],
+        on_exit: Callable[[int], None],
+        spawned: Spawned | None = None,
+    ) -> None:
         """Starts the process.
 
         Args:
             spec: What it loads.
             on_message: Gets every message, in order.
             on_exit: Gets the exit code, after the last message; negative for a signal.
+            spawned: A process that has been started already; it is closed with this one.
         """
-        self._socket, theirs = socket.socketpair()
+        self._spawned = Spawned() if spawned is None else spawned
+        self._socket, self._process = self._spawned.socket, self._spawned.process
         self._on_message, self._on_exit = on_message, on_exit
-        with theirs:
-            # -P keeps modules out that happen to lie in the current directory. What a library prints goes to stderr.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", _CHILD, encode_spec(spec), str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=sys.stderr.fileno(),
-            )
         self._sender = threading.Lock()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        self._write(encode_spec(spec))
 
     @property
     def pid(self) -> int:
@@ -48,20 +44,17 @@ class EngineProcess:
 
     def send(self, message: Message) -> None:
         """Sends a message; to a process that has ended, nothing is sent, for its end is told to `on_exit`."""
-        with self._sender, contextlib.suppress(OSError):
-            self._socket.sendall(encode(message))
+        self._write(encode(message))
 
     def close(self) -> None:
         """Ends the process and waits for it."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        try:
-            self._process.wait(_CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._spawned.end()
         self._reader.join()
         self._socket.close()
+
+    def _write(self, line: bytes) -> None:
+        with self._sender, contextlib.suppress(OSError):
+            self._socket.sendall(line)
 
     def _read(self) -> None:
         with contextlib.suppress(ConnectionError), self._socket.makefile("rb") as lines:

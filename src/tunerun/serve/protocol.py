@@ -1,6 +1,6 @@
 """What the gateway and an engine process say to each other: one JSON object a line over a socket pair.
 
-    gateway -> engine   Generate, Cancel, Tokenize
+    gateway -> engine   EngineSpec, once; then Generate, Cancel, Tokenize
     engine  -> gateway  Ready or Failed, once; then for each Generate: Refused, or Accepted, Text ..., Finish;
                         for each Tokenize: Tokens
 
@@ -39,7 +39,7 @@ class ServerSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSpec:
-    """What an engine process loads; passed on its command line."""
+    """What an engine process loads."""
 
     engine: EngineName
     weights: str
@@ -203,14 +203,14 @@ def decode(line: bytes) -> Message:
     return _KINDS[fields.pop("kind")](**fields)
 
 
-def encode_spec(spec: EngineSpec) -> str:
-    """Turns a spec into a command-line argument."""
-    return json.dumps(dataclasses.asdict(spec))
+def encode_spec(spec: EngineSpec) -> bytes:
+    """Turns a spec into its line, the first that an engine process reads."""
+    return json.dumps(dataclasses.asdict(spec)).encode() + b"\n"
 
 
-def decode_spec(text: str) -> EngineSpec:
-    """Turns a command-line argument into a spec."""
-    fields = _tupled(json.loads(text))
+def decode_spec(line: bytes) -> EngineSpec:
+    """Turns a line into its spec."""
+    fields = _tupled(json.loads(line))
     return EngineSpec(**fields | {"server": ServerSettings(**_tupled(fields["server"]))})
 
 

@@ -1,4 +1,4 @@
-"""The engine process: `python -m tunerun.serve.engines.child SPEC DESCRIPTOR`.
+"""The engine process: `python -m tunerun.serve.engines.child DESCRIPTOR`.
 
 One thread takes messages off the socket, another hands them to the engine's service, whose own work is on the main
 thread. The process ends when the gateway closes the socket, however that came about.
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     """Loads an engine and serves it until the socket closes.
 
     Args:
-        argv: The spec as JSON, and the number of the socket's descriptor.
+        argv: The number of the socket's descriptor.
 
     Returns:
         The exit code; only when the engine cannot be loaded.
@@ -53,9 +53,10 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.excepthook = _die
-    spec, connection = decode_spec(argv[0]), socket.socket(fileno=int(argv[1]))
+    connection = socket.socket(fileno=int(argv[0]))
     inbox: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
+    spec = decode_spec(inbox.get())
     outbox = Outbox(connection)
     try:
         service = _start_function(spec)(spec, outbox.send)
