@@ -39,7 +39,7 @@ QUESTION = "Who are you?"
 ANSWER_TOKENS = 64
 # Of the part `gateway`: hot, so that an answer may be long.
 TEMPERATURE = 2.0
-STREAM_TOKENS = 64
+STREAM_TOKENS = 256
 REQUESTS = 30
 ALONE = """
 import sys
