@@ -191,7 +191,7 @@ def test_the_results_tell_what_the_last_stages_of_the_best_came_to(folder, monke
 def test_a_sweep_without_a_best_trial_offers_none(folder, capfd):
     assert cli.dispatch([*BASE, "data.path=rows.txt", "seed=1,2"]) == ExitCode.DONE
     out = capfd.readouterr().out
-    assert "there is no best one" in out
+    assert "there is no best one: no trial that ended well has eval_loss" in out
     assert "tunerun sweep best" not in out
 
 

@@ -15,13 +15,17 @@ from typing import Any
 
 import torch
 
-from tunerun.config.schema import MethodConfig
-from tunerun.models import adapters, load
-from tunerun.models.attention import SEGMENTS
-from tunerun.models.batch import MicroBatch
-from tunerun.models.loss import token_loss
-from tunerun.train.metrics import peak_memory_bytes
-from tunerun.train.network import freeze
+from tunerun import worker
+
+# As the worker loads the stage.
+with worker.without_bitsandbytes(needed=False):
+    from tunerun.config.schema import MethodConfig
+    from tunerun.models import adapters, load
+    from tunerun.models.attention import SEGMENTS
+    from tunerun.models.batch import MicroBatch
+    from tunerun.models.loss import token_loss
+    from tunerun.train.metrics import peak_memory_bytes
+    from tunerun.train.network import freeze
 
 
 def kept_by_layers(network: Any, batch: MicroBatch) -> int:

@@ -93,17 +93,25 @@ def test_what_wandb_cannot_do_is_told(arguments, message, folder):
 AGENT = """
 import multiprocessing, sys
 from pathlib import Path
+import wandb
 from wandb import wandb_agent
 from wandb.apis.public import sweeps
 
 points = [{"train.learning_rate": 0.002, "method.rank": 4}, {"train.learning_rate": 0.0005, "method.rank": 8}]
 answers = [
-    [{"type": "run", "run_id": f"run{number}", "args": {key: {"value": value} for key, value in point.items()}}]
+    [{
+        "type": "run",
+        "program": "tunerun",
+        "run_id": f"run{number}",
+        "args": {key: {"value": value} for key, value in point.items()},
+    }]
     for number, point in enumerate(points)
 ]
 sweeps._sweep_with_runs = lambda *_: {"config": Path(sys.argv[1]).read_text()}
 sweeps._register_agent = lambda *_, **__: {"id": "agent"}
-sweeps._agent_heartbeat = lambda *_: answers.pop(0) if answers else [{"type": "exit"}]
+# One run at a time.
+sweeps._agent_heartbeat = lambda api, agent, metrics, running: answers.pop(0) if answers and not running else []
+wandb.Api = lambda: None
 wandb_agent.Agent.POLL_INTERVAL = 0.2
 agent = wandb_agent.Agent(None, multiprocessing.Queue(), sweep_id="sweep", count=len(points))
 agent.run()
@@ -137,6 +145,7 @@ def test_wandbs_own_agent_runs_the_file(tmp_path):
 
     done = subprocess.run([sys.executable, "-c", AGENT, str(file)], capture_output=True, **options)
 
+    assert done.returncode == 0, done.stdout + done.stderr
     runs = sorted((folders["work"] / "outputs/quickstart").iterdir())
     assert len(runs) == 2, done.stdout + done.stderr
     tried = [rundir.load_config(run) for run in runs]

@@ -301,7 +301,7 @@ class _Driver:
         if self.stopped:
             print(f"go on: tunerun resume {sweep_dir}")
         elif table.best(rows, metrics) is None:
-            print(f"no trial ended well with a {' and a '.join(metrics)}: there is no best one")
+            print(f"there is no best one: {table.why_none(rows, metrics)}")
         else:
             print(f"the best as a recipe: tunerun sweep best {sweep_dir}")
         print(f"sweep: {sweep_dir}")

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         return ExitCode.DONE
     winner = table.best(rows, metrics)
     if winner is None:
-        raise UserError(Problem(where=str(sweep_dir), what=f"no trial ended well with a {' and a '.join(metrics)}."))
+        raise UserError(Problem(where=str(sweep_dir), what=f"{table.why_none(rows, metrics)}."))
     overrides = " ".join(f"{key}={value}" for key, value in winner.parameters.items())
     if not (sweep_dir / str(winner.trial)).is_dir():
         what = f"trial {winner.trial} is the best, and its directory is that of another process: {overrides}"

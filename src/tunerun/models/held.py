@@ -47,6 +47,9 @@ def hold(step: TrainStep | EvalStep, base: BaseModel) -> None:
     Raises:
         StageError: The weights are damaged or do not fit the config.
     """
+    if any(held.base != base for held in _held):
+        # Also for a step that holds none: its files may have changed since.
+        _held.clear()
     if not _leaves_base(step) or load.is_quantised(base.folder):
         return
     options = _options(
@@ -55,7 +58,7 @@ def hold(step: TrainStep | EvalStep, base: BaseModel) -> None:
         attention=SEGMENTS,
         trust_remote_code=False,
     )
-    if any(held.base == base and held.options == options for held in _held):
+    if any(held.options == options for held in _held):
         return
     _held.clear()
     # What is frozen is never collected, so that a collection in a copy does not touch, and copy, its pages.

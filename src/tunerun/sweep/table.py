@@ -45,6 +45,13 @@ def best(rows: Sequence[Outcome], metrics: Sequence[str]) -> Outcome | None:
     return good[0] if good else None
 
 
+def why_none(rows: Sequence[Outcome], metrics: Sequence[str]) -> str:
+    """Says why there is no winner, and what could be compared instead."""
+    measured = list(dict.fromkeys(key for row in rows if row.status in _FINISHED for key in row.metrics))
+    instead = f"; they have {', '.join(measured)} (sweep.metric)" if measured else ""
+    return f"no trial that ended well has {' and '.join(metrics)}{instead}"
+
+
 def _fronts(rows: Sequence[Outcome], metrics: Sequence[str]) -> list[list[Outcome]]:
     """Divides measured trials into fronts: those that none beats, those that only these beat, and so on (Pareto)."""
     left = [row for row in rows if _is_measured(row, metrics) and row.status in _FINISHED]
