@@ -22,7 +22,8 @@ from tunerun.data.questions import Question
 from tunerun.errors import UserError
 from tunerun.plan.placement import Placement
 from tunerun.plan.steps import ServeStep
-from tunerun.serve.compare import Answer
+from tunerun.serve.chat import Ask
+from tunerun.serve.compare import Answer, answer_all, answers_at_once, loaded
 
 FEW = ("--max-new-tokens", "8")
 
@@ -78,21 +79,24 @@ def test_a_terminal_shows_both_answers_while_they_are_written_and_ctrl_c_stops_t
 
 
 @pytest.mark.slow
-def test_adapters_of_the_same_weights_are_answered_by_one_process(run, tmp_path):
+def test_adapters_of_the_same_weights_are_answered_by_one_process_at_the_same_time(run, tmp_path):
     folders = [adapter(run, tmp_path / name, seed=seed) for seed, name in enumerate(("polite", "brief"))]
     base = json.loads((run / artifacts.MODEL).read_text(encoding="utf-8"))["folder"]
-    words = [f"{base}+{folder}" for folder in folders]
-    done = tunerun("compare", base, *words, *FEW, said="fox\ndog\n")
-    assert done.returncode == 0, done.stderr
-    alone = [tunerun("chat", word, *FEW, said="fox\ndog\n").stdout.splitlines() for word in (base, *words)]
-    assert [line.split("\t") for line in done.stdout.splitlines()] == [list(row) for row in zip(*alone, strict=True)]
-    assert len({tuple(row) for row in alone}) == 3
-    program = ("-m", "tunerun", "compare")
-    terminal = Terminal(base, *words, *FEW, program=program)
-    terminal.until("> $", seconds=60)
-    assert len(children_of(terminal.pid)) == 1
-    terminal.type("/quit\n")
-    assert terminal.leave() == 0
+    options = compare._parser().parse_args([base, *(f"{base}+{folder}" for folder in folders), *FEW])
+    targets = compare._targets(options)
+    assert [target.name for target in targets] == ["base", "polite", "brief"]
+    asked = [[{"role": "user", "content": text}] for text in ("fox", "dog")]
+    with loaded(targets, Placement(), options) as conversations:
+        assert len({id(conversation.engine) for conversation in conversations}) == 1
+        in_turn = [answer_all(conversation, asked, lambda: None) for conversation in conversations]
+        at_once = answers_at_once(conversations, [Ask("fox")] * 3, None)
+    alone = []
+    for target in targets:
+        with loaded([target], Placement(), options) as (conversation,):
+            alone.append(answer_all(conversation, asked, lambda: None))
+    assert in_turn == alone
+    assert at_once == [fox for fox, _ in alone]
+    assert len({fox.text for fox in at_once}) == 3
 
 
 def children_of(pid: int) -> list[str]:

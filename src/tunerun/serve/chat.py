@@ -219,7 +219,9 @@ _COMMANDS: dict[str, Callable[[Conversation, str], str | Ask]] = {
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tunerun chat", description="Talk to a model.", allow_abbrev=False)
-    parser.add_argument("target", metavar="TARGET", help="run directory, model folder, adapter folder or GGUF file")
+    parser.add_argument(
+        "target", metavar="TARGET", help="run directory, model folder, adapter folder, GGUF file, or BASE+ADAPTER"
+    )
     parser.add_argument("--checkpoint", type=int, metavar="N", help="the run's model after step N")
     parser.add_argument("--base", action="store_true", help="the run's base model")
     asking.add_sampling(parser)

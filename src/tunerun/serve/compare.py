@@ -129,37 +129,26 @@ def talk(conversations: Sequence[Conversation], names: Sequence[str]) -> list[st
                 print(told, file=sys.stderr)
                 continue
             is_terminal = sys.stdout.isatty()
-            answers = _asked(conversations, told, writer(names, sys.stdout) if is_terminal else None)
+            answers = answers_at_once(conversations, told, writer(names, sys.stdout) if is_terminal else None)
             if not is_terminal:
                 show(names, answers)
             faults += [answer.fault for answer in answers if answer.fault]
     return faults
 
 
-def show(names: Sequence[str], answers: Sequence[Answer]) -> None:
-    """Prints answers: side by side on a terminal, else in one line with tabs between them."""
-    if sys.stdout.isatty():
-        writer(names, sys.stdout).show([answer.shown for answer in answers], [False] * len(answers))
-    else:
-        print("\t".join(chat.one_line(answer.text).replace("\t", "\\t") for answer in answers), flush=True)
+def answers_at_once(
+    conversations: Sequence[Conversation], asks: Sequence[chat.Ask], screen: Writer | None
+) -> list[Answer]:
+    """Lets all models answer at the same time, on a thread each; Ctrl+C stops those that still write.
 
+    Args:
+        conversations: One for each model.
+        asks: What each is asked.
+        screen: Shows the answers while they are written.
 
-def _answer(conversation: Conversation, ask: chat.Ask, tell: Callable[[str], None] = lambda _: None) -> Answer:
-    """Lets a model answer, and tells each piece."""
-    answer, said = conversation.ask(ask.question, retries=ask.retries), list[str]()
-    try:
-        for piece in answer:
-            said.append(piece)
-            tell(piece)
-    except UserError as error:
-        return Answer("".join(said), str(error))
-    finally:
-        answer.close()
-    return Answer("".join(said))
-
-
-def _asked(conversations: Sequence[Conversation], asks: Sequence[chat.Ask], screen: Writer | None) -> list[Answer]:
-    """Lets all models answer at the same time, on a thread each; Ctrl+C stops those that still write."""
+    Raises:
+        StageError: An engine failed.
+    """
     pieces: Pieces = queue.SimpleQueue()
     stopped: list[bool] = []
 
@@ -189,6 +178,28 @@ def _asked(conversations: Sequence[Conversation], asks: Sequence[chat.Ask], scre
     if screen is not None:
         screen.show([answer.shown for answer in found], [False] * len(found))
     return found
+
+
+def show(names: Sequence[str], answers: Sequence[Answer]) -> None:
+    """Prints answers: side by side on a terminal, else in one line with tabs between them."""
+    if sys.stdout.isatty():
+        writer(names, sys.stdout).show([answer.shown for answer in answers], [False] * len(answers))
+    else:
+        print("\t".join(chat.one_line(answer.text).replace("\t", "\\t") for answer in answers), flush=True)
+
+
+def _answer(conversation: Conversation, ask: chat.Ask, tell: Callable[[str], None] = lambda _: None) -> Answer:
+    """Lets a model answer, and tells each piece."""
+    answer, said = conversation.ask(ask.question, retries=ask.retries), list[str]()
+    try:
+        for piece in answer:
+            said.append(piece)
+            tell(piece)
+    except UserError as error:
+        return Answer("".join(said), str(error))
+    finally:
+        answer.close()
+    return Answer("".join(said))
 
 
 def _follow(answers: Sequence[Future[Answer]], pieces: Pieces, screen: Writer | None) -> None:
