@@ -55,8 +55,10 @@ def verification(step: VerifyStep, size: Sizes | None, export: ExportConfig, cpu
     servers = len(step.engines) + (1 if step.chat and step.gguf_types else 0)
     flops = None if size is None else _flops(step, size)
     read = None if size is None else _read_bytes(step, size, export)
-    low = high = None
-    if flops is not None and read is not None and cpu is not None and (computing := step_seconds(flops, cpu, 1)):
+    computing = None if flops is None or cpu is None else step_seconds(flops, cpu, 1)
+    low: float | None = None
+    high: float | None = None
+    if computing is not None and read is not None:
         files = int(step.merged) + len(step.folders) + len(step.gguf_types)
         low, high = (
             computing[slow] + read / _READ_BYTES_A_SECOND[slow] + _STAGE_SECONDS[slow]
