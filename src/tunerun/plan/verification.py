@@ -19,8 +19,8 @@ from tunerun.plan.steps import (
 
 # Of a disk in a laptop and in a server; what was just written is often read from memory.
 _READ_BYTES_A_SECOND = (2e9, 2e8)
-# Start-up, a server and the texts of a file or folder. Measured on two cores: the quickstart's gates without a server took
-# 9 to 16 s in all, `serving:llamacpp` 1.4 to 6.8 s, `serving:transformers` 7.4 s.
+# Start-up, a server and the texts of a file or folder. Measured on two cores: the quickstart's gates without a server
+# took 9 to 16 s in all, `serving:llamacpp` 1.4 to 6.8 s, `serving:transformers` 7.4 s.
 _STAGE_SECONDS, _SERVER_SECONDS, _FILE_SECONDS = (4.0, 8.0), (1.5, 10.0), (0.5, 2.0)
 
 
