@@ -24,7 +24,7 @@ PACKED: tuple[PackedFolder, ...] = ("gptq", "awq", "fp8")
 
 # As `logits` has for GGUF types of as many bits: q4_0; q2_k, q4_k_m and q8_0. A seeded random model of two layers lost
 # 0.082 in AWQ. In FP8, with its inputs rounded, it lost 0.009 and the quickstart's model 0.010 (first choices 96 %
-# the same, perplexity 0.998 times): five times that, as these are small models and larger ones lose less.
+# the same, perplexity 0.998 times), which the bound allows five times.
 _BNB4_KL_NATS = 3e-1
 _GPTQ_KL_NATS = {2: 2.0, 4: 2e-1, 8: 1e-2}
 _AWQ_KL_NATS = 2e-1
