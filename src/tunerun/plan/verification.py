@@ -19,8 +19,9 @@ from tunerun.plan.steps import (
 
 # Of a disk in a laptop and in a server; what was just written is often read from memory.
 _READ_BYTES_A_SECOND = (2e9, 2e8)
-# Measured on two cores, with a small vocabulary and one of 152 k tokens: for the stage itself, a server, a file's text.
-_STAGE_SECONDS, _SERVER_SECONDS, _FILE_SECONDS = (4.0, 10.0), (4.0, 20.0), (0.5, 4.0)
+# Start-up, a server and the texts of a file or folder. Measured on two cores: the quickstart's gates without a server
+# took 9 to 16 s in all, `serving:llamacpp` 1.4 to 6.8 s, `serving:transformers` 7.4 s.
+_STAGE_SECONDS, _SERVER_SECONDS, _FILE_SECONDS = (4.0, 8.0), (1.5, 10.0), (0.5, 2.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +56,10 @@ def verification(step: VerifyStep, size: Sizes | None, export: ExportConfig, cpu
     servers = len(step.engines) + (1 if step.chat and step.gguf_types else 0)
     flops = None if size is None else _flops(step, size)
     read = None if size is None else _read_bytes(step, size, export)
-    low = high = None
-    if flops is not None and read is not None and cpu is not None and (computing := step_seconds(flops, cpu, 1)):
+    computing = None if flops is None or cpu is None else step_seconds(flops, cpu, 1)
+    low: float | None = None
+    high: float | None = None
+    if computing is not None and read is not None:
         files = int(step.merged) + len(step.folders) + len(step.gguf_types)
         low, high = (
             computing[slow] + read / _READ_BYTES_A_SECOND[slow] + _STAGE_SECONDS[slow]

@@ -22,12 +22,13 @@ from tunerun.verify.gates import Gate, compare, logits_of, quantised_bound, quan
 PackedFolder = Literal["gptq", "awq", "fp8"]
 PACKED: tuple[PackedFolder, ...] = ("gptq", "awq", "fp8")
 
-# As `logits` has for GGUF types of as many bits: q4_0; q2_k, q4_k_m and q8_0. FP8 rounds a weight by up to 6 %, as
-# types of 5 bits do.
+# As `logits` has for GGUF types of as many bits: q4_0; q2_k, q4_k_m and q8_0. A seeded random model of two layers lost
+# 0.082 in AWQ. In FP8, with its inputs rounded, it lost 0.009 and the quickstart's model 0.010 (first choices 96 %
+# the same, perplexity 0.998 times), which the bound allows five times.
 _BNB4_KL_NATS = 3e-1
 _GPTQ_KL_NATS = {2: 2.0, 4: 2e-1, 8: 1e-2}
 _AWQ_KL_NATS = 2e-1
-_FP8_KL_NATS = 8e-2
+_FP8_KL_NATS = 5e-2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
