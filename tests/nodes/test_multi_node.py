@@ -102,7 +102,7 @@ def test_two_nodes_come_to_what_one_process_comes_to(start, said, alone, tmp_pat
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_killed_node_ends_the_other_and_the_run_goes_on(nodes, start, said, tmp_path, lost):
-    long = ("train.max_steps=200",)
+    long = ("train.max_steps=60",)
     processes = start(*long, "run_dir=broken")
     until_step(tmp_path / "broken", 10)
     nodes[lost].kill()
