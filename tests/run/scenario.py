@@ -83,6 +83,7 @@ def plan(run_dir, config, stages=SHORT, types=("f16",)):
         steps=(first, *(steps[stage] for stage in stages)),
         estimate=None,
         volume=None,
+        verification=None,
         notes=(),
         warnings=(),
     )
