@@ -69,8 +69,7 @@ def test_text_that_is_held_comes_in_time_when_nothing_follows(ends):
     outbox, reader = ends
     outbox.send(text(0, "a"))
     outbox.send(text(0, "b"))
-    assert reader.there(0) == [text(0, "a")]
-    assert reader.there(LONG_SECONDS) == [text(0, "b")]
+    assert reader.until(Text, 2) == [text(0, "a"), text(0, "b")]
 
 
 def test_text_that_comes_fast_is_joined_with_its_scores(ends):
