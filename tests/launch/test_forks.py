@@ -212,7 +212,8 @@ def test_training_in_a_copy_gives_the_bits_of_training_alone(tmp_path, monkeypat
     assert shared == [alone, alone]
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_base_model_is_read_once_and_each_copy_finds_it_as_it_was(tmp_path, precision):
     step = train_step(LORA, max_steps=3, threads=2, precision=precision)
 

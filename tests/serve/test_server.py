@@ -53,7 +53,13 @@ def test_no_process_outlives_the_server(run_dir, how):
 
 
 def stream_into(served, lines: list[str]) -> None:
-    body = {"messages": [{"role": "user", "content": "fox"}], "max_tokens": 450, "temperature": 0, "stream": True}
+    body = {
+        "messages": [{"role": "user", "content": "fox"}],
+        "max_tokens": 450,
+        "temperature": 0,
+        "stream": True,
+        "n": 8,
+    }
     with (
         served.client() as client,
         client.stream("POST", "/v1/chat/completions", json=body) as reply,
