@@ -113,6 +113,11 @@ def test_generation_blocks_give_spans_and_leave_no_trace():
     assert template(MARKED).render(messages) == "[user]q[assistant]a![user]r"
 
 
+def test_a_template_without_generation_blocks_leaves_every_character():
+    odd = "\U0010fdd0a\U0010fdd1"
+    assert template("{{ messages[0].content }}").render([{"role": "user", "content": odd}]) == odd
+
+
 def test_generation_spans_equal_those_of_transformers():
     from transformers.utils.chat_template_utils import render_jinja_template
 

@@ -20,9 +20,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tunerun.chat.faults import ChatFault
+from tunerun.chat.template import Span, marks
 from tunerun.errors import Problem, UserError
-
-Span = tuple[int, int]
 
 # Python errors out of a template's own expressions, such as adding null to a text or dividing by nothing.
 _TEMPLATE_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
@@ -70,7 +69,7 @@ def render(source: str, date: datetime, values: Mapping[str, Any]) -> tuple[str,
     except _TEMPLATE_ERRORS as error:
         what = f"{type(error).__name__}: {error}"
         raise ChatFault("template-refuses", f"the chat template fails on the conversation: {what}") from error
-    return _unmarked(text) if _OPEN in text else (text, [])
+    return _unmarked(text) if marks(source) else (text, [])
 
 
 def _unmarked(text: str) -> tuple[str, list[Span]]:

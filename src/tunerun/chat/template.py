@@ -62,7 +62,7 @@ class ChatTemplate:
     @property
     def has_markers(self) -> bool:
         """Whether the template marks what is trained by `{% generation %}` blocks."""
-        return "endgeneration" in self.text + (self.tool_text or "")
+        return any(map(marks, filter(None, (self.text, self.tool_text))))
 
     def render_marked(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> tuple[str, list[Span]]:
         """Renders a conversation and says which characters its `{% generation %}` blocks made.
@@ -84,6 +84,11 @@ class ChatTemplate:
         source = self.tool_text if tools is not None and self.tool_text is not None else self.text
         given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": generation_prompt}
         return jinja.render(source, self.date, {**given, **self.variables})
+
+
+def marks(source: str) -> bool:
+    """Says whether a template's source has `{% generation %}` blocks."""
+    return "endgeneration" in source
 
 
 def load_template(
