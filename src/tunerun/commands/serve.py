@@ -12,7 +12,7 @@ from tunerun.commands import arguments, target
 from tunerun.config import resolve
 from tunerun.config.schema import EngineChoice
 from tunerun.errors import ExitCode, Problem, UserError
-from tunerun.plan import build
+from tunerun.plan.placement import whole_machine
 from tunerun.serve.fleet import named
 from tunerun.serve.protocol import EngineName
 from tunerun.serve.server import serve_targets
@@ -40,14 +40,14 @@ def main(argv: Sequence[str]) -> int:
     overrides = [item for item in rest if "=" in item]
     words = [item for item in rest if "=" not in item]
     if not words:
-        raise UserError("name a run, a model folder, a GGUF file or a hub id; BASE+ADAPTER for an adapter on its base.")
+        raise UserError(target.NOTHING_NAMED)
     strangers = [item for item in overrides if not item.lstrip("+").startswith(_SECTIONS)]
     if strangers:
         what = "only serve.* and env.serve.* keys apply here."
         raise UserError([Problem(where=item, what=what) for item in strangers])
     config = resolve.rebuild({}, overrides, section=_SECTIONS)
     python, machine = config.env.serve.python, machines.facts()
-    placement = build.single_placement(config, machine)
+    placement = whole_machine(machine)
     engines = _Engines(config.serve.engine, folder_engine(config.serve, placement, python))
     names = [name for value in options.get("--names", ()) for name in value.split(",")]
     targets = _targets([target.local_path(word) for word in words], names, engines, "--checkpoints" in options)

@@ -10,6 +10,8 @@ from tunerun.paths import looks_local, resolve_asset
 from tunerun.plan.placement import Placement, whole_machine
 from tunerun.serve.targets import split_adapter
 
+NOTHING_NAMED = "name a run, a model folder, a GGUF file or a hub id; BASE+ADAPTER for an adapter on its base."
+
 
 def placement() -> Placement:
     """Returns the whole machine: its GPUs when there are any."""
@@ -27,7 +29,7 @@ def local_path(target: str) -> Path:
         StageError: The model cannot be downloaded.
     """
     if not target:
-        raise UserError("name a run, a model folder, a GGUF file or a hub id; BASE+ADAPTER for an adapter on its base.")
+        raise UserError(NOTHING_NAMED)
     path = Path(resolve_asset(target)).expanduser()
     base, adapter = split_adapter(path)
     if adapter is not None:

@@ -28,8 +28,8 @@ SEGMENTS = "tunerun_segments"
 _FLASH_WIDTH, _FLASH_STEP = 256, 8
 
 # torch's flash kernel for CPUs (cpu_flash_attention, FlashAttentionKernel.cpp) takes 32 queries or more at a time and
-# compiles its products for each shape that it meets: 64 segments of 53 lengths took 57 ms the first time and 33 ms
-# again, and with lengths rounded up to this multiple 30 and 25 ms (one core of a Xeon with AMX).
+# compiles its products for each shape that it meets: 64 segments of 53 lengths took 39 to 43 ms the first time and
+# 27 again, and with lengths rounded up to this multiple 21 to 24 and 20 ms (one core of a Xeon with AMX).
 _TILE_TOKENS = 32
 
 # Query, key and value, as `segment_attention` takes them.

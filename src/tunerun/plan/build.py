@@ -136,11 +136,6 @@ def _device(config: RunConfig, machine: Machine) -> Device | None:
     return devices.of_cpu(machine, hardware.processes or 1)
 
 
-def single_placement(config: RunConfig, machine: Machine) -> Placement:
-    """Returns where a stage of one process runs: on a GPU when there is one, with all cores."""
-    return _single_placement(config, machine, _device(config, machine))
-
-
 def _single_placement(config: RunConfig, machine: Machine, device: Device | None) -> Placement:
     hardware = config.hardware
     on_gpu = device is None or device.name != "cpu"

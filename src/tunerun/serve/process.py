@@ -30,7 +30,6 @@ class EngineProcess:
             spawned: A process that has been started already; it is closed with this one.
         """
         self._spawned = Spawned() if spawned is None else spawned
-        self._socket, self._process = self._spawned.socket, self._spawned.process
         self._on_message, self._on_exit = on_message, on_exit
         self._sender = threading.Lock()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -40,7 +39,7 @@ class EngineProcess:
     @property
     def pid(self) -> int:
         """Process id."""
-        return self._process.pid
+        return self._spawned.process.pid
 
     def send(self, message: Message) -> None:
         """Sends a message; to a process that has ended, nothing is sent, for its end is told to `on_exit`."""
@@ -50,19 +49,19 @@ class EngineProcess:
         """Ends the process and waits for it."""
         self._spawned.end()
         self._reader.join()
-        self._socket.close()
+        self._spawned.socket.close()
 
     def _write(self, line: bytes) -> None:
         with self._sender, contextlib.suppress(OSError):
-            self._socket.sendall(line)
+            self._spawned.socket.sendall(line)
 
     def _read(self) -> None:
-        with contextlib.suppress(ConnectionError), self._socket.makefile("rb") as lines:
+        with contextlib.suppress(ConnectionError), self._spawned.socket.makefile("rb") as lines:
             for line in lines:
                 # A process killed in the middle of a line leaves half of it.
                 if line.endswith(b"\n"):
                     self._on_message(decode(line))
-        self._on_exit(self._process.wait())
+        self._on_exit(self._spawned.process.wait())
 
 
 def exit_text(code: int) -> str:
