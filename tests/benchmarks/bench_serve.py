@@ -2,7 +2,7 @@
 
 Run: `python tests/benchmarks/bench_serve.py [--run RUN] [--only PART] [--repeats 7]`.
 
-RUN is a finished run of the quickstart recipe; without one, it is made first. The parts:
+RUN is a finished run of the quickstart recipe, or a GGUF file; without one, the run is made first. The parts:
 
 first_token   start to first token of its GGUF file: `tunerun chat` and a script that loads it with llama-cpp-python,
               taking turns. Bound: 1.2x.

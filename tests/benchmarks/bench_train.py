@@ -8,8 +8,9 @@ seconds are those of training alone, first steps included, without imports. `--b
 tunerun chooses how its threads wait as it does when it starts a stage. TRL runs with its defaults (activations
 recomputed, padded batches of 8) and with its best flags (packed rows of 1024 tokens, nothing recomputed). bf16 needs a
 CPU that has it (avx512_bf16 or amx_bf16): others take minutes for a step. Printed are medians of real tokens a second
-and of CPU seconds, the last losses, and the ratios by time and by CPU seconds: on a shared machine the latter are the
-steadier ones.
+and of CPU seconds, the loss of the trained model over all samples, and the ratios by time and by CPU seconds: on a shared
+machine the latter are the steadier ones. That loss is computed in float32 by one script for all runners: those of the
+last steps are of other samples where rows are packed in another order.
 """
 
 from __future__ import annotations
@@ -82,9 +83,24 @@ trainer = trl.SFTTrainer(model=model, args=arguments, train_dataset=data, proces
 began = time.process_time()
 done = trainer.train()
 cpu = time.process_time() - began
-losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-json.dump({"seconds": done.metrics["train_runtime"], "steps": done.global_step, "loss": float(losses[-1]), "cpu": cpu},
+trainer.save_model(out + "/model")
+json.dump({"seconds": done.metrics["train_runtime"], "steps": done.global_step, "cpu": cpu},
           open(out + "/result.json", "w"))
+"""
+LOSS = """
+import json, sys
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[2], dtype=torch.float32)
+total, count = 0.0, 0
+with torch.no_grad():
+    for tokens, learned in json.load(open(sys.argv[1] + "/samples.json")):
+        logits = model(torch.tensor([tokens])).logits[0, :-1].double()
+        targets = torch.tensor(tokens[1:])[torch.tensor(learned[1:]) == 1]
+        logits = logits[torch.tensor(learned[1:]) == 1]
+        total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+        count += len(targets)
+print(total / count)
 """
 
 
@@ -171,7 +187,7 @@ def build(folder: Path, threads: int, epochs: int, precision: Any) -> int:
 
 
 def run(folder: Path, name: str, threads: int, epochs: int, precision: str) -> dict[str, float]:
-    """Trains in a fresh process; returns seconds and CPU seconds of training, steps and the last loss."""
+    """Trains in a fresh process; returns seconds and CPU seconds of training, steps and the model's loss after them."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         runner, kind = name.split()
@@ -189,12 +205,15 @@ def run(folder: Path, name: str, threads: int, epochs: int, precision: str) -> d
         if runner == "tunerun":
             environment |= with_wait_policy(Launch(argv=(), env={"OMP_NUM_THREADS": str(threads)}, without=())).env
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        trained = out / ("merged" if runner == "tunerun" else "model")
+        asked = [sys.executable, "-c", LOSS, str(folder), str(trained)]
+        loss = float(subprocess.run(asked, env=environment, check=True, stdout=subprocess.PIPE).stdout)
         if runner == "tunerun":
             last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
             cpu = json.loads((out / "cpu.json").read_text())
-            return {"seconds": last["seconds"], "cpu": cpu, "steps": last["step"], "loss": last["loss"]}
+            return {"seconds": last["seconds"], "cpu": cpu, "steps": last["step"], "loss": loss}
         found: dict[str, float] = json.loads((out / "result.json").read_text())
-        return found
+        return {**found, "loss": loss}
 
 
 @contextmanager
@@ -229,13 +248,13 @@ def main() -> None:
                 for name in names:
                     found[name].append(run(Path(scratch), name, *settings))
     print(f"{tokens:,} tokens, {options.precision}, {options.threads} threads, medians of {options.repeats}")
-    print(f"{'runner':16}{'tokens/s':>10}{'seconds':>9}{'CPU s':>8}{'steps':>7}{'last loss':>11}")
+    print(f"{'runner':16}{'tokens/s':>10}{'seconds':>9}{'CPU s':>8}{'steps':>7}{'loss after':>12}")
     rates, costs = {}, {}
     for name in names:
         seconds, cpu = (statistics.median(result[key] for result in found[name]) for key in ("seconds", "cpu"))
         rates[name], costs[name] = tokens / seconds, cpu
         steps, loss = int(found[name][-1]["steps"]), found[name][-1]["loss"]
-        print(f"{name:16}{rates[name]:>10,.0f}{seconds:>9.2f}{cpu:>8.1f}{steps:>7}{loss:>11.4f}")
+        print(f"{name:16}{rates[name]:>10,.0f}{seconds:>9.2f}{cpu:>8.1f}{steps:>7}{loss:>12.4f}")
     best = max(rates["tunerun rows"], rates["tunerun packed"])
     for kind, flags in (("rows", "defaults"), ("packed", "best flags")):
         faster = rates[f"tunerun {kind}"] / rates[f"trl {kind}"]

@@ -224,9 +224,10 @@ def _llama3_factors(config: Mapping[str, Any], rope: Mapping[str, Any]) -> list[
     import numpy as np
 
     size = head_size(config)
-    # In float32, as torch has it: the last bits count.
+    # In float32, as torch has it: the last bits count. Powers are rounded once, for numpy's differ between CPUs.
     exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
-    frequencies = np.float32(1.0) / np.power(np.float32(rope["rope_theta"]), exponents)
+    powers = [np.float32(math.pow(rope["rope_theta"], exponent)) for exponent in exponents]
+    frequencies = [np.float32(1.0) / power for power in powers]
     low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
     factor, old = rope["factor"], rope["original_max_position_embeddings"]
     factors = []
