@@ -20,7 +20,6 @@ import dataclasses
 import http.client
 import json
 import os
-import queue
 import re
 import shutil
 import statistics
@@ -161,13 +160,12 @@ class Clients:
     def __init__(self, spec: object) -> None:
         """Starts it."""
         from tunerun.serve.process import EngineProcess
-        from tunerun.serve.protocol import EngineSpec, Message
+        from tunerun.serve.protocol import EngineSpec
 
         assert isinstance(spec, EngineSpec)
-        self._messages: queue.SimpleQueue[Message | int] = queue.SimpleQueue()
-        self._process = EngineProcess(spec, self._messages.put, self._messages.put)
+        self._process = EngineProcess(spec)
         # Ready.
-        self._messages.get()
+        next(self._messages())
 
     def ask(self, numbers: range | list[int]) -> tuple[Mapping[int, str], float]:
         """Asks at once; returns the answers, and how many tokens of them were computed in a second."""
@@ -183,14 +181,14 @@ class Clients:
                     top_p=1, top_k=0, seed=0, stop=(),
                 )
             )  # fmt: skip
-        while left:
-            message = self._messages.get()
-            assert not isinstance(message, int), f"the engine ended with {message}"
+        for message in self._messages():
             if isinstance(message, Text):
                 texts[message.id] += message.text
             elif isinstance(message, Finish):
                 assert message.reason in ("stop", "length"), message
                 left, tokens = left - 1, tokens + message.completion_tokens
+            if not left:
+                break
         return texts, tokens / (time.perf_counter() - started)
 
     def stream(self, tokens: int, seed: int) -> tuple[float, int]:
@@ -204,9 +202,13 @@ class Clients:
                 top_p=1, top_k=0, seed=seed, stop=(),
             )
         )  # fmt: skip
-        while not isinstance(message := self._messages.get(), Finish):
-            assert not isinstance(message, int), f"the engine ended with {message}"
-        return time.perf_counter() - started, message.completion_tokens
+        end = next(message for message in self._messages() if isinstance(message, Finish))
+        return time.perf_counter() - started, end.completion_tokens
+
+    def _messages(self) -> Iterator[object]:
+        while (messages := self._process.read()) is not None:
+            yield from messages
+        raise SystemExit(f"the engine ended with {self._process.wait()}")
 
     def __enter__(self) -> Self:
         return self

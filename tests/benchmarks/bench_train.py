@@ -8,9 +8,9 @@ seconds are those of training alone, first steps included, without imports. `--b
 tunerun chooses how its threads wait as it does when it starts a stage. TRL runs with its defaults (activations
 recomputed, padded batches of 8) and with its best flags (packed rows of 1024 tokens, nothing recomputed). bf16 needs a
 CPU that has it (avx512_bf16 or amx_bf16): others take minutes for a step. Printed are medians of real tokens a second
-and of CPU seconds, the loss of the trained model over all samples, and the ratios by time and by CPU seconds: on a shared
-machine the latter are the steadier ones. That loss is computed in float32 by one script for all runners: those of the
-last steps are of other samples where rows are packed in another order.
+and of CPU seconds, the loss of the trained model over all samples, and the ratios by time and by CPU seconds: on a
+shared machine the latter are the steadier ones. That loss is computed in float32 by one script for all runners: those
+of the last steps are of other samples where rows are packed in another order.
 """
 
 from __future__ import annotations

@@ -28,6 +28,10 @@ def losses(run_dir):
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
+def training_seconds(run_dir):
+    return json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
+
+
 def job_log(run_dir):
     return "".join(path.read_text() for path in sorted((run_dir / "logs").glob("slurm-*.log")))
 
@@ -46,13 +50,17 @@ def test_a_run_is_queued_and_done(cluster, tunerun, wait, project):
 
 
 def test_the_time_limit_saves_and_queues_again_and_ends_with_the_same_bits(cluster, tunerun, wait, project):
-    long = (*TRAINING, "train.max_steps=600", "train.global_batch_size=1")
+    alone = (*TRAINING, "train.global_batch_size=1")
+    tunerun(*alone, "train.max_steps=100", "run_dir=probe")
+    # Slurm counts in minutes: training has to last longer than what the signal leaves of two of them, and not for ever.
+    steps = round(100 * 110 / training_seconds(project / "probe"))
+    long = (*alone, f"train.max_steps={steps}")
     tunerun(*long, "run_dir=whole")
     tunerun(*long, *QUEUED, 'cluster.time="0:02:00"', "cluster.signal_seconds=50", "run_dir=parts")
     seen = wait("parts", "done", "failed", seconds=1200)
     run_dir = project / "parts"
     assert seen[-1] == "done", job_log(run_dir)
-    assert "requeued" in seen, "the time limit was never reached: give it more steps"
+    assert "requeued" in seen, f"the time limit was never reached in {steps} steps"
     calls = record.read(run_dir).invocations
     assert len(calls) > 1
     assert [call.exit_code for call in calls] == [75] * (len(calls) - 1) + [0]

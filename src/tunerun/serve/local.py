@@ -44,7 +44,9 @@ class LocalEngine:
         self._inboxes: dict[int, Inbox] = {}
         self._beginning: Inbox = queue.SimpleQueue()
         self._exit_code: int | None = None
-        self._process = EngineProcess(spec, self._take, self._end, spawned)
+        self._process = EngineProcess(spec, spawned)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     @cached_property
     def ready(self) -> Ready:
@@ -98,6 +100,7 @@ class LocalEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._process.close()
+        self._reader.join()
 
     def _open(self, number: int) -> Inbox:
         inbox: Inbox = queue.SimpleQueue()
@@ -106,6 +109,12 @@ class LocalEngine:
             if self._exit_code is not None:
                 inbox.put(self._exit_code)
         return inbox
+
+    def _read(self) -> None:
+        while (messages := self._process.read()) is not None:
+            for message in messages:
+                self._take(message)
+        self._end(self._process.wait())
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Ready | Failed):

@@ -5,35 +5,26 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable
 
 from tunerun.serve.protocol import EngineSpec, Message, decode, encode, encode_spec
 from tunerun.serve.spawn import Spawned
 
+_READ_BYTES = 1 << 18
+
 
 class EngineProcess:
-    """A running engine; what it says is handed to callbacks on a thread of its own."""
+    """A running engine. A selector that watches it tells when `read` has something to return."""
 
-    def __init__(
-        self,
-        spec: EngineSpec,
-        on_message: Callable[[Message], None],
-        on_exit: Callable[[int], None],
-        spawned: Spawned | None = None,
-    ) -> None:
+    def __init__(self, spec: EngineSpec, spawned: Spawned | None = None) -> None:
         """Starts the process.
 
         Args:
             spec: What it loads.
-            on_message: Gets every message, in order.
-            on_exit: Gets the exit code, after the last message; negative for a signal.
             spawned: A process that has been started already; it is closed with this one.
         """
         self._spawned = Spawned() if spawned is None else spawned
-        self._on_message, self._on_exit = on_message, on_exit
         self._sender = threading.Lock()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._begun = b""
         self._write(encode_spec(spec))
 
     @property
@@ -41,27 +32,38 @@ class EngineProcess:
         """Process id."""
         return self._spawned.process.pid
 
+    def fileno(self) -> int:
+        """Returns the descriptor that its messages come from."""
+        return self._spawned.socket.fileno()
+
     def send(self, message: Message) -> None:
-        """Sends a message; to a process that has ended, nothing is sent, for its end is told to `on_exit`."""
+        """Sends a message; to a process that has ended, nothing is sent, for `read` tells that it has."""
         self._write(encode(message))
+
+    def read(self) -> list[Message] | None:
+        """Waits until it says something, once; returns the messages that are complete, or None when it has ended."""
+        try:
+            found = self._spawned.socket.recv(_READ_BYTES)
+        except OSError:
+            found = b""
+        if not found:
+            # A process killed in the middle of a line leaves half of it.
+            return None
+        *lines, self._begun = (self._begun + found).split(b"\n")
+        return [decode(line) for line in lines]
+
+    def wait(self) -> int:
+        """Waits for its end; returns the exit code, negative for a signal."""
+        return self._spawned.process.wait()
 
     def close(self) -> None:
         """Ends the process and waits for it."""
         self._spawned.end()
-        self._reader.join()
         self._spawned.socket.close()
 
     def _write(self, line: bytes) -> None:
         with self._sender, contextlib.suppress(OSError):
             self._spawned.socket.sendall(line)
-
-    def _read(self) -> None:
-        with contextlib.suppress(ConnectionError), self._spawned.socket.makefile("rb") as lines:
-            for line in lines:
-                # A process killed in the middle of a line leaves half of it.
-                if line.endswith(b"\n"):
-                    self._on_message(decode(line))
-        self._on_exit(self._spawned.process.wait())
 
 
 def exit_text(code: int) -> str:

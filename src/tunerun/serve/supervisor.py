@@ -207,19 +207,26 @@ class Supervisor:
         return first, messages
 
     async def _run_once(self, loop: asyncio.AbstractEventLoop) -> int:
-        ended: asyncio.Future[int] = loop.create_future()
+        process, ended = EngineProcess(self.spec), asyncio.Event()
 
-        def on_exit(code: int) -> None:
-            loop.call_soon_threadsafe(self._ended, ended, code)
+        def take() -> None:
+            messages = process.read()
+            if messages is None:
+                loop.remove_reader(process)
+                ended.set()
+            for message in messages or ():
+                self._dispatch(message)
 
-        def on_message(message: Message) -> None:
-            loop.call_soon_threadsafe(self._dispatch, message)
-
-        process = self._process = EngineProcess(self.spec, on_message, on_exit)
+        self._process = process
+        # Not on a thread of its own: to change threads for each piece takes longer than all that is done with it.
+        loop.add_reader(process, take)
         try:
-            return await ended
+            await ended.wait()
+            return await asyncio.to_thread(process.wait)
         finally:
+            loop.remove_reader(process)
             self._process = None
+            self._tell_end()
             await asyncio.to_thread(process.close)
 
     def _dispatch(self, message: Message) -> None:
@@ -234,13 +241,11 @@ class Supervisor:
                 # Nothing is left to cancel, and another request may come.
                 del self._open[message.id]
 
-    def _ended(self, ended: asyncio.Future[int], code: int) -> None:
+    def _tell_end(self) -> None:
         self.state = "restarting"
         for messages in self._open.values():
             messages.put_nowait(None)
         self._open.clear()
-        if not ended.done():
-            ended.set_result(code)
 
 
 async def _next(messages: Messages) -> Message:
