@@ -33,6 +33,14 @@ def test_results_are_read_as_they_were_written(tmp_path):
     assert "| a\\|b |" in (tmp_path / "results.md").read_text(encoding="utf-8")
 
 
+def test_a_sweep_without_results_is_told_from_another_folder(tmp_path):
+    with pytest.raises(UserError, match=r"not the directory of a sweep: no results\.json"):
+        table.read(tmp_path)
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(UserError, match="no trial of the sweep has ended yet.*tunerun resume"):
+        table.read(tmp_path)
+
+
 def test_results_of_another_schema_are_refused(tmp_path):
     (tmp_path / "results.json").write_text('{"schema": 99}')
     with pytest.raises(UserError, match="schema 99"):

@@ -17,7 +17,7 @@ from tunerun.run import page
 from tunerun.run.charts import number
 from tunerun.sweep import plots
 from tunerun.sweep.measures import better
-from tunerun.sweep.trials import Outcome
+from tunerun.sweep.trials import Outcome, is_sweep
 
 RESULTS = "results"
 _SCHEMA = 2
@@ -110,6 +110,9 @@ def read(sweep_dir: Path) -> tuple[list[Outcome], tuple[str, ...]]:
     """
     path = sweep_dir / f"{RESULTS}.json"
     if not path.is_file():
+        if is_sweep(sweep_dir):
+            fix = f"If it does not run any more: tunerun resume {sweep_dir}"
+            raise UserError(Problem(where=str(sweep_dir), what="no trial of the sweep has ended yet.", fix=fix))
         raise UserError(Problem(where=str(sweep_dir), what=f"is not the directory of a sweep: no {path.name}."))
     data = artifacts.read_json(path)
     if data["schema"] > _SCHEMA:
