@@ -24,6 +24,7 @@ class Outer:
     limit: int | None = None
     words: tuple[str, ...] = ()
     open: Mapping[str, str] = field(default_factory=dict)
+    closed: Mapping[Literal["a", "b"], int] = field(default_factory=dict)
     inner: Inner = Inner()
 
 
@@ -47,6 +48,7 @@ def test_the_whole_default_config_round_trips():
         ({"name": "x", "words": None}, "words", "null is not a list."),
         ({"name": "x", "words": ["a", ["b"]]}, "words[1]", "['b'] is not a text."),
         ({"name": "x", "open": [1]}, "open", "[1] is not a mapping."),
+        ({"name": "x", "closed": {"a": 1, "c": 2}}, "closed.c", "there is no `c` in `closed`."),
         ({"name": "x", "inner": 3}, "inner", "3 is not a section of keys."),
         ({"name": "x", "inner": {"kind": "b"}}, "inner.kind", "'b' is not one of its values."),
         ({"name": "x", "inner": {"sise": 1}}, "inner.sise", "there is no key `sise` in `inner`."),

@@ -37,7 +37,7 @@ def test_a_sweep_without_results_is_told_from_another_folder(tmp_path):
     with pytest.raises(UserError, match=r"not the directory of a sweep: no results\.json"):
         table.read(tmp_path)
     (tmp_path / "sweep.json").write_text("{}")
-    with pytest.raises(UserError, match="no trial of the sweep has ended yet.*tunerun resume"):
+    with pytest.raises(UserError, match=r"no trial of the sweep has ended yet\..*tunerun resume"):
         table.read(tmp_path)
 
 

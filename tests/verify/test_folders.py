@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.tiny import random_samples, tiny_qwen2
+from tunerun.config.schema import BoundConfig
 from tunerun.formats.compressed import unpack_fp8
 from tunerun.models import load
 from tunerun.verify.folders import packed_gate
-from tunerun.verify.gates import compare, logits_of
+from tunerun.verify.gates import Reference, compare, logits_of
 
 TEXTS = [list(tokens) for tokens, _ in random_samples(3, seed=5)]
 E4M3 = np.unique(unpack_fp8({"weight": np.delete(np.arange(256), [127, 255]), "weight_scale": np.float32(1)}))
@@ -56,7 +57,7 @@ def test_inputs_are_rounded_as_servers_round_them(model: Path, tmp_path: Path) -
     write_fp8(model, tmp_path / "fp8")
     network: Any = load.load_model(model, dtype=torch.float32, device="cpu")
     reference = logits_of(network, TEXTS)
-    gate = packed_gate("fp8", tmp_path / "fp8", model, TEXTS, reference, "cpu")
+    gate = packed_gate("fp8", tmp_path / "fp8", model, Reference(TEXTS, reference), "cpu", BoundConfig())
     assert (gate.verdict, gate.measured["layers"]) == ("pass", 14)
     for layer in network.modules():
         if isinstance(layer, torch.nn.Linear) and layer is not network.lm_head:
@@ -73,6 +74,6 @@ def test_inputs_are_rounded_as_servers_round_them(model: Path, tmp_path: Path) -
 def test_a_folder_that_was_not_quantised_fails(model: Path, tmp_path: Path) -> None:
     reference = logits_of(load.load_model(model, dtype=torch.float32, device="cpu"), TEXTS)
     shutil.copytree(model, tmp_path / "awq")
-    gate = packed_gate("awq", tmp_path / "awq", model, TEXTS, reference, "cpu")
+    gate = packed_gate("awq", tmp_path / "awq", model, Reference(TEXTS, reference), "cpu", BoundConfig())
     assert gate.verdict == "fail"
     assert "no layer is quantised" in gate.reason

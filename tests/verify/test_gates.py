@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tunerun.config.schema import BoundConfig
 from tunerun.verify.gates import Difference, compare, near_tie_nats, quantised_bound, quantised_gate
 
 
@@ -56,7 +57,24 @@ def test_the_perplexity_ratio_is_that_of_the_next_tokens() -> None:
 def test_each_measure_alone_fails_a_quantised_model(changed: dict[str, float], verdict: str) -> None:
     sound = {"mean_kl_nats": 0.09, "max_logit": 5.0, "top1_agreement": 0.96, "perplexity_ratio": 1.1}
     found = Difference(**{**sound, **changed})
-    gate = quantised_gate("gptq_logits:gptq", found, quantised_bound(0.1), "it loses too much.", layers=3)
+    bound = quantised_bound(0.1, BoundConfig())
+    gate = quantised_gate("gptq_logits:gptq", "gptq", found, bound, "Take more bits", layers=3)
     assert gate.verdict == verdict
     assert gate.measured["layers"] == 3
-    assert gate.reason == ("it loses too much." if changed else "")
+    assert bool(gate.reason) == bool(changed)
+
+
+def test_a_quantised_model_that_fails_is_told_its_measures_and_the_key_that_allows_them():
+    found = Difference(mean_kl_nats=0.25, max_logit=5.0, top1_agreement=0.5, perplexity_ratio=1.05)
+    gate = quantised_gate("g", "q4_k_m", found, quantised_bound(0.1, BoundConfig()), "Take a finer type")
+    assert gate.reason == (
+        "q4_k_m loses too much here: it diverges by 0.25 nats (bound 0.1); 50.0% of first choices agree (bound 95.0%). "
+        "Take a finer type, or allow it: verify.bounds.q4_k_m."
+    )
+
+
+def test_bounds_that_the_user_sets_take_the_place_of_our_own():
+    assert quantised_bound(0.1, BoundConfig(mean_kl_nats=0.5)) == quantised_bound(0.5, BoundConfig())
+    wanted = quantised_bound(0.1, BoundConfig(top1_agreement=0.8, perplexity_ratio=2.0))
+    own = quantised_bound(0.1, BoundConfig())
+    assert wanted == {**own, "top1_agreement": 0.8, "perplexity_ratio": 2.0}

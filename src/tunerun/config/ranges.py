@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunerun.config.schema import AnswerConfig, RunConfig, TrainConfig
+from tunerun.config.schema import AnswerConfig, BoundConfig, RunConfig, TrainConfig
 from tunerun.errors import Problem
 
 Range = tuple[str, Any, bool, str]
@@ -55,6 +55,7 @@ def check(config: RunConfig) -> list[Problem]:
             *_answer_ranges(config.answer),
             *_learning_ranges(config),
             *_train_ranges(config.train),
+            *(row for form, bound in config.verify.bounds.items() for row in _bound_ranges(form, bound)),
         ]
         if not good
     ]
@@ -74,6 +75,16 @@ def _answer_ranges(answer: AnswerConfig) -> list[Range]:
         ("answer.retries", answer.retries, answer.retries >= 0, ">= 0"),
         ("answer.timeout", answer.timeout, answer.timeout > 0, "> 0"),
     ]  # fmt: skip
+
+
+def _bound_ranges(form: str, bound: BoundConfig) -> list[Range]:
+    path, kl = f"verify.bounds.{form}", bound.mean_kl_nats
+    agreement, ratio = bound.top1_agreement, bound.perplexity_ratio
+    return [
+        (f"{path}.mean_kl_nats", kl, kl is None or kl > 0, "> 0"),
+        (f"{path}.top1_agreement", agreement, agreement is None or 0 <= agreement <= 1, "from 0 to 1"),
+        (f"{path}.perplexity_ratio", ratio, ratio is None or ratio > 0, "> 0"),
+    ]
 
 
 def _learning_ranges(config: RunConfig) -> list[Range]:

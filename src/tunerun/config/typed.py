@@ -118,7 +118,8 @@ def _convert(annotation: Any, value: Any, path: str, problems: list[Problem]) ->
     if origin is tuple:
         return _sequence(typing.get_args(annotation)[0], value, path, problems)
     if origin is not None and issubclass(origin, Mapping):
-        return _mapping(typing.get_args(annotation)[1], value, path, problems)
+        name, member = typing.get_args(annotation)
+        return _mapping(name, member, value, path, problems)
     if dataclasses.is_dataclass(annotation):
         return _dataclass(annotation, value, path, problems)
     return _scalar(annotation, value, path, problems)
@@ -151,11 +152,18 @@ def _sequence(member: Any, value: Any, path: str, problems: list[Problem]) -> An
     return tuple(_convert(member, item, f"{path}[{index}]", problems) for index, item in enumerate(items))
 
 
-def _mapping(member: Any, value: Any, path: str, problems: list[Problem]) -> Any:
+def _mapping(name: Any, member: Any, value: Any, path: str, problems: list[Problem]) -> Any:
     if not isinstance(value, Mapping):
         problems.append(Problem(where=path, what=f"{shown(value)} is not a mapping.", fix="Write {key: value}."))
         return None
-    return {str(key): _convert(member, item, f"{path}.{key}", problems) for key, item in value.items()}
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        if typing.get_origin(name) is not Literal or key in typing.get_args(name):
+            found[str(key)] = _convert(member, item, f"{path}.{key}", problems)
+        else:
+            fix = nearest(str(key), typing.get_args(name))
+            problems.append(Problem(where=f"{path}.{key}", what=f"there is no `{key}` in `{path}`.", fix=fix))
+    return found
 
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}

@@ -78,6 +78,7 @@ def steps(config: RunConfig, placement: Placement, gpu_bytes: tuple[int, ...] = 
                 quantisation=base_quantisation(config),
                 engines=_verified_engines(config, merged=merged, adapted=folder is not None),
                 python=config.env.serve.python,
+                bounds=config.verify.bounds,
             )
         )
     if "publish" in config.stages:

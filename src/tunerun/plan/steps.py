@@ -18,6 +18,7 @@ from tunerun.config.schema import (
     AnswerConfig,
     AwqConfig,
     Bnb4Config,
+    BoundConfig,
     DataConfig,
     EngineChoice,
     EvalConfig,
@@ -30,6 +31,7 @@ from tunerun.config.schema import (
     ObjectiveConfig,
     PublishConfig,
     Published,
+    QuantisedForm,
     ServeConfig,
     SourceConfig,
     TrackConfig,
@@ -260,11 +262,17 @@ class VerifyStep:
     """What the run is served by, to see whether the tokens of training arrive."""
     python: str | None = None
     """Interpreter that has an engine's server; null takes tunerun's own."""
+    bounds: Mapping[QuantisedForm, BoundConfig] = field(default_factory=dict)
+    """What forms of the model are held to instead of tunerun's own bounds."""
 
     @property
     def rows(self) -> int:
         """Texts that models are compared on, at most."""
         return VERIFY_PROBES + (VERIFY_ROWS if self.level == "full" else 0)
+
+    def bound(self, form: QuantisedForm) -> BoundConfig:
+        """Returns what a form of the model is held to."""
+        return self.bounds[form] if form in self.bounds else BoundConfig()
 
     @property
     def continued(self) -> tuple[GgufType, ...]:

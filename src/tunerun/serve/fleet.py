@@ -16,6 +16,7 @@ from tunerun.serve.supervisor import Supervisor
 from tunerun.serve.targets import Target, by_weights, group_spec
 
 NAME_PATTERN = "[A-Za-z0-9._-]{1,64}"
+_FAILED_FIX = "Mend what the report names, or serve it all the same: --force"
 _NAMES_FIX = "Name the targets with --names NAME,NAME."
 
 
@@ -92,7 +93,8 @@ def check_targets(targets: Sequence[Target]) -> None:
     Raises:
         UserError: A name is taken twice or cannot be one, or a model failed its gates.
     """
-    problems = [Problem(where=target.name, what=f"{target.unverified}.") for target in targets if target.unverified]
+    failed = [target for target in targets if target.unverified]
+    problems = [Problem(where=target.name, what=f"{target.unverified}.", fix=_FAILED_FIX) for target in failed]
     for name, count in Counter(target.name for target in targets).items():
         if not re.fullmatch(NAME_PATTERN, name):
             what = f"{name!r} cannot name a model: it needs 1 to 64 letters, digits, dots, dashes and underscores."

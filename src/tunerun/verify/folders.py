@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from tunerun import artifacts
+from tunerun.config.schema import BoundConfig
 from tunerun.errors import MissingExtra
 from tunerun.formats import compressed, gptq
 from tunerun.formats.floats import STORAGE, Float32, to_float32
 from tunerun.formats.safetensors import TensorInfo, read_table, read_tensor
 from tunerun.models import load
-from tunerun.verify.gates import Gate, compare, logits_of, quantised_bound, quantised_gate
+from tunerun.verify.gates import Gate, Reference, compare, logits_of, quantised_bound, quantised_gate
 
 PackedFolder = Literal["gptq", "awq", "fp8"]
 PACKED: tuple[PackedFolder, ...] = ("gptq", "awq", "fp8")
@@ -55,12 +56,7 @@ def _packing(kind: PackedFolder, folder: Path) -> _Packing:
 
 
 def packed_gate(
-    kind: PackedFolder,
-    folder: Path,
-    source: Path,
-    texts: Sequence[list[int]],
-    reference: Sequence[Tensor],
-    device: str,
+    kind: PackedFolder, folder: Path, source: Path, reference: Reference, device: str, wanted: BoundConfig
 ) -> Gate:
     """Compares a quantised folder with the model it was made from; its weights are unpacked here, without its library.
 
@@ -68,12 +64,12 @@ def packed_gate(
         kind: What made it.
         folder: As the export stage writes it.
         source: Folder of the model it was made from.
-        texts: Token ids.
-        reference: Logits of the model it was made from, in float32.
+        reference: The model it was made from.
         device: `cpu` or `cuda`.
+        wanted: Bounds that the user set.
     """
     name, packing = f"{kind}_logits:{folder.name}", _packing(kind, folder)
-    bound = quantised_bound(packing.kl_nats)
+    bound = quantised_bound(packing.kl_nats, wanted)
     network = load.load_model(source, dtype=torch.float32, device=device)
     # A tied head has the name of its own as well.
     parameters, table = dict(network.named_parameters(remove_duplicate=False)), read_table(folder)
@@ -91,9 +87,10 @@ def packed_gate(
     for key in (table.keys() & parameters.keys()) - set(packed):
         values = to_float32(read_tensor(table[key]), table[key].dtype)
         parameters[key].data.copy_(torch.from_numpy(values).reshape(parameters[key].shape))
-    difference = compare(texts, reference, logits_of(network, texts), near_tie_nats=bound["near_tie_nats"])
-    advice = "its bits lose too much here. Take more bits, calibrate on more rows, or export again."
-    return quantised_gate(name, difference, bound, advice, layers=len(layers))
+    found = logits_of(network, reference.texts)
+    difference = compare(reference.texts, reference.logits, found, near_tie_nats=bound["near_tie_nats"])
+    advice = "Take more bits, calibrate on more rows, export again"
+    return quantised_gate(name, kind, difference, bound, advice, layers=len(layers))
 
 
 def _replace_input(change: Callable[[Tensor], Tensor], _layer: torch.nn.Module, inputs: tuple[Tensor]) -> Tensor:
@@ -140,21 +137,20 @@ def _part(info: TensorInfo) -> Any:
     return to_float32(values, info.dtype).reshape(info.shape) if info.dtype in STORAGE else values
 
 
-def bnb4_gate(folder: Path, texts: Sequence[list[int]], reference: Sequence[Tensor], device: str) -> Gate:
+def bnb4_gate(folder: Path, reference: Reference, device: str, wanted: BoundConfig) -> Gate:
     """Compares a folder of 4-bit weights with the model it was made from.
 
     Args:
         folder: As `export.bnb4` writes it.
-        texts: Token ids.
-        reference: Logits of the model it was made from, in float32.
+        reference: The model it was made from.
         device: `cpu` or `cuda`.
+        wanted: Bounds that the user set.
     """
-    name, bound = f"bnb4_logits:{folder.name}", quantised_bound(_BNB4_KL_NATS)
+    name, bound = f"bnb4_logits:{folder.name}", quantised_bound(_BNB4_KL_NATS, wanted)
     try:
         network = load.load_model(folder, dtype=torch.float32, device=device)
     except MissingExtra as error:
         return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=str(error))
-    difference = compare(texts, reference, logits_of(network, texts), near_tie_nats=bound["near_tie_nats"])
-    return quantised_gate(
-        name, difference, bound, "4 bits lose too much here. Take a GGUF of a finer type, or export again."
-    )
+    found = logits_of(network, reference.texts)
+    difference = compare(reference.texts, reference.logits, found, near_tie_nats=bound["near_tie_nats"])
+    return quantised_gate(name, "bnb4", difference, bound, "Take a GGUF of a finer type, export again")

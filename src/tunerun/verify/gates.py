@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tunerun.config.schema import BoundConfig, QuantisedForm
+
 _LEAST_AGREEMENT_FRACTION = 0.95
 
 
@@ -57,6 +59,16 @@ class Difference:
     """The other's perplexity on the texts by the reference's."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the model that others are made from predicts."""
+
+    texts: Sequence[Sequence[int]]
+    """Token ids."""
+    logits: Sequence[Tensor]
+    """Of each text, (tokens, vocabulary), in float32."""
+
+
 def compare(
     texts: Sequence[Sequence[int]], reference: Sequence[Tensor], other: Sequence[Tensor], *, near_tie_nats: float = 0.0
 ) -> Difference:
@@ -97,41 +109,55 @@ def near_tie_nats(mean_kl_nats: float) -> float:
     return 3.0 * math.sqrt(2.0 * mean_kl_nats)
 
 
-def quantised_bound(mean_kl_nats: float) -> dict[str, float]:
+def quantised_bound(own_kl_nats: float, wanted: BoundConfig) -> dict[str, float]:
     """Returns what a quantised model is held to.
 
     In llama.cpp's table for Llama 3 8B (tools/perplexity/README.md) the logarithm of the perplexity ratio is near the
     divergence from q4_k_m to iq1_s, and below it for finer types, so that one number bounds both.
 
     Args:
-        mean_kl_nats: Largest mean divergence from the unquantised model.
+        own_kl_nats: Largest mean divergence from the unquantised model, unless another is wanted.
+        wanted: Bounds that the user set.
     """
+    divergence = _or(wanted.mean_kl_nats, own_kl_nats)
     return {
-        "mean_kl_nats": mean_kl_nats,
-        "top1_agreement": _LEAST_AGREEMENT_FRACTION,
-        "near_tie_nats": near_tie_nats(mean_kl_nats),
-        "perplexity_ratio": math.exp(mean_kl_nats),
+        "mean_kl_nats": divergence,
+        "top1_agreement": _or(wanted.top1_agreement, _LEAST_AGREEMENT_FRACTION),
+        "near_tie_nats": near_tie_nats(divergence),
+        "perplexity_ratio": _or(wanted.perplexity_ratio, math.exp(divergence)),
     }
 
 
-def quantised_gate(name: str, found: Difference, bound: dict[str, float], advice: str, **measured: Any) -> Gate:
+def _or(wanted: float | None, own: float) -> float:
+    return own if wanted is None else wanted
+
+
+def quantised_gate(
+    name: str, form: QuantisedForm, found: Difference, bound: dict[str, float], advice: str, **measured: Any
+) -> Gate:
     """Judges how far a quantised model is from the one it was made from.
 
     Args:
         name: Of the gate.
+        form: How it is quantised.
         found: The difference, near ties of the bound left aside.
         bound: From `quantised_bound`.
-        advice: What is wrong and what to do when it is too far.
+        advice: What to do when it is too far, without a full stop.
         measured: More to report.
     """
-    good = (
-        found.mean_kl_nats <= bound["mean_kl_nats"]
-        and found.top1_agreement >= bound["top1_agreement"]
-        and found.perplexity_ratio <= bound["perplexity_ratio"]
-    )
-    measured = {**asdict(found), **measured}
-    verdict: Literal["pass", "fail"] = "pass" if good else "fail"
-    return Gate(name=name, measured=measured, bound=bound, verdict=verdict, reason="" if good else advice)
+    divergence, agreement, ratio = (bound[key] for key in ("mean_kl_nats", "top1_agreement", "perplexity_ratio"))
+    faults: list[str] = []
+    # Written so that a NaN fails.
+    if not found.mean_kl_nats <= divergence:
+        faults.append(f"it diverges by {found.mean_kl_nats:.2g} nats (bound {divergence:.2g})")
+    if not found.top1_agreement >= agreement:
+        faults.append(f"{found.top1_agreement:.1%} of first choices agree (bound {agreement:.1%})")
+    if not found.perplexity_ratio <= ratio:
+        faults.append(f"its perplexity is {found.perplexity_ratio:.3f} times the model's (bound {ratio:.3f})")
+    fix = f"{advice}, or allow it: verify.bounds.{form}"
+    reason = f"{form} loses too much here: {'; '.join(faults)}. {fix}." if faults else ""
+    verdict: Literal["pass", "fail"] = "fail" if faults else "pass"
+    return Gate(name=name, measured={**asdict(found), **measured}, bound=bound, verdict=verdict, reason=reason)
 
 
 @torch.inference_mode()

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from tunerun.config.schema import BoundConfig, GgufType
 from tunerun.errors import MissingExtra
 from tunerun.formats.bitsandbytes import TORCH_NAMES
 from tunerun.formats.safetensors import read_table
 from tunerun.models import load
 from tunerun.plan.steps import Quantisation
 from tunerun.verify import gguf_model
-from tunerun.verify.gates import Difference, Gate, compare, logits_of, near_tie_nats, quantised_bound, quantised_gate
+from tunerun.verify.gates import Difference, Gate, Reference, compare, logits_of, quantised_bound, quantised_gate
 
 # Float32 sums in another order differ by parts in a million; their effect on a divergence is the square of that.
 _FLOAT32_KL_NATS = 1e-8
@@ -27,7 +27,7 @@ _ROUNDING_FACTOR = 2.0
 # Largest mean divergence from the unquantised model, in nats, by GGUF type: about six times what llama.cpp's own table
 # for Llama 3 8B shows (tools/perplexity/README.md), since small models suffer more. f16 and bf16 bound the rounding
 # of weights; f32 another order of summation.
-_GGUF_KL_NATS = {
+_GGUF_KL_NATS: Mapping[GgufType, float] = {
     "f32": 1e-4,
     "f16": 1e-3,
     "bf16": 5e-3,
@@ -152,32 +152,32 @@ def _open_base(base: Path, device: str, quantisation: Quantisation | None) -> An
     return load.load_dequantised(base, quantisation=quantisation, dtype=torch.float32, device="cpu").to(device)
 
 
-def gguf_tie_nats(kind: str) -> float:
-    """Returns the lead of a first choice that rounding to a GGUF type may undo."""
-    return near_tie_nats(_GGUF_KL_NATS[kind])
+def gguf_bound(kind: GgufType, wanted: BoundConfig) -> dict[str, float]:
+    """Returns what a GGUF type is held to."""
+    return quantised_bound(_GGUF_KL_NATS[kind], wanted)
 
 
-def gguf_gate(kind: str, path: Path, texts: Sequence[list[int]], reference: Sequence[Tensor], threads: int) -> Gate:
+def gguf_gate(kind: GgufType, path: Path, reference: Reference, threads: int, wanted: BoundConfig) -> Gate:
     """Compares a GGUF file, run by llama.cpp, with the model it was made from.
 
     Args:
         kind: Its llama.cpp type, such as `q4_k_m`.
         path: The file.
-        texts: Token ids.
-        reference: Logits of the model it was made from, in float32.
+        reference: The model it was made from.
         threads: CPU threads.
+        wanted: Bounds that the user set.
     """
-    name = f"gguf_logits:{path.name}"
-    bound = quantised_bound(_GGUF_KL_NATS[kind])
+    name, bound = f"gguf_logits:{path.name}", gguf_bound(kind, wanted)
     try:
-        model = gguf_model.open_gguf(path, vocabulary_only=False, context=max(map(len, texts)), threads=threads)
+        model = gguf_model.open_gguf(
+            path, vocabulary_only=False, context=max(map(len, reference.texts)), threads=threads
+        )
     except MissingExtra as error:
         return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=str(error))
-    found = gguf_model.logits(model, texts)
-    if found[0].shape[1] != reference[0].shape[1]:
+    found, wished = gguf_model.logits(model, reference.texts), reference.logits
+    if found[0].shape[1] != wished[0].shape[1]:
         measured: dict[str, Any] = {"vocabulary": found[0].shape[1]}
-        reason = f"its vocabulary is not the model's ({reference[0].shape[1]}). Export again."
+        reason = f"its vocabulary is not the model's ({wished[0].shape[1]}). Export again."
         return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=reason)
-    difference = compare(texts, reference, found, near_tie_nats=bound["near_tie_nats"])
-    advice = f"{kind} loses too much here. Take a finer type (q8_0, f16), or export again."
-    return quantised_gate(name, difference, bound, advice)
+    difference = compare(reference.texts, wished, found, near_tie_nats=bound["near_tie_nats"])
+    return quantised_gate(name, kind, difference, bound, "Take a finer type (q8_0, f16), export again")

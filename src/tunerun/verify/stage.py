@@ -14,6 +14,7 @@ from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.chat.template import ChatTemplate, load_template
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
+from tunerun.config.schema import GgufType
 from tunerun.errors import GateError, StageError
 from tunerun.formats.pairs import PairStore, open_store
 from tunerun.formats.tokens import read_manifest
@@ -21,7 +22,7 @@ from tunerun.models import load
 from tunerun.plan.steps import VERIFY_PROMPTS, VerifyStep
 from tunerun.progress import Progress
 from tunerun.verify import files, folders, greedy, llama_server, logits, probes, renderings, serving, tokens
-from tunerun.verify.gates import Gate, logits_of
+from tunerun.verify.gates import Gate, Reference, logits_of
 
 REPORT = "report.json"
 _FOLDERS = {"bnb4": artifacts.BNB4, "gptq": artifacts.GPTQ, "awq": artifacts.AWQ, "fp8": artifacts.FP8}
@@ -124,7 +125,7 @@ class _Rows:
 
 
 def _logit_gates(
-    step: VerifyStep, out: Path, base: Path, rows: _Rows, found: Sequence[tuple[str, Path]]
+    step: VerifyStep, out: Path, base: Path, rows: _Rows, found: Sequence[tuple[GgufType, Path]]
 ) -> Iterator[Gate]:
     device, threads = step.placement.device, step.placement.threads
     source = out / artifacts.MERGED if step.merged else base
@@ -136,20 +137,22 @@ def _logit_gates(
         network = logits.open_merged(base, out / step.adapter, device, step.quantisation)
     else:
         network = load.load_model(source, dtype=torch.float32, device=device)
-    reference = logits_of(network, rows.texts)
+    reference = Reference(rows.texts, logits_of(network, rows.texts))
     exact = [(kind, path) for kind, path in found if kind in step.continued]
-    answers = {kind: greedy.continue_prompts(network, rows.prompts, logits.gguf_tie_nats(kind)) for kind, _ in exact}
+    ties = {kind: logits.gguf_bound(kind, step.bound(kind))["near_tie_nats"] for kind, _ in exact}
+    answers = {kind: greedy.continue_prompts(network, rows.prompts, nats) for kind, nats in ties.items()}
     del network
     gc.collect()
     if "bnb4" in step.folders:
-        yield folders.bnb4_gate(out / artifacts.BNB4, rows.texts, reference, device)
+        yield folders.bnb4_gate(out / artifacts.BNB4, reference, device, step.bound("bnb4"))
     for name in folders.PACKED:
         if name in step.folders:
-            yield folders.packed_gate(name, out / _FOLDERS[name], source, rows.texts, reference, device)
+            folder, wanted = out / _FOLDERS[name], step.bound(name)
+            yield folders.packed_gate(name, folder, source, reference, device, wanted)
     for kind, path in found:
-        yield logits.gguf_gate(kind, path, rows.texts, reference, threads)
+        yield logits.gguf_gate(kind, path, reference, threads, step.bound(kind))
     for kind, path in exact:
-        yield greedy.greedy_gate(path, answers[kind], logits.gguf_tie_nats(kind), threads)
+        yield greedy.greedy_gate(path, answers[kind], ties[kind], threads)
 
 
 def _texts(step: VerifyStep, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[list[int]]:

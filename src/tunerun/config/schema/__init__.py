@@ -24,6 +24,7 @@ from tunerun.config.schema.kinds import (
     ObjectiveKind,
     Optimizer,
     Published,
+    QuantisedForm,
     Stage,
     used_by,
 )
@@ -38,6 +39,7 @@ from tunerun.config.schema.model import ModelConfig, ShapeConfig
 from tunerun.config.schema.results import (
     AwqConfig,
     Bnb4Config,
+    BoundConfig,
     EvalConfig,
     ExportConfig,
     Fp8Config,
@@ -61,6 +63,7 @@ __all__ = [
     "AnswerConfig",
     "AwqConfig",
     "Bnb4Config",
+    "BoundConfig",
     "ClusterConfig",
     "DataConfig",
     "DataFormat",
@@ -85,6 +88,7 @@ __all__ = [
     "ParameterConfig",
     "PublishConfig",
     "Published",
+    "QuantisedForm",
     "RunConfig",
     "ServeConfig",
     "ServeEnvConfig",

@@ -14,6 +14,9 @@ GgufType = Literal[
     "iq3_xs", "iq3_xxs", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s",
 ]  # fmt: skip
 
+# Forms of a model with fewer bits, as `export` makes them: GGUF types, and folders.
+QuantisedForm = Literal[GgufType, "bnb4", "gptq", "awq", "fp8"]
+
 # What can compute the answers of a served model.
 EngineChoice = Literal["auto", "llamacpp", "vllm", "transformers", "lmdeploy", "ollama", "llama_server"]
 

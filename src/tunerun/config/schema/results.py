@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tunerun.config.schema.kinds import EngineChoice, GgufType, Published, used_by
+from tunerun.config.schema.kinds import EngineChoice, GgufType, Published, QuantisedForm, used_by
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,11 +121,27 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BoundConfig:
+    """How far an exported file or folder may be from the model that it was made from."""
+
+    mean_kl_nats: float | None = None
+    """Largest mean divergence of what it predicts for the next token, in nats; null takes tunerun's own for the form,
+    which `verify/report.json` shows."""
+    top1_agreement: float | None = None
+    """Smallest share of places with the same likeliest token, near ties left aside; null takes 0.95."""
+    perplexity_ratio: float | None = None
+    """Largest perplexity, as a multiple of the model's own; null takes e to the power of the divergence."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyConfig:
     """Proof that the exported model is the trained one."""
 
     level: Literal["quick", "full", "off"] = "quick"
     """`quick` compares on a few prompts, `full` on the held-out rows too."""
+    bounds: Mapping[QuantisedForm, BoundConfig] = field(default_factory=dict)
+    """What forms of the model are held to, by their names: `q4_k_m` and other GGUF types, `bnb4`, `gptq`, `awq`,
+    `fp8`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
