@@ -12,6 +12,7 @@ from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.errors import StageError
 from tunerun.models import load
+from tunerun.models.attention import SEGMENTS
 from tunerun.models.folder import set_chat_template
 
 
@@ -59,6 +60,14 @@ def test_random_weights_follow_their_seed(tmp_path: Path) -> None:
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_packed_rows_are_not_computed_by_a_model_that_may_mix_them(tmp_path: Path) -> None:
+    base = tiny_qwen2(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "architectures": ["MambaForCausalLM"]}))
+    with pytest.raises(StageError, match="MambaForCausalLM is not among the architectures that are trained"):
+        load.load_model(base, dtype=torch.float32, device="cpu", attention=SEGMENTS)
 
 
 def test_pickled_and_damaged_weights_are_refused(tmp_path: Path) -> None:

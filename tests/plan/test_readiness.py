@@ -47,6 +47,13 @@ def test_each_obstacle_names_its_key(changes, message):
     assert problem.startswith(message)
 
 
+def test_other_architectures_are_delivered_but_not_trained():
+    other = {"architecture": "StableLmForCausalLM"}
+    assert found(model__shape=other, stages=["merge", "export", "verify"]) == []
+    (problem,) = found(model__shape=other, stages=["data", "train"])
+    assert problem.startswith("model.path: train: StableLmForCausalLM is not among the architectures that are trained.")
+
+
 def test_what_no_stage_uses_is_no_obstacle():
     assert found(hardware__strategy="ddp", stages=["data", "eval"]) == []
     assert found(serve__engine="vllm") == []

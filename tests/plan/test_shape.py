@@ -131,7 +131,7 @@ def test_what_config_json_leaves_out_is_the_default_of_the_class(tmp_path):
     [
         (None, "cannot be read"),
         ("{", "config.json:1: is not JSON"),
-        ('{"architectures": ["GPT2LMHeadModel"]}', "GPT2LMHeadModel is not an architecture"),
+        ('{"architectures": ["BertForMaskedLM"]}', "BertForMaskedLM is not a model that continues text"),
         ('{"architectures": ["LlamaForCausalLM"]}', "has no 'num_attention_heads'"),
         ("{}", "has no 'architectures'"),
         ("[]", "is not an object"),
@@ -144,3 +144,10 @@ def test_a_folder_without_a_readable_config_is_refused(text, message, tmp_path):
     with pytest.raises(UserError, match=r"config\.json") as error:
         read_shape(tmp_path)
     assert message in str(error.value)
+
+
+def test_of_an_architecture_without_known_sizes_there_is_the_name_alone(tmp_path):
+    write(tmp_path, {"architectures": ["StableLmForCausalLM"]})
+    shape = read_shape(tmp_path)
+    assert shape.architecture == "StableLmForCausalLM"
+    assert not is_complete(shape)

@@ -1,4 +1,5 @@
-"""What GGUF needs to know about each model architecture, one row of facts for each class that config.json names.
+"""Which model architectures are trained, and what GGUF needs to know of those that it is written for here: one row of
+facts for each class that config.json names.
 
 Tensor names and metadata keys are llama.cpp's (`gguf-py/gguf/constants.py`, `conversion/*.py`). Read by plans, which
 ask what can be written, and by the export.
@@ -109,6 +110,19 @@ _LLAMA = Architecture(
     rope_types=("default", "linear", "yarn", "llama3", "dynamic"),
     defaults=_EPSILON,
 )
+
+TRAINED_ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "InternLM2ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "GemmaForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+)
+"""Classes of transformers that are trained and measured: samples of one row are known not to see each other in them.
+Others are merged, exported, verified and served."""
 
 GGUF_ARCHITECTURES: Mapping[str, Architecture] = {
     "Qwen2ForCausalLM": Architecture(

@@ -11,7 +11,9 @@ import torch
 from tunerun import artifacts
 from tunerun.errors import Problem, StageError, UserError, require
 from tunerun.formats import safetensors
+from tunerun.formats.architectures import TRAINED_ARCHITECTURES
 from tunerun.models import fused
+from tunerun.models.attention import SEGMENTS
 from tunerun.models.folder import carry_files
 from tunerun.plan.steps import Quantisation
 
@@ -51,8 +53,10 @@ def load_model(
 
     Raises:
         MissingExtra: bitsandbytes is needed and not installed.
-        StageError: The weights are damaged or do not fit the config.
+        StageError: The weights are damaged or do not fit the config, or the attention cannot be that of the model.
     """
+    if attention == SEGMENTS and head == "tokens":
+        _require_known(folder)
     from safetensors import SafetensorError
     from transformers.utils import logging as reports
 
@@ -82,6 +86,18 @@ def load_model(
         return model.to(device)
     # bitsandbytes' weights are already there, and refuse to be moved.
     return _compute_alike(model)
+
+
+def _require_known(folder: Path) -> None:
+    """Refuses what may compute attention, or mix tokens, in a way that does not keep samples of one row apart.
+
+    Raises:
+        StageError: The folder is of such a model.
+    """
+    names = artifacts.read_json(folder / CONFIG).get("architectures") or ["its model"]
+    if names[0] not in TRAINED_ARCHITECTURES:
+        known = ", ".join(TRAINED_ARCHITECTURES)
+        raise StageError(f"{folder}: {names[0]} is not among the architectures that are trained. Those are: {known}.")
 
 
 def _options(folder: Path, quantisation: Quantisation | None, dtype: torch.dtype, device: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tunerun import machine as machines
 from tunerun.config.data_sources import data_paths
 from tunerun.config.schema import BITSANDBYTES_OPTIMIZERS, PAGED_OPTIMIZERS, RunConfig
 from tunerun.errors import Problem
-from tunerun.formats.architectures import GGUF_ARCHITECTURES
+from tunerun.formats.architectures import GGUF_ARCHITECTURES, TRAINED_ARCHITECTURES
 from tunerun.machine import Machine
 from tunerun.plan import delivery, nodes, tasks
 from tunerun.plan.delivery import trains_adapter
@@ -61,6 +61,11 @@ def _not_built(config: RunConfig) -> list[Problem]:
         if needed and value not in known
     ]
     architecture = config.model.shape.architecture
+    computing = ", ".join(stage for stage in config.stages if stage in ("train", "eval"))
+    if architecture is not None and architecture not in TRAINED_ARCHITECTURES and computing:
+        what = f"{computing}: {architecture} is not among the architectures that are trained."
+        fix = f"Those are: {', '.join(TRAINED_ARCHITECTURES)}. Others can be merged, exported, verified and served."
+        found.append(Problem(where="model.path", what=what, fix=fix))
     adapted = config.model.adapter is not None or trains_adapter(config)
     merges = "merge" in config.stages or not adapted
     if "export" in config.stages and architecture is not None and architecture not in GGUF_ARCHITECTURES and not merges:

@@ -9,20 +9,14 @@ from typing import Any
 
 from tunerun.config.schema import ShapeConfig
 from tunerun.errors import Problem, UserError
+from tunerun.formats.architectures import TRAINED_ARCHITECTURES
 
 # What the transformers classes of these names build, where it is not in config.json.
 _QKV_BIAS_ONLY = ("Qwen2ForCausalLM",)
 _HEAD_NORMS = ("Qwen3ForCausalLM", "Gemma3ForCausalLM")
 _FOUR_NORMS = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
 _TIED_BY_DEFAULT = ("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM")
-ARCHITECTURES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "InternLM2ForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    *_TIED_BY_DEFAULT,
-)
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,11 +158,11 @@ def is_complete(shape: ShapeConfig) -> bool:
 def read_shape(folder: Path) -> ShapeConfig:
     """Reads the shape of a local model from its config.json, without transformers.
 
-    Args:
-        folder: Holds config.json of one of `ARCHITECTURES`.
+    Returns:
+        Of an architecture that is not one of `TRAINED_ARCHITECTURES`, its name alone.
 
     Raises:
-        UserError: There is no config.json, it is damaged, or it is of another architecture.
+        UserError: There is no config.json, it is damaged, or it is of no model that continues text.
     """
     path = folder / "config.json"
     try:
@@ -188,9 +182,11 @@ def _shape(config: Any, path: Path) -> ShapeConfig:
     if not config["architectures"]:
         raise KeyError("architectures")
     architecture = config["architectures"][0]
-    if architecture not in ARCHITECTURES:
-        what = f"{architecture} is not an architecture that can be estimated."
-        raise UserError(Problem(where=str(path), what=what, fix=f"Known: {', '.join(ARCHITECTURES)}."))
+    if not architecture.endswith(_CAUSAL):
+        what = f"{architecture} is not a model that continues text."
+        raise UserError(Problem(where=str(path), what=what, fix=f"Its name should end in {' or '.join(_CAUSAL)}."))
+    if architecture not in TRAINED_ARCHITECTURES:
+        return ShapeConfig(architecture=architecture)
     heads = config["num_attention_heads"]
     return ShapeConfig(
         architecture=architecture,
