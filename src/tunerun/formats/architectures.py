@@ -1,7 +1,6 @@
-"""Which model architectures are trained, and what GGUF needs to know of those that it is written for here: one row of
-facts for each class that config.json names.
+"""Model architectures: which ones are trained, and what GGUF needs to know of those that it is written for here.
 
-Tensor names and metadata keys are llama.cpp's (`gguf-py/gguf/constants.py`, `conversion/*.py`). Read by plans, which
+One row of facts for each class that config.json names. Tensor names and metadata keys are llama.cpp's (`gguf-py/gguf/constants.py`, `conversion/*.py`). Read by plans, which
 ask what can be written, and by the export.
 """
 
