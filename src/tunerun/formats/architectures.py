@@ -1,7 +1,7 @@
 """Model architectures: which ones are trained, and what GGUF needs to know of those that it is written for here.
 
-One row of facts for each class that config.json names. Tensor names and metadata keys are llama.cpp's (`gguf-py/gguf/constants.py`, `conversion/*.py`). Read by plans, which
-ask what can be written, and by the export.
+One row of facts for each class that config.json names. Tensor names and metadata keys are llama.cpp's
+(`gguf-py/gguf/constants.py`, `conversion/*.py`). Read by plans, which ask what can be written, and by the export.
 """
 
 from __future__ import annotations
