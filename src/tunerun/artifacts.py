@@ -39,6 +39,7 @@ FAILED_DATA = "data.failed"
 CHECKPOINTS = "checkpoints"
 FITTING = "fitting.json"
 ADAPTER = "adapter"
+ADAPTER_CONFIG = "adapter_config.json"
 MERGED = "merged"
 EVAL = "eval"
 EXPORT = "export"
@@ -60,6 +61,11 @@ MODEL_FOLDERS = {
 """What a run makes that can be published, by the names that `publish.artifacts` takes."""
 
 _CHUNK_BYTES = 1 << 20
+
+
+def is_adapter(folder: Path) -> bool:
+    """Says whether a folder is that of an adapter, as peft writes it."""
+    return (folder / ADAPTER_CONFIG).is_file()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

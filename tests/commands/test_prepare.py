@@ -75,3 +75,13 @@ def test_a_deepspeed_config_whose_sections_are_none_is_told_as_such(folder):
         "zero_optimization is 2, and has to be a mapping.",
         "bf16 is True, and has to be a mapping.",
     ]
+
+
+def test_an_adapter_is_found_within_a_run_and_within_its_checkpoints(folder):
+    adapter = folder / "first/checkpoints/step-4/adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").touch()
+    for named in ("first/checkpoints/step-4", "first/checkpoints/step-4/adapter"):
+        assert prepared(f"model.adapter={named}").model.adapter == str(adapter)
+    missing = prepare(resolve([*TYPED, "model.adapter=first/checkpoints"], None))
+    assert [problem.where for problem in missing.obstacles] == ["model.adapter"]

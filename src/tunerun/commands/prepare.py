@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from tunerun import artifacts, paths
 from tunerun import machine as machines
-from tunerun import paths
 from tunerun.config import checks
 from tunerun.config.data_sources import with_paths
 from tunerun.config.register import new_run_id
@@ -132,7 +132,7 @@ def _absolute(config: RunConfig) -> RunConfig:
     model = replace(
         config.model,
         path=_local(config.model.path),
-        adapter=_local(config.model.adapter),
+        adapter=_adapter(_local(config.model.adapter)),
         chat_template=_local(config.model.chat_template),
     )
     objective = replace(config.objective, teacher=_local(config.objective.teacher))
@@ -192,6 +192,14 @@ def _read(key: str, path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(Problem(where=key, what=f"{path} is no mapping of settings."))
     return content
+
+
+def _adapter(path: str | None) -> str | None:
+    """Returns the adapter within a run or one of its checkpoints; other paths stay."""
+    if path is None or artifacts.is_adapter(Path(path)):
+        return path
+    inner = Path(path) / artifacts.ADAPTER
+    return str(inner) if artifacts.is_adapter(inner) else path
 
 
 def _local(path: str | None) -> str | None:

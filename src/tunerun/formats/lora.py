@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunerun.artifacts import ADAPTER_CONFIG
 from tunerun.errors import Problem, UserError
 from tunerun.formats.floats import STORAGE
 from tunerun.formats.safetensors import TensorInfo, read_header
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 # The output head's tensor, and how the input embedding's ends, in the models that transformers ties.
@@ -117,8 +117,8 @@ def read_adapter(folder: Path, *, model_type: str) -> Adapter:
     Raises:
         UserError: A file is missing or broken, or the adapter uses what tunerun cannot merge.
     """
-    config = _read_config(folder / CONFIG)
-    _check_config(folder / CONFIG, config, model_type)
+    config = _read_config(folder / ADAPTER_CONFIG)
+    _check_config(folder / ADAPTER_CONFIG, config, model_type)
     if not (folder / WEIGHTS).is_file():
         fix = "Save the adapter as safetensors." if (folder / "adapter_model.bin").is_file() else ""
         raise UserError(Problem(where=str(folder), what=f"there is no {WEIGHTS}.", fix=fix))
@@ -177,7 +177,7 @@ def _kind(name: str, config: Mapping[str, Any]) -> str | None:
 
 def _read_config(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise UserError(Problem(where=str(file.parent), what=f"there is no {CONFIG}.", fix="Is it an adapter?"))
+        raise UserError(Problem(where=str(file.parent), what=f"there is no {ADAPTER_CONFIG}.", fix="Is it an adapter?"))
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

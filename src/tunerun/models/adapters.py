@@ -25,7 +25,6 @@ from tunerun.errors import Problem, UserError
 from tunerun.models import pissa, vocabulary
 from tunerun.models.adapter_fit import misfits
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
 
@@ -124,7 +123,7 @@ def _numbered(index: int) -> str:
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], Any]:
-    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    missing = [name for name in (artifacts.ADAPTER_CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         what = f"is no adapter folder: {' and '.join(missing)} missing."
         raise UserError(Problem(where=str(folder), what=what, fix="Name a folder that peft saved as safetensors."))
@@ -143,7 +142,7 @@ def check_kind(folder: Path, method: MethodConfig) -> None:
     Raises:
         UserError: Its config says otherwise than `method.kind`.
     """
-    config = artifacts.read_json(folder / CONFIG)
+    config = artifacts.read_json(folder / artifacts.ADAPTER_CONFIG)
     dora, rslora = bool(config.get("use_dora")), bool(config.get("use_rslora"))
     kind = "dora" if dora else "rslora" if rslora else "lora"
     wanted = method.kind if method.kind in ("dora", "rslora") else "lora"

@@ -90,6 +90,9 @@ def _files(config: RunConfig) -> list[Problem]:
         elif not path.is_file() and not path.is_dir():
             # To hash a pipe would wait for ever.
             found.append(Problem(where=key, what=f"{value} is neither a file nor a folder."))
+        elif key == "model.adapter" and not artifacts.is_adapter(path):
+            what = f"there is no {artifacts.ADAPTER_CONFIG} in {value}."
+            found.append(Problem(where=key, what=what, fix="Name an adapter's folder, or a run or checkpoint of one."))
     return found
 
 

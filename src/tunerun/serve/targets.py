@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 SERVE_FACTS = f"{artifacts.EXPORT}/{HANDOFF}"
 
 _MODEL_CONFIG = "config.json"
-_ADAPTER_CONFIG = "adapter_config.json"
 _BASE_KEY = "base_model_name_or_path"
 # Folders of a checkpoint.
 _CHECKPOINT_ADAPTER, _CHECKPOINT_MODEL = "adapter", "model"
@@ -138,7 +137,7 @@ def resolve_target(
     elif checkpoint is not None or base:
         what = "is not a run directory, so that it has neither checkpoints nor a base model."
         raise UserError(Problem(where=str(path), what=what))
-    elif (path / _ADAPTER_CONFIG).is_file():
+    elif artifacts.is_adapter(path):
         target = _adapter(path.resolve().name, _base_of(path), path, None)
     elif (path / _MODEL_CONFIG).is_file():
         target = _folder(path.resolve().name, path, None)
@@ -188,7 +187,7 @@ def _with_adapter(base: Target, adapter: Path) -> Target:
         UserError: It is none, or one for the other kind of base.
     """
     is_file = adapter.is_file() and is_gguf_adapter(adapter)
-    if not is_file and not (adapter / _ADAPTER_CONFIG).is_file():
+    if not is_file and not artifacts.is_adapter(adapter):
         what = "is neither an adapter folder nor a GGUF file with an adapter."
         raise UserError(Problem(where=str(adapter), what=what))
     if base.adapter is not None:
@@ -352,11 +351,13 @@ def _base_of(adapter: Path) -> Path:
     for folder in adapter.resolve().parents:
         if (folder / artifacts.MODEL).is_file():
             return read_base(folder).folder
-    named = artifacts.read_json(adapter / _ADAPTER_CONFIG).get(_BASE_KEY)
+    named = artifacts.read_json(adapter / artifacts.ADAPTER_CONFIG).get(_BASE_KEY)
     if isinstance(named, str) and (Path(named) / _MODEL_CONFIG).is_file():
         return Path(named)
     what = f"the base model {named!r} is not a folder here."
-    raise UserError(Problem(where=str(adapter / _ADAPTER_CONFIG), what=what, fix=f"Set {_BASE_KEY} to its folder."))
+    raise UserError(
+        Problem(where=str(adapter / artifacts.ADAPTER_CONFIG), what=what, fix=f"Set {_BASE_KEY} to its folder.")
+    )
 
 
 def _template_choice(plan: Mapping[str, Any]) -> str | None:

@@ -45,7 +45,8 @@ class ModelConfig:
     revision: str | None = None
     """Commit, tag or branch on the hub; the commit it resolves to is recorded."""
     adapter: str | None = None
-    """Folder of an existing adapter: continued by train; merged and exported when train is not among the stages."""
+    """Folder of an existing adapter, or a run or checkpoint that has one: continued by train; merged and exported when
+    train is not among the stages."""
     chat_template: str | None = None
     """Name of a shipped chat template (`chatml`) or a Jinja file, used instead of the model's own."""
     init: Literal["pretrained", "random"] = "pretrained"

@@ -24,7 +24,6 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _WEIGHTS_SHARE = 0.7
 # Where white space is free and keys may be added, small models go on with them until the answer is cut off.
 _JSON_ANSWERS = {"backend": "guidance", "disable_any_whitespace": True, "disable_additional_properties": True}
-_ADAPTER_CONFIG = "adapter_config.json"
 _CONFIG = "config.json"
 
 
@@ -103,7 +102,7 @@ def _rank(name: str, folder: Path) -> int:
     Raises:
         StageError: vLLM serves no such adapter (vllm/lora/peft_helper.py).
     """
-    config = artifacts.read_json(folder / _ADAPTER_CONFIG)
+    config = artifacts.read_json(folder / artifacts.ADAPTER_CONFIG)
     refused = [key for key in ("use_dora", "modules_to_save", "lora_bias", "layer_replication") if config.get(key)]
     if refused:
         raise StageError(
