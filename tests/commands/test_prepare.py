@@ -10,6 +10,8 @@ from tests.run import scenario
 from tunerun.commands.prepare import prepare
 from tunerun.config.resolve import resolve
 from tunerun.errors import UserError
+from tunerun.formats.trained_base import write_quantisation
+from tunerun.plan.steps import MergeStep, Quantisation
 
 TYPED = ("model.path=model", "data.path=rows.txt", "method=lora", "stages=[data,train]", "run_dir=run")
 
@@ -85,3 +87,18 @@ def test_an_adapter_is_found_within_a_run_and_within_its_checkpoints(folder):
         assert prepared(f"model.adapter={named}").model.adapter == str(adapter)
     missing = prepare(resolve([*TYPED, "model.adapter=first/checkpoints"], None))
     assert [problem.where for problem in missing.obstacles] == ["model.adapter"]
+
+
+def test_an_adapter_is_merged_into_the_base_that_it_was_trained_on(folder):
+    (folder / "made").mkdir()
+    (folder / "made/adapter_config.json").touch()
+    delivering = ("model.path=model", "model.adapter=made", "stages=[merge]", "run_dir=run")
+    assert prepare(resolve([*delivering], None)).config.method.kind == "lora"
+    with pytest.raises(UserError, match=r"export\.merge_base: only the base of qlora is quantised"):
+        prepare(resolve([*delivering, "export.merge_base=dequantised"], None))
+    write_quantisation(folder / "made", Quantisation(bits=8, double=False))
+    for wanted, expected in ((), Quantisation(bits=8, double=False)), (("export.merge_base=full_precision",), None):
+        merge = next(
+            step for step in prepare(resolve([*delivering, *wanted], None)).plan.steps if isinstance(step, MergeStep)
+        )
+        assert merge.quantisation == expected

@@ -380,8 +380,8 @@ def test_weights_in_few_bits_are_those_of_the_training_side(make, run_dir, bits)
     from tunerun.plan.steps import Quantisation
 
     asked = question("fox", logprobs=1, max_new_tokens=4)
-    (heard,) = make("transformers", bits=bits).ask(asked)
     kept = Quantisation(bits=bits, double=True)
+    (heard,) = make("transformers", quantisation=kept).ask(asked)
     model = load.load_model(run_dir / "merged", dtype=torch.float32, device="cpu", quantisation=kept).eval()
     ids = load_tokenizer(run_dir / "merged").backend.encode(asked.prompt, add_special_tokens=False).ids
     first = next(generate.steps(model, ids, max_new_tokens=1, temperature=0, top_p=1, top_k=0, seed=0))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from tunerun import artifacts
 from tunerun.commands.target import local_path
 from tunerun.config.schema import ServeConfig
 from tunerun.errors import StageError, UserError
+from tunerun.formats.trained_base import write_quantisation
 from tunerun.plan.placement import Placement
+from tunerun.plan.steps import Quantisation
 from tunerun.serve.protocol import Ready, ServerSettings
 from tunerun.serve.settings import folder_engine
 from tunerun.serve.targets import by_weights, resolve_checkpoints, resolve_target
@@ -63,6 +66,19 @@ def test_without_export_and_merge_the_adapter_is_served_on_its_base(copied):
         assert (target.weights, target.adapter, target.tokenizer) == (base, adapter, base)
     assert resolve_target(copied, base=True).adapter is None
     assert resolve_target(copied, base=True).name == f"{NAME}-base"
+
+
+def test_an_adapter_is_served_on_the_base_that_it_was_trained_on(copied):
+    adapter = add_adapter(copied / "checkpoints" / "step-20" / "adapter")
+    whole, kept = resolve_target(copied, checkpoint=20), Quantisation(bits=4, double=True)
+    write_quantisation(adapter, kept)
+    base, packed = resolve_checkpoints(copied, "run")
+    assert (whole.quantisation, packed.quantisation, base.quantisation) == (None, kept, kept)
+    assert packed.spec(Placement(), None).quantisation == kept
+    assert len(by_weights([base, packed])) == 1
+    assert len(by_weights([whole, packed])) == 2
+    assert not packed.other_base
+    assert "trained on a base in 4 bits" in replace(packed, engine="vllm").other_base
 
 
 def test_a_checkpoint_is_found_and_a_wrong_one_names_the_others(copied):

@@ -19,6 +19,7 @@ from tunerun.config.register import new_run_id
 from tunerun.config.resolve import Resolved
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, UserError
+from tunerun.formats.trained_base import read_quantisation
 from tunerun.launch import allocation
 from tunerun.launch import nodes as launch_nodes
 from tunerun.plan import accelerate, build, dataset, deepspeed, nodes, readiness, shape
@@ -60,7 +61,7 @@ def plan_for(config: RunConfig, notes: Sequence[str] = ()) -> Prepared:
     Raises:
         UserError: The device planned for is unknown.
     """
-    config = _of_accelerate(config)
+    config = _of_adapter(_of_accelerate(config))
     assert config.run_dir is not None and config.model.path is not None
     machine = machines.facts(config.hardware.devices)
     folder = Path(paths.resolve_asset(config.model.path))
@@ -192,6 +193,23 @@ def _read(key: str, path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(Problem(where=key, what=f"{path} is no mapping of settings."))
     return content
+
+
+def _of_adapter(config: RunConfig) -> RunConfig:
+    """Takes over how the base was quantised for an adapter that is delivered or measured, and not trained here.
+
+    Raises:
+        UserError: What is asked for needs a quantised base, and the adapter was trained on another one.
+    """
+    if config.model.adapter is None or "train" in config.stages:
+        return config
+    found = read_quantisation(Path(config.model.adapter))
+    if found is not None:
+        method = replace(config.method, kind="qlora", bits=found.bits, double_quant=found.double)
+        config = replace(config, method=method)
+    if problems := checks.merge_base(config):
+        raise UserError(problems)
+    return config
 
 
 def _adapter(path: str | None) -> str | None:

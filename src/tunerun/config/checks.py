@@ -226,6 +226,7 @@ def _answers(config: RunConfig) -> list[Problem]:
 
 def _method(config: RunConfig) -> list[Problem]:
     problems = []
+    delivers = config.model.adapter is not None and "train" not in config.stages
     if config.model.init == "random" and config.method.kind != "full":
         what = "an adapter on random weights learns nothing of use."
         problems.append(Problem(where="model.init", what=what, fix="Choose method=full."))
@@ -236,10 +237,16 @@ def _method(config: RunConfig) -> list[Problem]:
         problems.append(Problem(where="model.adapter", what=what, fix="Choose method=lora, which can."))
     if config.method.kind == "freeze" and not config.method.layers and not config.method.patterns:
         problems.append(Problem(where="method.layers", what="nothing would be trained.", fix="Set it to 1 or more."))
-    if config.export.merge_base == "dequantised" and config.method.kind != "qlora":
-        what = "only the base of qlora is quantised in training."
-        problems.append(Problem(where="export.merge_base", what=what, fix="Remove it, or choose method=qlora."))
-    return problems
+    # Of another adapter, its folder may tell more.
+    return problems if delivers else [*problems, *merge_base(config)]
+
+
+def merge_base(config: RunConfig) -> list[Problem]:
+    """Checks that the base to merge into is one that the adapter was trained on."""
+    if config.export.merge_base != "dequantised" or config.method.kind == "qlora":
+        return []
+    what = "only the base of qlora is quantised in training."
+    return [Problem(where="export.merge_base", what=what, fix="Remove it, or choose method=qlora.")]
 
 
 def _selection(config: RunConfig) -> list[Problem]:

@@ -22,8 +22,10 @@ from torch import Tensor
 from tunerun import artifacts
 from tunerun.config.schema import MethodConfig
 from tunerun.errors import Problem, UserError
+from tunerun.formats.trained_base import write_quantisation
 from tunerun.models import pissa, vocabulary
 from tunerun.models.adapter_fit import misfits
+from tunerun.plan.steps import Quantisation
 
 WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
@@ -158,8 +160,9 @@ def save_adapter(
     *,
     base_name: str,
     initial: Mapping[str, Tensor] | None = None,
+    quantisation: Quantisation | None = None,
 ) -> None:
-    """Writes an adapter as peft does: adapter_config.json and adapter_model.safetensors.
+    """Writes an adapter as peft does, and beside it how its base was quantised, if it was.
 
     Args:
         adapted: A peft model.
@@ -167,8 +170,11 @@ def save_adapter(
         trained: Weights by their names in the base model, where the model itself has only parts of them.
         base_name: What the adapter belongs to, such as a hub id; recorded in its config.
         initial: PiSSA's initial factors: the adapter is written as a LoRA of the untouched base.
+        quantisation: Of the base's linear layers.
     """
     target.mkdir(parents=True)
+    if quantisation is not None:
+        write_quantisation(target, quantisation)
     names = {id(parameter): name for name, parameter in adapted.get_base_model().named_parameters()}
     whole = {} if trained is None else trained
     state = {

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tunerun.errors import Problem, UserError
 from tunerun.plan.placement import Placement
+from tunerun.plan.steps import Quantisation
 from tunerun.serve.conversation import Conversation, Sampling
 from tunerun.serve.local import LocalEngine
 from tunerun.serve.protocol import EngineSpec
@@ -75,7 +76,11 @@ def engine_spec(target: Target, placement: Placement, options: argparse.Namespac
 
 def shared_spec(group: Sequence[Target], placement: Placement, options: argparse.Namespace) -> EngineSpec:
     """Returns what the engine of targets on the same weights loads, each of them asked for one answer at a time."""
-    return dataclasses.replace(group_spec(group, placement, None), bits=options.bits, answers=len(group))
+    spec = dataclasses.replace(group_spec(group, placement, None), answers=len(group))
+    if options.bits is None:
+        return spec
+    # As qlora does by default.
+    return dataclasses.replace(spec, quantisation=Quantisation(bits=options.bits, double=True))
 
 
 def begin(target: Target, engine: LocalEngine, options: argparse.Namespace) -> Conversation:

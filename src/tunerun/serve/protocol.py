@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tunerun.plan.steps import Quantisation
+
 EngineName = Literal["llamacpp", "transformers", "vllm", "lmdeploy", "ollama", "llama_server"]
 Ability = Literal["logprobs", "json"]
 
@@ -56,8 +58,8 @@ class EngineSpec:
     """CPU threads."""
     device: str = "cpu"
     precision: Literal["bf16", "fp32"] = "fp32"
-    bits: Literal[4, 8] | None = None
-    """How bitsandbytes holds the linear layers of a model folder: NF4 or int8; null leaves them as they are."""
+    quantisation: Quantisation | None = None
+    """How bitsandbytes holds the linear layers of a model folder; null leaves them as they are."""
     answers: int | None = None
     """Most answers that are asked for at a time; null when that is not known. vLLM, LMDeploy and Ollama decide it."""
     server: ServerSettings = ServerSettings()
@@ -211,7 +213,9 @@ def encode_spec(spec: EngineSpec) -> bytes:
 def decode_spec(line: bytes) -> EngineSpec:
     """Turns a line into its spec."""
     fields = _tupled(json.loads(line))
-    return EngineSpec(**fields | {"server": ServerSettings(**_tupled(fields["server"]))})
+    quantisation = None if fields["quantisation"] is None else Quantisation(**fields["quantisation"])
+    server = ServerSettings(**_tupled(fields["server"]))
+    return EngineSpec(**fields | {"quantisation": quantisation, "server": server})
 
 
 def _tupled(fields: dict[str, Any]) -> dict[str, Any]:

@@ -47,9 +47,8 @@ def serve_targets(
         StageError: An engine cannot start.
     """
     check_targets(targets)
-    for target in targets:
-        if target.unchecked:
-            print(f"warning: {target.unchecked}", file=sys.stderr)
+    for warning in (text for target in targets for text in (target.unchecked, target.other_base) if text):
+        print(f"warning: {warning}", file=sys.stderr)
     check_installed(targets, server)
     key = read_key(serve)
     with _listening(serve.host, serve.port) as listener, _own_signals():

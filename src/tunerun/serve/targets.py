@@ -16,7 +16,9 @@ from tunerun.errors import Problem, StageError, UserError
 from tunerun.formats import verdicts
 from tunerun.formats.gguf_fields import is_gguf_adapter
 from tunerun.formats.handoff import HANDOFF, Handoff, read_handoff
+from tunerun.formats.trained_base import read_quantisation
 from tunerun.plan.placement import Placement
+from tunerun.plan.steps import Quantisation
 from tunerun.serve.protocol import EngineName, EngineSpec, Ready, ServerSettings
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class Target:
     weights: Path
     """A GGUF file, or a model folder."""
     adapter: Path | None = None
+    quantisation: Quantisation | None = None
+    """How the linear layers of a model folder are held: as they were when the adapter on top was trained."""
     tokenizer: Path | None = None
     """Folder of the tokenizer; None takes the one inside the GGUF file."""
     template: ChatTemplate | None = None
@@ -60,6 +64,14 @@ class Target:
     """Why the model should not be trusted; empty when nothing speaks against it."""
     unchecked: str = ""
     """That nothing was ever compared; empty when it was, and for models that no run made."""
+
+    @property
+    def other_base(self) -> str:
+        """That the engine puts an adapter on another base than it was trained on; empty when it does not."""
+        if self.quantisation is None or self.engine == "transformers":
+            return ""
+        bits = self.quantisation.bits
+        return f"{self.name} was trained on a base in {bits} bits, and {self.engine} puts it on the whole one; merge it"
 
     @property
     def adapter_name(self) -> str | None:
@@ -87,6 +99,7 @@ class Target:
             threads=placement.threads,
             device=placement.device,
             precision=placement.precision,
+            quantisation=self.quantisation,
             server=replace(server or ServerSettings(), chat_template=template, tool_parser=self.tool_parser),
         )
 
@@ -161,7 +174,9 @@ def by_weights(targets: Sequence[Target]) -> list[list[Target]]:
     """Groups targets that one engine process can answer for: the same weights, whichever adapters are on top."""
     groups: dict[tuple[object, ...], list[Target]] = {}
     for target in targets:
-        weights = (target.engine, target.weights.resolve(), target.tokenizer, target.stops, target.context_tokens)
+        folder = None if target.tokenizer is None else target.tokenizer.resolve()
+        held = (target.weights.resolve(), target.quantisation)
+        weights = (target.engine, *held, folder, target.stops, target.context_tokens)
         groups.setdefault(weights, []).append(target)
     return list(groups.values())
 
@@ -196,7 +211,9 @@ def _with_adapter(base: Target, adapter: Path) -> Target:
         what = f"goes on a {'GGUF file' if is_file else 'model folder'}, and {base.weights} is none."
         fix = "" if is_file else "A run with export.gguf.adapter=true writes its adapter as a GGUF file, too."
         raise UserError(Problem(where=str(adapter), what=what, fix=fix))
-    return replace(base, name=adapter.stem if is_file else adapter.resolve().name, adapter=adapter)
+    if is_file:
+        return replace(base, name=adapter.stem, adapter=adapter)
+    return replace(base, name=adapter.resolve().name, adapter=adapter, quantisation=read_quantisation(adapter))
 
 
 def _computed_by(target: Target, engine: EngineChoice) -> Target:
@@ -239,7 +256,8 @@ def resolve_checkpoints(run: Path, name: str, engine: EngineName = "transformers
         what = f"the checkpoints of {run} are whole models, and not adapters of one."
         fix = f"Name those to serve: {found[-1].weights}"
         raise UserError(Problem(where="--checkpoints", what=what, fix=fix))
-    return [base, *found]
+    # On the same weights as its adapters, which it is compared with.
+    return [replace(base, quantisation=found[-1].quantisation), *found]
 
 
 def _of_run(run: Path, engine: EngineChoice, checkpoint: int | None, base: bool) -> Target:
@@ -342,6 +360,7 @@ def _adapter(name: str, base: Path, adapter: Path, template: str | None) -> Targ
         engine="transformers",
         weights=base,
         adapter=adapter,
+        quantisation=read_quantisation(adapter),
         tokenizer=base,
         template=load_template(base, load_tokenizer(base).named, template),
     )

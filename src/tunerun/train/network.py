@@ -72,7 +72,8 @@ def build(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Network
     adapted, initial = _adapter(step, module, found, known_tokens)
     if step.placement.precision == "bf16":
         adapters.leave_casting_to_autocast(adapted)
-    save = partial(adapters.save_adapter, adapted, base_name=base.path, initial=initial)
+    quantisation = quantisation_of(step.method)
+    save = partial(adapters.save_adapter, adapted, base_name=base.path, initial=initial, quantisation=quantisation)
     return Network(
         module=adapted.get_base_model(),
         save_checkpoint=lambda folder, weights: save(folder / artifacts.ADAPTER, weights),

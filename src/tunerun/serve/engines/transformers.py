@@ -9,7 +9,6 @@ from typing import Any
 from tunerun import artifacts
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.models.stops import stop_token_ids
-from tunerun.plan.steps import Quantisation
 from tunerun.serve.engines import caches
 from tunerun.serve.engines.base import Chosen, Send, Service
 from tunerun.serve.engines.scores import likeliest, pieces_of
@@ -49,9 +48,9 @@ class TransformersEngine:
         folder = Path(spec.weights)
         tokenizer = load_tokenizer(Path(spec.tokenizer or spec.weights))
         dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
-        # As qlora does by default, so that an adapter meets the base that it was trained on.
-        quantisation = None if spec.bits is None else Quantisation(bits=spec.bits, double=True)
-        self._model: Any = load.load_model(folder, dtype=dtype, device=spec.device, quantisation=quantisation).eval()
+        self._model: Any = load.load_model(
+            folder, dtype=dtype, device=spec.device, quantisation=spec.quantisation
+        ).eval()
         self._base_vocabulary: int = self._model.get_input_embeddings().num_embeddings
         self._adapters = {name: index for index, name in enumerate(spec.adapters)}
         self._active: int | None = None
