@@ -161,7 +161,7 @@ def with_tunerun(shape: Shape, options: argparse.Namespace, folder: Path) -> dic
     )
     # Weights made where they are used: 7 billion on the host would take minutes.
     network._weights = lambda step, folder, dtype, resumed: model(shape, dtype, options.device, network.SEGMENTS)
-    stage.set_determinism(options.device, options.threads)
+    stage.set_determinism(deterministic=options.device == "cpu", threads=options.threads)
     job, _ = stage._prepare(step, base, folder, {}, None, Ranks())
     job.network.train()
     results = [result for result, _ in loop._steps(job, range(job.total_steps), StopRequest(), RankReport())]

@@ -53,7 +53,7 @@ def costs(steps: int) -> tuple[float, float]:
         folder = Path(scratch)
         bench_train.build(folder, threads=1, epochs=steps // 8 + 1, precision="fp32")
         step = plans.from_json(json.loads((folder / "packed.json").read_text()))
-        stage.set_determinism("cpu", 1)
+        stage.set_determinism(deterministic=True, threads=1)
         job, _ = stage._prepare(step, read_base(folder / "packed"), folder / "packed", {}, None, Ranks())
         job.network.train()
         opened = trackers.open_trackers(step, folder / "packed", after_step=0)

@@ -131,6 +131,7 @@ def test_a_sound_config_has_no_problems():
         ({"method__kind": "qlora", "hardware__strategy": "zero3"}, "hardware.strategy", "quantised"),
         ({"method__kind": "qlora", "hardware__strategy": "fsdp2"}, "hardware.strategy", "quantised"),
         ({"train__optimizer": "muon", "hardware__strategy": "zero1"}, "train.optimizer", "matrix as a whole"),
+        ({"train__ema_decay": 0.9, "hardware__strategy": "zero2"}, "train.ema_decay", "no whole weights"),
         ({"train__ema_decay": 0.9, "hardware__strategy": "zero3"}, "train.ema_decay", "no whole weights"),
         ({"method__kind": "pissa", "hardware__strategy": "fsdp2"}, "method.kind", "shares out"),
         ({"hardware__max_restarts": -1}, "hardware.max_restarts", ">= 0"),

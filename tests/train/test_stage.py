@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,14 @@ from tests.tiny import CHATML, random_samples, tiny_qwen2, write_store
 from tests.train.runs import FULL, Killed, before_step, kill_before, losses, make_run, metrics, train_step
 from tunerun import artifacts
 from tunerun.config.schema import ModelConfig, TrackConfig
-from tunerun.errors import Preempted, UserError
+from tunerun.errors import Preempted, StageError, UserError
 from tunerun.models import adapters, load
 from tunerun.plan import steps
+from tunerun.plan.placement import Placement
 from tunerun.plan.steps import TrainStep
-from tunerun.train import checkpoint
+from tunerun.train import checkpoint, stage
+from tunerun.train.ranks import connected
+from tunerun.train.signals import stop_requests
 from tunerun.train.stage import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,3 +159,23 @@ def test_the_running_average_is_published_instead_of_the_last_weights(tmp_path: 
         saved = "base_model.model." + name.replace(".default.", ".")
         assert torch.allclose(published[saved], 0.4 * weight + 0.6 * last[saved], atol=1e-7)
         assert not torch.equal(published[saved], last[saved])
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "expected"), [("cpu", False, True), ("cuda", False, False), ("cuda", True, True)]
+)
+def test_kernels_are_deterministic_on_a_cpu_and_where_they_are_asked_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, asked: bool, expected: bool
+) -> None:
+    seen = []
+
+    def read(_: Path) -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        raise StageError("enough is known")
+
+    monkeypatch.setattr(stage, "read_base", read)
+    step = train_step(FULL, deterministic=asked)
+    step = replace(step, placement=replace(step.placement, device=device))
+    with pytest.raises(StageError, match="enough"), stop_requests() as stop, connected(Placement()) as ranks:
+        stage.train(step, tmp_path, stop, ranks)
+    assert seen == [expected]

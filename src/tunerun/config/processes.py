@@ -58,9 +58,9 @@ def sharing(config: RunConfig) -> list[Problem]:
         what = f"{train.optimizer} looks at a matrix as a whole, and {strategy} gives each process a part of it."
         fix = f"Choose {' or '.join(ELEMENTWISE_OPTIMIZERS)}, or hardware=ddp."
         problems.append(Problem(where="train.optimizer", what=what, fix=fix))
-    if train.ema_decay is not None and strategy in PARAMETER_SHARING:
-        what = f"{strategy} has no whole weights to average."
-        problems.append(Problem(where="train.ema_decay", what=what, fix="Set it to null, or choose hardware=zero2."))
+    if train.ema_decay is not None:
+        what = f"{strategy} has no whole weights in float32 to average."
+        problems.append(Problem(where="train.ema_decay", what=what, fix="Set it to null, or choose hardware=ddp."))
     if config.objective.kind == "reward" and config.method.kind in ADAPTER_METHODS and strategy in PARAMETER_SHARING:
         what = f"a reward model's adapter cannot be merged under {strategy}."
         problems.append(Problem(where="hardware.strategy", what=what, fix="Choose hardware=ddp or zero2."))

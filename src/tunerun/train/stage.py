@@ -70,7 +70,8 @@ def run(step: TrainStep, out: Path) -> list[Artifact]:
 
 def train(step: TrainStep, out: Path, stop: StopRequest, ranks: Ranks) -> list[Artifact]:
     """Does what `run` does, on one of several ranks that are connected; the first one returns what was made."""
-    set_determinism(step.placement.device, step.placement.threads)
+    wanted = step.train.deterministic or step.placement.device == "cpu"
+    set_determinism(deterministic=wanted, threads=step.placement.threads)
     base = read_base(out)
     identity = _identity(step, base, out)
     found = checkpoint.newest(out / artifacts.CHECKPOINTS, ranks)
@@ -92,13 +93,19 @@ def _check(found: Checkpoint, identity: dict[str, Any], step: TrainStep) -> None
     print(f"going on from {found.folder.name}: {kind}")
 
 
-def set_determinism(device: str, threads: int) -> None:
-    """Makes the same work give the same bits on a CPU: a fixed number of threads, and deterministic kernels."""
+def set_determinism(*, deterministic: bool, threads: int) -> None:
+    """Makes the same work give the same bits: a fixed number of threads, and deterministic kernels.
+
+    The backward pass of torch's flash attention is one of those that obey (`attention_backward.cu`).
+
+    Args:
+        deterministic: Whether kernels must be deterministic; those that cannot be raise a RuntimeError then.
+        threads: Of a CPU.
+    """
     torch.set_num_threads(threads)
-    if device == "cpu":
-        torch.use_deterministic_algorithms(True)
-        # Filling memory that is written anyway would only cost time.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(deterministic)
+    # Filling memory that is written anyway would only cost time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _prepare(

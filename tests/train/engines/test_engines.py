@@ -58,6 +58,10 @@ def _weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(adapter if adapter.is_file() else out / artifacts.MERGED / "model.safetensors")
 
 
+# The checkpoint is that of step 2, and step 4 fails.
+GOES_BACK: dict[str, Any] = {"on_nonfinite": "rollback", "checkpoint_steps": 2}
+
+
 def _furthest(one: Path, other: Path) -> float:
     first, second = _weights(one), _weights(other)
     assert first.keys() == second.keys()
@@ -82,6 +86,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stage.run(_step(QLORA, max_steps=6), _made(folder / "qlora"))
     with nan_in_step(3):
         stage.run(_step(LORA, max_steps=6, on_nonfinite="skip"), _made(folder / "nan"))
+    with nan_in_step(3):
+        stage.run(_step(FULL, max_steps=6, **GOES_BACK), _made(folder / "back"))
     return folder
 
 
@@ -112,6 +118,8 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         trainings.append(Training(step=placed(_step(QLORA, max_steps=6), strategy, 2), out=_made(folder / "qlora")))
     skipping = placed(_step(LORA, max_steps=6, on_nonfinite="skip"), strategy, 2)
     trainings.append(Training(step=skipping, out=_made(folder / "nan"), nan_step=3))
+    going_back = placed(_step(FULL, max_steps=6, **GOES_BACK), strategy, 2)
+    trainings.append(Training(step=going_back, out=_made(folder / "back"), nan_step=3))
     moved = _moved(folder)
     trainings.append(Training(step=placed(moved, strategy, 2), out=folder / "moved", stop_before=4))
     train(trainings, folder / "group")
@@ -180,6 +188,15 @@ def test_a_loss_that_is_nan_on_one_rank_is_passed_over_by_all(alone: Path, toget
     assert [step for step, _ in losses(folder / "nan")] == [1, 2, 3, 5, 6]
     assert _differ(folder / "nan", alone / "nan") < 1e-5
     assert _furthest(folder / "nan", alone / "nan") < 1e-4
+
+
+def test_a_return_to_a_checkpoint_takes_the_weights_that_are_computed_with(
+    together: tuple[str, Path], alone: Path
+) -> None:
+    _, folder = together
+    assert [step for step, _ in losses(folder / "back")] == [1, 2, 3, 5, 6]
+    assert _differ(folder / "back", alone / "back") < 1e-5
+    assert _furthest(folder / "back", alone / "back") < 1e-4
     told = (folder / "group/rank-0.log").read_text()
     assert "warning: step 4: the loss is nan. It was computed from samples" in told
 

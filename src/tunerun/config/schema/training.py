@@ -118,6 +118,9 @@ class TrainConfig:
     compile: bool | None = None
     """Compile each decoder layer (torch.compile, which needs a C++ compiler on a CPU and takes a minute or so at the
     first step); null compiles packed rows on a GPU when the plan expects at least ten minutes of training."""
+    deterministic: bool = False
+    """Take kernels on a GPU that give the same bits each time, which may be slower, and stop where there is none; on a
+    CPU the same plan always gives the same bits."""
     checkpoint_steps: int | None = None
     """Write a resumable checkpoint every so many steps; null writes one only when stopped by a signal."""
     keep_checkpoints: int = 2

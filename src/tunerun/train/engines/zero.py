@@ -83,11 +83,18 @@ class Zero:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
         for name, weight in weights.items():
-            parameter, value = self.parameters[name], weight.to(self.parameters[name].device, torch.float32)
+            parameter: Any = self.parameters[name]
+            value = weight.to(parameter.device, torch.float32)
+            # What the optimiser moves, and what is computed with until it next moves.
             if hasattr(parameter, "ds_id"):
-                safe_set_local_fp32_param(parameter, self._part(parameter, value))
+                part = self._part(parameter, value)
+                safe_set_local_fp32_param(parameter, part)
+                parameter.ds_tensor.data.copy_(part)
             else:
                 safe_set_full_fp32_param(parameter, value)
+            # Small ones stay whole between steps under ZeRO-3, too.
+            if parameter.numel() == value.numel():
+                parameter.data.copy_(value)
 
     def state(self) -> State:
         """See `Engine`."""
@@ -114,8 +121,10 @@ class Zero:
         step = next((value for key, value in state.tensors.items() if key.endswith(f"|{_STEP}")), None)
         for flat in self._flat_parts():
             entry = self._optimiser.state[flat]
-            for part in parts:
-                entry[part] = step.clone() if part == _STEP and step is not None else torch.zeros_like(flat)
+            if step is not None:
+                entry[_STEP] = step.clone()
+            # Those that are there are written in place: DeepSpeed knows the parameters' parts of them.
+            entry |= {part: torch.zeros_like(flat) for part in parts if part not in entry}
         if not hasattr(self._zero, "fp32_partitioned_groups_flat"):
             self._zero._lazy_init_hp_params_optimizer_state()
         for key, value in state.tensors.items():
