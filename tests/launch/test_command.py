@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.runs import train_step
 from tunerun.config.schema import AnswerConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveConfig, PublishConfig
 from tunerun.launch import command
 from tunerun.plan.placement import Placement
@@ -99,6 +100,16 @@ def test_ranks_get_what_torchrun_does_not_pass_on():
 
 def test_cuda_has_a_fixed_workspace():
     assert command.command(measured(device="cuda"), RUN_DIR).env["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_training_on_a_cpu_keeps_its_memory_unless_the_user_says_otherwise(monkeypatch):
+    cpu, gpu = train_step(), train_step()
+    gpu = replace(gpu, placement=replace(gpu.placement, device="cuda"))
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
+    kept = command.command(cpu, RUN_DIR).env
+    assert kept["MALLOC_TRIM_THRESHOLD_"] == str(4 << 30)
+    assert "MALLOC_TOP_PAD_" not in kept
+    assert not [name for name in command.command(gpu, RUN_DIR).env if name.startswith("MALLOC")]
 
 
 @pytest.mark.parametrize(

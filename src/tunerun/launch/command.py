@@ -21,6 +21,7 @@ from tunerun.plan.steps import (
     ModelStep,
     PublishStep,
     Step,
+    TrainStep,
     secret_variables,
 )
 
@@ -29,6 +30,15 @@ _LOCAL = (".", "/", "~", ASSET_SCHEME)
 # Code that comes with a model or a template has no use for them but a bad one.
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+# glibc gives large blocks back to the system and takes them anew at the next step, filled with zeros each time. Kept, a
+# step of a small model took 0.91 and 0.95 of the time (packed rows and single ones, two cores). 32 MiB is the largest
+# threshold that every release takes.
+KEPT_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +177,8 @@ def _environment(step: Step, placement: Placement | None, node: Node | None) -> 
     if node is not None and node.interface is not None and "GLOO_SOCKET_IFNAME" not in os.environ:
         # gloo takes the address of the host's name, which on many machines is that of the loopback.
         env["GLOO_SOCKET_IFNAME"] = node.interface
+    if isinstance(step, TrainStep) and step.placement.device == "cpu":
+        env |= {name: value for name, value in KEPT_MEMORY.items() if name not in os.environ}
     threads = 1 if placement is None else placement.threads
     env.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     if placement is not None and placement.device == "cuda":
