@@ -28,7 +28,7 @@ WORKER = Path(scenario.HERE) / "drive_worker.py"
 def run_dir(tmp_path):
     """A run directory with a plan of stand-in stages."""
     (tmp_path / "model").mkdir()
-    (tmp_path / "model/weights").write_text("weights")
+    (tmp_path / "model/model.safetensors").write_text("weights")
     (tmp_path / "rows.txt").write_text("rows")
     folder = tmp_path / "run"
     made = scenario.config(tmp_path / "rows.txt", tmp_path / "model")

@@ -46,6 +46,41 @@ def test_data_that_changed_are_named_and_make_the_replay_differ(run_dir, capfd):
     assert "adapter" in out.partition("not identical")[2]
 
 
+def test_another_base_model_is_named_before_the_replay_runs_and_in_its_verdict(run_dir, capfd):
+    Path("model/model.safetensors").write_text("other weights")
+    assert cli.dispatch(["replay", "first", "run_dir=second"]) == ExitCode.GATE_FAILED
+    out = capfd.readouterr().out
+    before, _, verdict = out.partition("not identical")
+    assert row_of("base model", before.partition("[1/3]")[0]).startswith("sha256 ")
+    assert row_of("base model", verdict).startswith("sha256 ")
+
+
+@pytest.mark.parametrize("key", ["model.adapter", "model.chat_template"])
+def test_what_is_laid_over_the_base_model_is_named_when_it_is_another(run_dir, key, capfd):
+    given = {"model.adapter": "given/adapter_config.json", "model.chat_template": "chat.jinja"}
+    for file in map(Path, given.values()):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("{}")
+    wanted = ["model.adapter=given", "model.chat_template=chat.jinja", "method=lora", "stages=[data,train]"]
+    assert cli.dispatch(["model.path=model", "data.path=rows.txt", *wanted, "run_dir=third"]) == ExitCode.DONE
+    capfd.readouterr()
+    assert cli.dispatch(["replay", "third", "run_dir=fourth"]) == ExitCode.DONE
+    assert (
+        capfd.readouterr().out.splitlines()[0]
+        == "replay of third: code, packages, machine, models and data are as recorded"
+    )
+    Path(given[key]).write_text('{"other": true}')
+    cli.dispatch(["replay", "third", "run_dir=fifth"])
+    heading = capfd.readouterr().out.partition("[1/3]")[0]
+    assert row_of("base model", heading).startswith(key)
+
+
+def row_of(section: str, table: str) -> str:
+    """Returns the first row of a section."""
+    lines = [line.strip() for line in table.splitlines()]
+    return lines[lines.index(section) + 1]
+
+
 @pytest.mark.parametrize("target", ["first", "second"])
 def test_a_directory_that_holds_a_run_would_be_compared_with_itself_and_is_refused(run_dir, target):
     cli.dispatch(["replay", "first", "run_dir=second"])

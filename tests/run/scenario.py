@@ -40,7 +40,7 @@ def use_stand_ins(replace=setattr):
 def fill(folder):
     """Puts a model and data for the stand-in stages into a folder."""
     (folder / "model").mkdir(parents=True)
-    (folder / "model/weights").write_text("weights")
+    (folder / "model/model.safetensors").write_text("weights")
     (folder / "rows.txt").write_text("rows")
 
 

@@ -3,7 +3,6 @@
 `TUNERUN_TEST_BEHAVIOUR=stage:what` makes one of them misbehave.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -15,7 +14,7 @@ import traceback
 import urllib.parse
 from pathlib import Path
 
-from tunerun import artifacts
+from tunerun import artifacts, hashes
 from tunerun.base_model import BaseModel, read_base, write_base
 from tunerun.errors import GateError, Preempted, Problem, Pruned, StageError, UserError
 from tunerun.progress import Progress, goes_on
@@ -23,8 +22,7 @@ from tunerun.progress import Progress, goes_on
 
 def model(step, out):
     folder = Path(step.model.path)
-    files = b"".join(file.read_bytes() for file in sorted(folder.iterdir()))
-    digest = hashlib.sha256(files).hexdigest()
+    digest = hashes.folder_sha256(list(folder.iterdir()), folder)
     write_base(out, BaseModel(folder=folder, path=step.model.path, revision=None, sha256=digest))
     _behave("model", out)
     return [artifacts.describe(out, "model-record", artifacts.MODEL)]

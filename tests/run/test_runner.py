@@ -111,7 +111,7 @@ def test_a_changed_data_file_is_refused_after_training(small, tmp_path):
 
 def test_changed_base_weights_are_refused_after_training(small, tmp_path, run_dir):
     small()
-    (tmp_path / "model/weights").write_text("others!")
+    (tmp_path / "model/model.safetensors").write_text("others!")
     with pytest.raises(UserError, match=r"model\.path: came out different"):
         small()
     assert record.read(run_dir).status == "failed"
@@ -119,9 +119,9 @@ def test_changed_base_weights_are_refused_after_training(small, tmp_path, run_di
 
 def test_moved_base_weights_are_the_same_input(small, tmp_path, run_dir):
     small()
-    weights = (tmp_path / "model/weights").read_text()
-    (tmp_path / "model/weights").unlink()
-    (tmp_path / "model/weights").write_text(weights)
+    weights = (tmp_path / "model/model.safetensors").read_text()
+    (tmp_path / "model/model.safetensors").unlink()
+    (tmp_path / "model/model.safetensors").write_text(weights)
     assert small() == ExitCode.DONE
     assert statuses(run_dir)["data"] == "skipped"
 

@@ -20,7 +20,7 @@ SOURCE = HERE.parents[1] / "src"
 def start(tmp_path):
     started = []
     (tmp_path / "model").mkdir()
-    (tmp_path / "model/weights").write_text("weights")
+    (tmp_path / "model/model.safetensors").write_text("weights")
     (tmp_path / "rows.txt").write_text("rows")
 
     def begin(behaviour):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tunerun import artifacts, fits, paths
+from tunerun.base_model import read_teacher
 from tunerun.commands import arguments
 from tunerun.commands.prepare import OUTPUTS, Prepared, plan_for, require_here
-from tunerun.config.data_sources import at_commit, data_paths, with_paths
+from tunerun.config.data_sources import at_commit, with_paths
 from tunerun.config.register import new_run_id
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, UserError
@@ -23,6 +24,8 @@ from tunerun.run import compare, provenance, results, runner
 from tunerun.run.compare import Difference
 from tunerun.run.results import Results
 from tunerun.run.summary import short
+
+_AS_RECORDED = "code, packages, machine, models and data are as recorded"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,33 +51,66 @@ def main(argv: Sequence[str]) -> int:
         # What is done there would be skipped, and then be found to be the same.
         raise UserError(Problem(where="run_dir", what=f"{folder} holds a run already.", fix="Choose a new folder."))
     prepared = _prepared(recorded, folder.absolute())
-    before = changed_since(recorded, prepared.config)
-    print(_heading(before, named))
+    print(_heading(changed_since(recorded, prepared.config), named))
     require_here(prepared)
     code = runner.execute(
         prepared.plan,
         config=prepared.config,
-        summarise=lambda made, _: _verdict(_different(recorded, made), named, made),
+        summarise=lambda made, _: _verdict(_differences(recorded, made), named, made),
     )
     if code != ExitCode.DONE:
         return code
-    return ExitCode.GATE_FAILED if _different(recorded, folder) else ExitCode.DONE
+    return ExitCode.GATE_FAILED if _of(_differences(recorded, folder), compare.RESULTS) else ExitCode.DONE
 
 
 def changed_since(recorded: Results, config: RunConfig) -> list[Difference]:
-    """Finds what is not as a run's record has it: code, packages, machine, variables and data files.
+    """Finds what is not as a run's record has it: code, packages, machine, variables, models, data and other files.
+
+    A model of a hub is not compared: the record has its commit, which the replay asks for.
 
     Args:
         recorded: The run.
         config: Of its replay.
     """
-    now = provenance.collect(Path.cwd(), os.environ)
-    then = recorded.record.provenance
-    found = compare.compare("environment", compare.environment(then), compare.environment(now))
-    files = {name: digest for name, digest in recorded.record.data.items() if " " in name}
-    here = {f"{key} {path}": Path(paths.resolve_asset(path)) for key, path in data_paths(config.data)}
-    hashed = {name: path_sha256(path, "data") for name, path in here.items() if name in files and path.exists()}
-    return found + compare.compare("data", {name: files[name] for name in hashed}, hashed)
+    record, now = recorded.record, provenance.collect(Path.cwd(), os.environ)
+    found = compare.compare("environment", compare.environment(record.provenance), compare.environment(now))
+    found += compare.compare("base model", *_models(recorded, config))
+    for section in ("base model", "data"):
+        then = {name: digest for name, digest in record.files.items() if compare.section_of(name) == section}
+        found += compare.compare(section, then, _hashed(then))
+    return found
+
+
+def _models(recorded: Results, config: RunConfig) -> tuple[dict[str, str], dict[str, str]]:
+    """Returns the recorded hash of the base model and of a teacher that lie in a folder, and that of the folder."""
+    from tunerun.models import fetch
+
+    base = recorded.record.base_model
+    assert base is not None, "a run that is done has its model"
+    then, now = {}, {}
+    folder = _folder(config.model.path)
+    if folder is not None:
+        # Without weights, as for stages=[data], it is the hash of the tokenizer and config alone.
+        weights = bool(recorded.record.stages["model"].keys["weights"])
+        then["sha256"] = base["sha256"]
+        now["sha256"] = fetch.folder_sha256(folder, weights=weights, remote_code=config.model.trust_remote_code)
+    folder = _folder(config.objective.teacher)
+    if folder is not None and (recorded.run_dir / artifacts.TEACHER).is_file():
+        then[compare.TEACHER] = read_teacher(recorded.run_dir).sha256
+        now[compare.TEACHER] = fetch.folder_sha256(folder, weights=True)
+    return then, now
+
+
+def _folder(path: str | None) -> Path | None:
+    """Returns the folder that a model lies in; None for one of a hub."""
+    folder = None if path is None else Path(paths.resolve_asset(path)).expanduser()
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _hashed(recorded: Iterable[str]) -> dict[str, str]:
+    """Hashes the files that are there of those that a record names as `key path`."""
+    targets = {name: Path(paths.resolve_asset(name.partition(" ")[2])) for name in recorded}
+    return {name: path_sha256(path, "files") for name, path in targets.items() if path.exists()}
 
 
 def _prepared(recorded: Results, folder: Path) -> Prepared:
@@ -117,18 +153,24 @@ def _as_recorded(step: Step, journal: Path, found: tuple[Fit, ...]) -> Step:
 
 def _heading(found: Sequence[Difference], named: Path) -> str:
     if not found:
-        return f"replay of {short(named.absolute())}: code, packages, machine and data are as recorded"
+        return f"replay of {short(named.absolute())}: {_AS_RECORDED}"
     table = compare.render(found, ("recorded", "now"))
     return f"replay of {short(named.absolute())}; not as recorded:\n{table}\n"
 
 
-def _different(recorded: Results, folder: Path) -> list[Difference]:
-    """Finds in what the replay came to something else; config and environment may differ."""
-    found = compare.differences(recorded, results.read(folder))
-    return [item for item in found if item.section in compare.RESULTS]
+def _differences(recorded: Results, folder: Path) -> list[Difference]:
+    return compare.differences(recorded, results.read(folder))
 
 
-def _verdict(wrong: Sequence[Difference], named: Path, folder: Path) -> str:
+def _of(found: Sequence[Difference], sections: Collection[compare.Section]) -> list[Difference]:
+    return [item for item in found if item.section in sections]
+
+
+def _verdict(found: Sequence[Difference], named: Path, folder: Path) -> str:
+    """Says whether the replay came to the same, and if not, what it had found to be another."""
+    wrong, causes = _of(found, compare.RESULTS), _of(found, compare.CAUSES)
     if not wrong:
         return f"identical: metrics and artifacts of {short(folder)} are those of {short(named.absolute())}"
-    return "not identical:\n" + compare.render(wrong, (short(named.absolute()), short(folder)))
+    names = (short(named.absolute()), short(folder))
+    before = f"not as recorded:\n{compare.render(causes, names)}" if causes else _AS_RECORDED
+    return f"not identical:\n{compare.render(wrong, names)}\n{before}"

@@ -134,8 +134,20 @@ def fetch(
         commit = revision
     else:
         folder, commit = _from_hub(hub.repository(path, cache_dir), revision or "main", weights, remote_code, bar)
+    digest = folder_sha256(folder, weights=weights, remote_code=remote_code)
+    return BaseModel(folder=folder, path=path, revision=commit, sha256=digest)
+
+
+def folder_sha256(folder: Path, *, weights: bool, remote_code: bool = False) -> str:
+    """Returns the hash that `fetch` gives a model, over the files that it takes of the folder.
+
+    Args:
+        folder: Of the model.
+        weights: As for `fetch`.
+        remote_code: As for `fetch`.
+    """
     files = [file for file in folder.iterdir() if file.is_file() and _matches(file.name, _wanted(weights, remote_code))]
-    return BaseModel(folder=folder, path=path, revision=commit, sha256=hashes.folder_sha256(files, folder))
+    return hashes.folder_sha256(files, folder)
 
 
 def _as_llama(base: BaseModel) -> Path:

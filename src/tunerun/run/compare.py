@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunerun import artifacts, columns
+from tunerun.base_model import read_teacher
 from tunerun.config import typed
 from tunerun.launch.terminal import MAX_COLUMNS
 from tunerun.run.results import Results
@@ -17,6 +18,11 @@ Section = Literal["config", "base model", "data", "environment", "metrics", "art
 
 RESULTS: tuple[Section, ...] = ("metrics", "artifacts")
 """Sections that say whether two runs came to the same; the others say why not."""
+
+CAUSES: tuple[Section, ...] = ("base model", "data", "environment")
+"""Sections of what a run found when it began."""
+
+TEACHER = "teacher sha256"
 
 # Where a run was made, what it was held to and how long it took say nothing about what it came to.
 _PLACES = ("run_dir", "lock")
@@ -54,6 +60,15 @@ def compare(section: Section, first: Mapping[str, Any], second: Mapping[str, Any
         for key in keys
         if key not in first or key not in second or first[key] != second[key]
     ]
+
+
+def section_of(name: str) -> Section:
+    """Returns where a file of the user's belongs.
+
+    Args:
+        name: `key path`, as a record has it.
+    """
+    return "base model" if name.startswith("model.") else "data"
 
 
 def environment(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,11 +118,20 @@ def _config(run: Results) -> Iterator[tuple[str, Any]]:
 
 def _base_model(run: Results) -> Iterator[tuple[str, Any]]:
     yield from (run.record.base_model or {}).items()
+    if (run.run_dir / artifacts.TEACHER).is_file():
+        yield TEACHER, read_teacher(run.run_dir).sha256
+    yield from _files(run, "base model")
 
 
 def _data(run: Results) -> Iterator[tuple[str, Any]]:
+    yield from _files(run, "data")
     for key, digest in run.record.data.items():
-        yield "prepared data" if key == "data" else key, digest[:12]
+        if key not in run.record.files:
+            yield "prepared data" if key == "data" else key, digest[:12]
+
+
+def _files(run: Results, section: Section) -> Iterator[tuple[str, Any]]:
+    yield from ((name, digest[:12]) for name, digest in run.record.files.items() if section_of(name) == section)
 
 
 def _environment(run: Results) -> Iterator[tuple[str, Any]]:

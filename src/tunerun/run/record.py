@@ -87,6 +87,12 @@ class Record:
     """The newest last."""
     stages: Mapping[str, StageRecord] = field(default_factory=dict)
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Hashes of the user's files that the stages read, by `key path`; `base_model` has that of `model.path`."""
+        read = {name: digest for stage in self.stages.values() for name, digest in stage.files.items()}
+        return {name: digest for name, digest in read.items() if not name.startswith("model.path ")}
+
     def with_stage(self, stage: str, entry: StageRecord) -> Record:
         """Returns the record with one stage replaced or added."""
         return dataclasses.replace(self, stages={**self.stages, stage: entry})
