@@ -88,6 +88,15 @@ def test_a_directory_that_holds_a_run_would_be_compared_with_itself_and_is_refus
         cli.dispatch(["replay", "first", f"run_dir={target}"])
 
 
+def test_a_variable_that_the_config_names_as_secret_is_as_recorded(run_dir, monkeypatch, capfd):
+    monkeypatch.setenv("MY_DOOR", "opens-the-endpoint-9183")
+    wanted = ["model.path=model", "data.path=rows.txt", "method=lora", "stages=[data,train]"]
+    assert cli.dispatch([*wanted, "serve.api_key_env=MY_DOOR", "run_dir=third"]) == ExitCode.DONE
+    capfd.readouterr()
+    assert cli.dispatch(["replay", "third", "run_dir=fourth"]) == ExitCode.DONE
+    assert "MY_DOOR" not in capfd.readouterr().out
+
+
 def test_a_run_that_failed_is_not_replayed(run_dir):
     record = json.loads((run_dir / artifacts.RECORD).read_text(encoding="utf-8"))
     (run_dir / artifacts.RECORD).write_text(json.dumps({**record, "status": "failed"}), encoding="utf-8")

@@ -12,6 +12,7 @@ from tunerun import artifacts, fits, paths
 from tunerun.base_model import read_teacher
 from tunerun.commands import arguments
 from tunerun.commands.prepare import OUTPUTS, Prepared, plan_for, require_here
+from tunerun.config.credentials import secret_variables
 from tunerun.config.data_sources import at_commit, with_paths
 from tunerun.config.register import new_run_id
 from tunerun.config.schema import RunConfig
@@ -72,7 +73,7 @@ def changed_since(recorded: Results, config: RunConfig) -> list[Difference]:
         recorded: The run.
         config: Of its replay.
     """
-    record, now = recorded.record, provenance.collect(Path.cwd(), os.environ)
+    record, now = recorded.record, provenance.collect(Path.cwd(), os.environ, secret_variables(config))
     found = compare.compare("environment", compare.environment(record.provenance), compare.environment(now))
     found += compare.compare("base model", *_models(recorded, config))
     for section in ("base model", "data"):
