@@ -140,6 +140,13 @@ def test_a_trial_that_fails_is_one_of_the_trials(folder, monkeypatch):
         (["hydra/launcher=joblib"], "tunerun does not read it"),
         (["train.lerning_rate=interval(0,1)"], "there is no key `lerning_rate`"),
         (["hydra.sweeper.pruner=asha", "sweep.metric=train_loss"], "ends trials by eval_loss"),
+        (
+            ["hydra.sweeper.pruner=asha", "train.eval_steps=null"],
+            r"train\.eval_steps: is null.* hydra\.sweeper\.pruner=asha compares",
+        ),
+        (["hydra.sweeper.pruner=median", "train.eval_steps=null,1"], r"train\.eval_steps: is null"),
+        (["train.eval_steps=null"], r"sweep\.metric: a trial would have no eval_loss"),
+        (["sweep.metric=[eval_loss,gguf_bytes]"], r"sweep\.metric: a trial would have no gguf_bytes"),
     ],
 )
 def test_nothing_starts_when_the_search_makes_no_sense(arguments, message, folder):

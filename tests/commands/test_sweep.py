@@ -89,6 +89,8 @@ def test_a_sweep_is_resumed_as_it_was_started(folder, capfd):
         (["data.path=rows.txt", "method.rank=8,many"], "'many' is not a whole number"),
         (["data.path=rows.txt,missing.txt"], "there is no file or folder missing.txt"),
         (["data.path=rows.txt", "run_dir=here", "seed=1,2"], "each trial has a directory of its own"),
+        (["data.path=rows.txt", "seed=1,2", "sweep.metric=quantisation_kl"], "would have no quantisation_kl"),
+        (["data.path=rows.txt", "seed=1,2", "sweep.finish_best=true"], "would have no eval_loss"),
     ],
 )
 def test_nothing_starts_when_one_point_is_wrong(arguments, message, folder):

@@ -17,7 +17,14 @@ from tunerun.config.resolve import resolve
 from tunerun.errors import ExitCode, UserError
 from tunerun.run import rundir
 
-BASE = ("model.path=model", "data.path=rows.txt", "stages=[data,train]")
+BASE = (
+    "model.path=model",
+    "data.path=rows.txt",
+    "stages=[data,train]",
+    "data.eval_rows=1",
+    "train.eval_steps=1",
+    "train.max_steps=2",
+)
 SEARCH = (
     "hydra/sweeper=tunerun_optuna",
     "train.learning_rate=tag(log,interval(1e-5,1e-2))",
@@ -82,6 +89,9 @@ def test_the_command_that_an_agent_runs_composes_and_runs(folder, capfd):
         (["seed=1"], "nothing is varied"),
         (["seed=1,2", "sweep.metric=gguf_bytes"], "is not logged while training"),
         (["method.rank=0,8"], "method.rank .*>= 1"),
+        (["seed=1,2", "train.eval_steps=null"], r"train\.eval_steps: is null.* wandb compares trials"),
+        (["train.eval_steps=1,null"], r"train\.eval_steps: is null.* wandb compares trials"),
+        (["seed=1,2", "stages=[data]", "sweep.metric=train_loss"], "no train_loss: nothing is trained"),
     ],
 )
 def test_what_wandb_cannot_do_is_told(arguments, message, folder):
@@ -138,6 +148,7 @@ def test_wandbs_own_agent_runs_the_file(tmp_path):
         "data.vars.author=B",
         "stages=[data,train]",
         "train.max_steps=1",
+        "train.eval_steps=1",
     ]
     argv = [command, "sweep", "wandb", *recipe, "train.learning_rate=1e-3,2e-3", "method.rank=4,8"]
     file = tmp_path / "sweep.yaml"

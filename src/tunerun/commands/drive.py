@@ -25,8 +25,9 @@ from tunerun.errors import ExitCode, Problem, TunerunError, UserError
 from tunerun.launch.forks import ForkServers
 from tunerun.launch.process import Process, Start, StopSignals, Supervision, spawn
 from tunerun.launch.terminal import Terminal
+from tunerun.plan.plan import Plan
 from tunerun.run import runner
-from tunerun.sweep import outcomes, table, trials, wandb
+from tunerun.sweep import measures, outcomes, table, trials, wandb
 from tunerun.sweep.sources import Base, MakeSource
 from tunerun.sweep.trials import Outcome, Source, Trial
 
@@ -80,10 +81,18 @@ def exported(request: Request, config: DictConfig, make: MakeSource) -> str:
         UserError: A point that is checked beforehand is wrong, or wandb cannot do the same.
     """
     base = _base(request, config)
-    source = make(base)
+    source, first = make(base), base.sweep.metric[:1]
+    text = wandb.render(source.axes, source.fixed, base.sweep, source.settings)
+    problems: list[Problem] = []
     for trial in source.samples():
-        resolve([*trial.point, *request.search_path], request.config_dir)
-    return wandb.render(source.axes, source.fixed, base.sweep, source.settings)
+        plan = prepare(resolve([*trial.point, *request.search_path], request.config_dir)).plan
+        if first == ("eval_loss",):
+            problems += measures.unjudged(plan, "wandb", "sweep.metric=train_loss")
+        else:
+            problems += measures.missing(plan, first)
+    if problems:
+        raise UserError(dict.fromkeys(problems))
+    return text
 
 
 def _base(request: Request, config: DictConfig) -> Base:
@@ -236,11 +245,24 @@ class _Driver:
         if "answer" in whole.config.stages:
             fix = "Collect the answers once, with stages=[answer], and sweep with data.path=RUN/answer/answers.jsonl."
             raise UserError(Problem(where="stages", what="each trial would ask the teacher anew.", fix=fix))
-        if not whole.config.sweep.finish_best:
-            return Entry(trial=trial, prepared=whole, whole=whole)
-        stages = tuple(stage for stage in config.stages if stage in _TRIAL_STAGES)
-        short = prepare(replace(resolved, config=replace(config, stages=stages)))
+        short = whole
+        if whole.config.sweep.finish_best:
+            stages = tuple(stage for stage in config.stages if stage in _TRIAL_STAGES)
+            short = prepare(replace(resolved, config=replace(config, stages=stages)))
+        problems = self._incomparable(short.plan)
+        if problems:
+            raise UserError(problems)
         return Entry(trial=trial, prepared=short, whole=whole)
+
+    def _incomparable(self, plan: Plan) -> list[Problem]:
+        """Finds what a trial would lack that it is to be judged or ranked by."""
+        settings = self.source.settings
+        if settings is not None and self.source.prunes:
+            judge = f"hydra.sweeper.pruner={settings.pruner}"
+            return measures.unjudged(plan, judge, "hydra.sweeper.pruner=none")
+        # A grid may be run for its own sake, with the metric that nobody chose.
+        chosen = settings is not None or self.sweep.finish_best or self.sweep.metric != SweepConfig().metric
+        return measures.missing(plan, self.sweep.metric) if chosen else []
 
     def _run(self, entry: Entry, prepared: Prepared, slot: int, stop: StopSignals) -> ExitCode:
         """Runs a trial; its failure is a result, not the end of the sweep."""
@@ -264,8 +286,8 @@ class _Driver:
         return spawn if train is None or train.placement.device == "cuda" else self.servers.start
 
     def _judge(self, entry: Entry) -> Callable[[int, float], bool]:
-        # Without measurements nobody asks.
-        every = entry.prepared.config.train.eval_steps or 1
+        every = entry.prepared.config.train.eval_steps
+        assert every is not None, "checked with the trial"
         return lambda step, loss: self.source.goes_on(entry.trial, step // every, loss)
 
     def _finish_best(self, rows: Sequence[Outcome], stop: StopSignals) -> bool:

@@ -355,10 +355,6 @@ def _sweep(config: RunConfig) -> list[Problem]:
         what = f"the trials are ranked by {late[0]}, which only the best one would have."
         fix = "Set it to false, or rank by sweep.metric=eval_loss."
         problems.append(Problem(where="sweep.finish_best", what=what, fix=fix))
-    generated = [name for name in config.sweep.metric if name in ("rougeL", "bleu4")]
-    if generated and not config.eval.generate_rows:
-        what = f"{generated[0]} is measured on generated answers, and eval.generate_rows is 0."
-        problems.append(Problem(where="sweep.metric", what=what, fix="Set eval.generate_rows=50, for instance."))
     return problems
 
 

@@ -32,7 +32,8 @@ class SweepConfig:
     metric: tuple[Measure, ...] = ("eval_loss",)
     """What ranks the trials: the loss on held-out rows after training, the last training loss, ROUGE-L or BLEU-4 of
     generated answers, the median speed, the size of the smallest GGUF file, or the largest divergence of a GGUF file
-    from the merged model. With several, trials that no other beats in all of them come first."""
+    from the merged model. With several, trials that no other beats in all of them come first. One that is chosen, or
+    searched by, must come from the trials' stages."""
     params: Mapping[str, ParameterConfig] = field(default_factory=dict)
     """Keys that are varied, by their dotted name or the name of a group; one that is set on the command line is not."""
     trials: int = 20
@@ -52,8 +53,8 @@ class OptunaConfig:
     """What proposes trials: a tree-structured Parzen estimator, CMA-ES (needs the package cmaes), chance, or every
     point once."""
     pruner: Literal["none", "asha", "hyperband", "median"] = "none"
-    """What ends a trial early by the losses that it measures every `train.eval_steps`: successive halving, several
-    of these that begin at different times, or whether it is worse than half of the trials were."""
+    """What ends a trial early by the losses that it measures every `train.eval_steps`, which must be set: successive
+    halving, several of these that begin at different times, or whether it is worse than half of the trials were."""
     startup_trials: int = 10
     """Trials proposed by chance before tpe and cmaes learn from them; finished trials that median needs to compare."""
     first_eval: int = 1
