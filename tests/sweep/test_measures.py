@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from tests.run import scenario
+from tunerun import artifacts
 from tunerun.commands.prepare import prepare
 from tunerun.config.resolve import resolve
 from tunerun.plan.plan import Plan
+from tunerun.run import record, results
 from tunerun.sweep import measures
 
 HELD_OUT = ("data.eval_rows=1", "train.eval_steps=1")
@@ -64,3 +68,17 @@ def test_a_metric_that_no_stage_leads_to_is_named_with_what_would(metric, argume
     assert problem.where == "sweep.metric"
     assert f"a trial would have no {metric}" in problem.what
     assert part in f"{problem.what} {problem.fix}"
+
+
+def test_the_size_is_that_of_a_model_and_not_of_its_adapter(folder, monkeypatch):
+    scenario.use_stand_ins(monkeypatch.setattr)
+    run_dir = folder / "run"
+    scenario.execute(run_dir, folder / "rows.txt", folder / "model", stages=scenario.FULL, types=("f16", "q4_0"))
+    # As the export stage names and describes it.
+    artifacts.write_text(run_dir / "export/small-lora.gguf", "a")
+    made = artifacts.describe(run_dir, "gguf_adapter", "export/small-lora.gguf")
+    kept = record.read(run_dir)
+    export = kept.stages["export"]
+    record.write(run_dir, kept.with_stage("export", dataclasses.replace(export, artifacts=(*export.artifacts, made))))
+    sizes = [(run_dir / f"export/small-{kind}.gguf").stat().st_size for kind in ("f16", "q4_0")]
+    assert measures.measure(results.read(run_dir))["gguf_bytes"] == min(sizes) > made.bytes

@@ -96,10 +96,9 @@ def _tokens_per_second(found: Results) -> float | None:
 
 
 def _gguf_bytes(found: Results) -> float | None:
-    sizes = [
-        item.bytes for stage in found.record.stages.values() for item in stage.artifacts if item.path.endswith(".gguf")
-    ]
-    return float(min(sizes)) if sizes else None
+    made = [item for stage in found.record.stages.values() for item in stage.artifacts]
+    # An adapter alone is a file in GGUF too, of another kind.
+    return min((float(item.bytes) for item in made if item.kind == "gguf"), default=None)
 
 
 def _quantisation_kl(found: Results) -> float | None:
