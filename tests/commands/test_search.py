@@ -125,8 +125,11 @@ def test_a_trial_that_fails_is_one_of_the_trials(folder, monkeypatch):
 
     monkeypatch.setattr(drive.runner, "execute", execute)
     assert cli.dispatch([*SEARCH, "sweep.trials=3"]) == ExitCode.STAGE_FAILED
-    _, trials = swept(folder)
+    sweep_dir, trials = swept(folder)
     assert [trial["status"] for trial in sorted(trials, key=lambda trial: trial["trial"])] == ["done", "failed", "done"]
+    # It stays so: a search that is over runs nothing again.
+    assert cli.dispatch(["resume", str(sweep_dir)]) == ExitCode.STAGE_FAILED
+    assert len(record.read(sweep_dir / "1").invocations) == 1
 
 
 @pytest.mark.parametrize(

@@ -329,8 +329,10 @@ class _Driver:
         print(f"sweep: {sweep_dir}")
         if self.stopped:
             return ExitCode.PREEMPTED
+        # A trial of a search that failed before it was resumed is not run again; one that is refused now may be done.
         good = {ExitCode.DONE, ExitCode.PRUNED}
-        return ExitCode.DONE if set(self.codes.values()) <= good else ExitCode.STAGE_FAILED
+        failed = any(row.status == "failed" for row in rows) or not set(self.codes.values()) <= good
+        return ExitCode.STAGE_FAILED if failed else ExitCode.DONE
 
 
 def _section(node: DictConfig) -> dict[str, Any]:
