@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from tunerun.commands.lock import locked
 from tunerun.commands.prepare import prepare
 from tunerun.config.resolve import resolve
 from tunerun.config.schema import RunConfig
-from tunerun.errors import ExitCode, UserError
-from tunerun.run import results
+from tunerun.errors import ExitCode, Problem, UserError
+from tunerun.run import record, results
 
 WANTED = ("method=lora", "stages=[data,train]", "run_dir=first", "model.chat_template=chat.jinja")
 
@@ -38,6 +39,7 @@ def test_the_recipe_names_what_lies_in_the_folder_without_it(project, capfd):
     assert config.model.chat_template == "./chat.jinja"
     assert config.data.path == ("./rows.txt",)
     assert list(config.lock.data_sha256) == ["./rows.txt"]
+    assert list(config.lock.files_sha256) == ["./chat.jinja"]
     assert {"torch", "tokenizers", "tunerun"} & set(config.lock.packages)
     assert not {"wandb", "tensorboard", "huggingface-hub"} & set(config.lock.packages)
     assert "outside this folder" not in capfd.readouterr().out
@@ -55,10 +57,44 @@ def test_what_fitted_into_memory_is_pinned(project):
 
 def test_the_locked_recipe_refuses_other_data(project):
     cli.dispatch(["lock", "first", "mine"])
-    assert not [item for item in prepare(resolve(["+recipe=mine"])).obstacles if item.where.startswith("lock")]
+    assert not held("mine")
     Path("rows.txt").write_text("changed")
-    (found,) = (item for item in prepare(resolve(["+recipe=mine"])).obstacles if item.where.startswith("lock"))
+    (found,) = held("mine")
     assert found.where == "lock.data_sha256"
+
+
+@pytest.mark.parametrize("changed", ["chat.jinja", "given/weights"])
+def test_the_locked_recipe_refuses_another_adapter_and_another_chat_template(project, changed):
+    (project / "given").mkdir()
+    (project / "given" / artifacts.ADAPTER_CONFIG).write_text("{}")
+    (project / "given/weights").write_text("trained before")
+    given = ["model.path=model", "model.adapter=given", "data.path=rows.txt", *WANTED[:2], WANTED[3]]
+    assert cli.dispatch([*given, "run_dir=second"]) == ExitCode.DONE
+    cli.dispatch(["lock", "second", "mine"])
+    assert not held("mine")
+    (project / changed).write_text("another")
+    (found,) = held("mine")
+    assert found.where == "lock.files_sha256"
+    assert f"/{changed.partition('/')[0]} is not what it was" in found.what
+    assert "~lock.files_sha256" in found.fix
+
+
+def held(recipe: str) -> list[Problem]:
+    """Returns what a lock finds to be another."""
+    return [item for item in prepare(resolve([f"+recipe={recipe}"])).obstacles if item.where.startswith("lock")]
+
+
+def test_tasks_of_the_evaluation_are_pinned_and_named_from_the_folder(project):
+    (project / "task.yaml").write_text("task: mine")
+    wanted = ["model.path=model", "data.path=rows.txt", *WANTED[:2], "eval.lm_eval=[task.yaml,gsm8k]"]
+    assert cli.dispatch([*wanted, "run_dir=second"]) == ExitCode.DONE
+    kept = record.read(project / "second")
+    # As the eval stage would have it.
+    files = {f"eval.lm_eval {project / 'task.yaml'}": artifacts.sha256(project / "task.yaml")}
+    record.write(project / "second", kept.with_stage("eval", dataclasses.replace(kept.stages["data"], files=files)))
+    config = locked(results.read(project / "second"))
+    assert config.eval.lm_eval == ("./task.yaml", "gsm8k")
+    assert config.lock.files_sha256 == {"./task.yaml": artifacts.sha256(project / "task.yaml")}
 
 
 def test_a_run_of_a_locked_recipe_is_held_to_its_data_from_any_folder(project):

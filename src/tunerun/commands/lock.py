@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from tunerun.config.flat import flat_recipe
 from tunerun.config.schema import LockConfig, RunConfig, TrainConfig
 from tunerun.errors import ExitCode, UserError
 from tunerun.run import results
+from tunerun.run.record import Record
 from tunerun.run.results import Results
 
 # They carry results or models to and fro, and change none.
@@ -20,7 +21,7 @@ _WITHOUT_EFFECT = frozenset({"huggingface-hub", "modelscope", "tensorboard", "vl
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes `recipes/NAME.yaml`, which refuses to run where model, data or packages are others.
+    """Writes `recipes/NAME.yaml`, which refuses to run where model, data, other files or packages are others.
 
     Args:
         argv: The run directory, and optionally a name for the recipe.
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{rest[0]} did not run to its end ({found.record.status}); only what is done is pinned.")
     target = copy.target(rest[1] if len(rest) == 2 else f"{found.record.name}-locked")
     config = locked(found)
-    comment = f"{found.record.name} of {found.record.created[:10]}, with model, data and packages pinned."
+    comment = f"{found.record.name} of {found.record.created[:10]}, with model, files and packages pinned."
     artifacts.write_text(target, flat_recipe(config, comment))
     print(f"{target}: commit it, and run it with tunerun +recipe={target.stem}")
     outside = [path for path in _paths(config) if Path(path).is_absolute()]
@@ -50,12 +51,6 @@ def locked(found: Results) -> RunConfig:
     record, config, commits = found.record, found.config, found.commits()
     base = record.base_model
     assert base is not None, "a run that is done has its model"
-    answered = record.stages["answer"].files if "answer" in record.stages else {}
-    digests = {
-        str(_relative(path)): digest
-        for path, digest in _data_files({**answered, **record.data})
-        if not path.startswith(paths.ASSET_SCHEME)
-    }
     # Without weights, as for stages=[data], the hash is that of the tokenizer and config alone.
     sha256 = base["sha256"] if record.stages["model"].keys["weights"] else None
     packages = {name: version for name, version in record.provenance["packages"].items() if name not in _WITHOUT_EFFECT}
@@ -74,7 +69,18 @@ def locked(found: Results) -> RunConfig:
         data=with_paths(config.data, lambda path: str(_relative(at_commit(path, commits)))),
         train=_fitted(config.train, found.run_dir),
         objective=replace(config.objective, teacher=_relative(config.objective.teacher)),
-        lock=LockConfig(model_sha256=sha256, data_sha256=digests, packages=packages),
+        hardware=replace(config.hardware, deepspeed=_relative(config.hardware.deepspeed)),
+        eval=replace(
+            config.eval,
+            lm_eval=tuple(str(_relative(name)) for name in config.eval.lm_eval),
+            lm_eval_tasks_dir=_relative(config.eval.lm_eval_tasks_dir),
+        ),
+        lock=LockConfig(
+            model_sha256=sha256,
+            data_sha256=_hashes(record, data=True),
+            files_sha256=_hashes(record, data=False),
+            packages=packages,
+        ),
     )
 
 
@@ -87,19 +93,24 @@ def _fitted(train: TrainConfig, run_dir: Path) -> TrainConfig:
     return replace(train, micro_batch_size=found[-1].micro_batch_size, activation_checkpointing=recomputes)
 
 
-def _data_files(recorded: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Returns path and hash of the data files, which a record names as `key path`."""
-    split = [(*name.partition(" "), digest) for name, digest in recorded.items()]
-    return [(path, digest) for key, space, path, digest in split if space and key.startswith(("answer.", "data."))]
+def _hashes(record: Record, *, data: bool) -> dict[str, str]:
+    """Returns the recorded hashes of the user's files by path: those of data, or all others."""
+    named = [(*name.partition(" "), digest) for name, digest in record.files.items()]
+    return {
+        str(_relative(path)): digest
+        for key, _, path, digest in named
+        if key.startswith(("answer.", "data.")) == data and not path.startswith(paths.ASSET_SCHEME)
+    }
 
 
 def _paths(config: RunConfig) -> list[str]:
     """Returns what the recipe reads from a disk or a hub."""
     model = config.model
-    named = [model.path, model.adapter, model.chat_template, config.objective.teacher]
+    named = [model.path, model.adapter, model.chat_template, config.objective.teacher, config.hardware.deepspeed]
     return [
         *(path for path in named if path is not None),
         *config.answer.prompts,
+        *config.eval.lm_eval,
         *(path for _, path in data_paths(config.data)),
     ]
 

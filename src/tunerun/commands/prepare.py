@@ -138,7 +138,9 @@ def _absolute(config: RunConfig) -> RunConfig:
     )
     objective = replace(config.objective, teacher=_local(config.objective.teacher))
     lock = replace(
-        config.lock, data_sha256={str(_local(path)): digest for path, digest in config.lock.data_sha256.items()}
+        config.lock,
+        data_sha256={str(_local(path)): digest for path, digest in config.lock.data_sha256.items()},
+        files_sha256={str(_local(path)): digest for path, digest in config.lock.files_sha256.items()},
     )
     hardware = replace(
         config.hardware, deepspeed=_local(config.hardware.deepspeed), accelerate=_local(config.hardware.accelerate)

@@ -190,14 +190,21 @@ def _locked(config: RunConfig) -> list[Problem]:
             fix = f"Install it (pip install {name}=={version}), or unlock: '~lock.packages.{name}'"
             found.append(Problem(where=f"lock.packages.{name}", what=what, fix=fix))
     for path, digest in config.lock.data_sha256.items():
-        target = Path(path).expanduser()
-        # What is missing is said of the key that names it.
-        here = hashes.path_sha256(target, "data") if target.exists() else digest
-        if here != digest:
-            what = f"{path} is not what it was (sha256 {here[:12]}.., the lock has {digest[:12]}..)."
-            fix = "Get the file that the recipe was locked with, or unlock: '~lock.data_sha256'"
-            found.append(Problem(where="lock.data_sha256", what=what, fix=fix))
+        found += _changed("lock.data_sha256", path, digest)
+    for path, digest in config.lock.files_sha256.items():
+        found += _changed("lock.files_sha256", path, digest)
     return found
+
+
+def _changed(key: str, path: str, digest: str) -> list[Problem]:
+    target = Path(path).expanduser()
+    # What is missing is said of the key that names it.
+    here = hashes.path_sha256(target, "files") if target.exists() else digest
+    if here == digest:
+        return []
+    what = f"{path} is not what it was (sha256 {here[:12]}.., the lock has {digest[:12]}..)."
+    fix = f"Get the file that the recipe was locked with, or unlock: '~{key}'"
+    return [Problem(where=key, what=what, fix=fix)]
 
 
 def _version(package: str) -> str | None:

@@ -78,5 +78,8 @@ class LockConfig:
     """Hash of the base model's files."""
     data_sha256: Mapping[str, str] = field(default_factory=dict)
     """Hash of each local file or folder of data, by its path."""
+    files_sha256: Mapping[str, str] = field(default_factory=dict)
+    """Hash of each other local file or folder that was read, by its path: an adapter that is there already, a chat
+    template, tasks of the evaluation."""
     packages: Mapping[str, str] = field(default_factory=dict)
     """Version of each package that can change a result."""
