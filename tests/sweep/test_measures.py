@@ -49,12 +49,12 @@ def test_a_plan_with_the_stages_of_a_metric_lacks_nothing(metric, arguments, fol
 @pytest.mark.parametrize(
     ("metric", "arguments", "part"),
     [
-        ("eval_loss", ["stages=[data,train]"], "Add train and eval to the stages, or set train.eval_steps."),
+        ("eval_loss", ["stages=[data,train]"], "Add eval to the stages, or set train.eval_steps."),
         ("eval_loss", ["stages=[data,eval]"], "of a trained model"),
         ("eval_loss", ["stages=[data,train,eval]", "objective=reward"], "no loss on held-out rows"),
         ("train_loss", ["stages=[data]"], "nothing is trained"),
         ("tokens_per_second", ["stages=[data]"], "nothing is trained"),
-        ("rougeL", ["stages=[data,train,eval]"], "set eval.generate_rows=50"),
+        ("rougeL", ["stages=[data,train,eval]"], "Set eval.generate_rows=50"),
         ("bleu4", ["stages=[data,train]", "eval.generate_rows=2"], "Add train and eval"),
         ("gguf_bytes", ["stages=[data,train,merge]", GGUF], "Add export to the stages"),
         ("gguf_bytes", ["stages=[data,train,merge,export]", "export=bnb4"], "set export.gguf.types"),

@@ -124,15 +124,17 @@ def _lacks_eval_loss(plan: Plan) -> Lack | None:
     measured = plan.train is not None and plan.train.train.eval_steps is not None
     if measured or _compares_models(plan):
         return None
-    fix = "Add train and eval to the stages, or set train.eval_steps."
+    added = "train and eval" if plan.train is None else "eval"
+    fix = f"Add {added} to the stages, or set train.eval_steps."
     return "no loss on held-out rows is measured of a trained model.", fix
 
 
 def _lacks_answers(plan: Plan) -> Lack | None:
-    if any(step.eval.generate_rows for step in _steps(plan, EvalStep)) and _compares_models(plan):
-        return None
-    fix = "Add train and eval to the stages, and set eval.generate_rows=50, for instance."
-    return "it is measured on answers that a trained model generates in eval, and there are none.", fix
+    if not _compares_models(plan):
+        return "no trained model answers questions.", "Add train and eval to the stages."
+    if not any(step.eval.generate_rows for step in _steps(plan, EvalStep)):
+        return "it is measured on generated answers.", "Set eval.generate_rows=50, for instance."
+    return None
 
 
 def _lacks_gguf(plan: Plan) -> Lack | None:
