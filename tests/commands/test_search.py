@@ -140,7 +140,9 @@ def test_a_trial_that_fails_is_one_of_the_trials(folder, monkeypatch):
         (["hydra.sweeper.smapler=tpe"], "there is no key `smapler`"),
         (["hydra/sweeper=tunerun_optna"], "Did you mean tunerun_optuna"),
         (["hydra/sweeper=basic"], "is none of tunerun's"),
-        (["hydra/launcher=joblib"], "tunerun does not read it"),
+        (["hydra/launcher=joblib"], r"tunerun does not read it.* sweep\.jobs=2"),
+        (["hydra.launcher.n_jobs=2"], r"tunerun does not read it.* sweep\.jobs=2"),
+        (["hydra.sweep.dir=here"], "tunerun does not read it.* hydra/sweeper"),
         (["train.lerning_rate=interval(0,1)"], "there is no key `lerning_rate`"),
         (["hydra.sweeper.pruner=asha", "sweep.metric=train_loss"], "ends trials by eval_loss"),
         (

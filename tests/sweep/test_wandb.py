@@ -65,6 +65,16 @@ def test_a_search_becomes_ranges(folder, capfd):
     }
 
 
+def test_a_pruner_that_the_file_leaves_out_is_told_beside_it(folder, capfd):
+    capfd.readouterr()
+    assert cli.dispatch(["sweep", "wandb", *BASE, *SEARCH, "hydra.sweeper.pruner=asha"]) == ExitCode.DONE
+    out, err = capfd.readouterr()
+    assert "early_terminate" not in yaml.safe_load(out)
+    assert "hydra.sweeper.pruner=asha is not in the file" in err
+    cli.dispatch(["sweep", "wandb", *BASE, *SEARCH])
+    assert capfd.readouterr().err == ""
+
+
 def test_a_grid_becomes_values(folder, capfd):
     file = exported(capfd, "method.rank=4,8", "data.vars.tone=kind,'very kind'")
     assert file["method"] == "grid"

@@ -92,6 +92,9 @@ def exported(request: Request, config: DictConfig, make: MakeSource) -> str:
             problems += measures.missing(plan, first)
     if problems:
         raise UserError(dict.fromkeys(problems))
+    if source.settings is not None and source.prunes:
+        left_out = f"hydra.sweeper.pruner={source.settings.pruner} is not in the file"
+        print(f"{left_out}: to end trials early, add wandb's early_terminate to it ({wandb.KEYS})", file=sys.stderr)
     return text
 
 

@@ -103,9 +103,8 @@ def multirun(arguments: Sequence[str], config_dir: Path | None, task: TaskFuncti
     """
     groups = group_names()
     hydras = [item for item in arguments if overrides.is_hydras(overrides.key_of(item))]
-    fix = "Of Hydra's own, a sweep reads hydra/sweeper, hydra.sweeper.KEY and hydra.searchpath."
     problems = [
-        Problem(where=item, what="tunerun does not read it.", fix=fix)
+        Problem(where=item, what="tunerun does not read it.", fix=_instead_of(item))
         for item in hydras
         if not re.fullmatch(r"hydra\.searchpath|hydra/sweeper|hydra\.sweeper\..+", overrides.key_of(item))
     ]
@@ -123,6 +122,12 @@ def multirun(arguments: Sequence[str], config_dir: Path | None, task: TaskFuncti
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None, "initialised just now"
         return hydra.multirun(PRIMARY, task, prepared + extra, with_log_configuration=False)
+
+
+def _instead_of(item: str) -> str:
+    if re.match(r"hydra[./]launcher\b", overrides.key_of(item)):
+        return "Trials that run at a time: sweep.jobs=2; as jobs of Slurm: cluster=slurm."
+    return "Of Hydra's own, a sweep reads hydra/sweeper, hydra.sweeper.KEY and hydra.searchpath."
 
 
 def _check_sweeper(composed: DictConfig) -> None:

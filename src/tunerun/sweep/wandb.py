@@ -12,13 +12,16 @@ from tunerun.errors import Problem, UserError
 from tunerun.sweep import measures
 from tunerun.sweep.space import Axis
 
+KEYS = "https://docs.wandb.ai/guides/sweeps/sweep-config-keys"
+"""Describes the keys of such a file."""
+
 # What is logged while training, under the names that the tracker gives them.
 _LOGGED = {"eval_loss": "train/eval_loss", "train_loss": "train/loss", "tokens_per_second": "train/tokens_per_second"}
 _METHODS = {"tpe": "bayes", "cmaes": "bayes", "random": "random", "grid": "grid"}
 
 
 def render(axes: Sequence[Axis], fixed: Sequence[str], sweep: SweepConfig, search: OptunaConfig | None) -> str:
-    """Returns the YAML of a sweep: https://docs.wandb.ai/guides/sweeps/sweep-config-keys.
+    """Returns the YAML of a sweep, with the keys of `KEYS`.
 
     Args:
         axes: What is varied.
