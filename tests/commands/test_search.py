@@ -252,6 +252,39 @@ def test_two_sweeps_share_a_search(folder):
     assert all(len(trials) == 6 for trials in tables)
 
 
+def test_a_sweep_tells_what_came_of_another_processes_trial_since_it_ended(folder, monkeypatch, capfd):
+    shared = [*SEARCH, "hydra.sweeper.storage=shared.journal", "hydra.sweeper.study=ours", "sweep.trials=2"]
+    real = drive.runner.execute
+
+    def execute(plan, **options):
+        # The other one takes the second trial, and ends while this one is at the first.
+        assert plan.run_dir.endswith("/0")
+        program(folder, *shared).communicate(timeout=120)
+        return real(plan, **options)
+
+    monkeypatch.setattr(drive.runner, "execute", execute)
+    assert cli.dispatch(shared) == ExitCode.DONE
+    (other,) = (path.parent.parent for path in folder.glob("outputs/sweeps/*/1/run.json"))
+    written = json.loads((other / "results.json").read_text(encoding="utf-8"))["trials"]
+    assert {trial["trial"]: trial["status"] for trial in written} == {0: "running", 1: "done"}
+
+    capfd.readouterr()
+    assert cli.dispatch(["sweep", "show", str(other)]) == ExitCode.DONE
+    assert states(capfd.readouterr().out) == {"0": "done", "1": "done"}
+    # In another folder its recipe and its storage may be others.
+    monkeypatch.chdir(folder / "model")
+    assert cli.dispatch(["sweep", "show", str(other)]) == ExitCode.DONE
+    out, err = capfd.readouterr()
+    assert states(out) == {"0": "running", "1": "done"}
+    assert "as when this sweep ended" in err
+
+
+def states(table: str) -> dict[str, str]:
+    """Returns the state of each trial by its number, from a table on the terminal."""
+    rows = [line.split() for line in table.splitlines()]
+    return {row[0]: row[rows[0].index("state")] for row in rows[1:]}
+
+
 def test_the_best_of_a_search_alone_goes_through_the_last_stages(folder):
     wanted = ["stages=[data,train,merge]", "sweep.finish_best=true", "sweep.trials=3"]
     assert cli.dispatch([*SEARCH, *wanted]) == ExitCode.DONE

@@ -98,6 +98,22 @@ def exported(request: Request, config: DictConfig, make: MakeSource) -> str:
     return text
 
 
+def remembered(request: Request, config: DictConfig, make: MakeSource) -> list[Outcome]:
+    """Returns what the storage of a search knows of its trials, those of other processes included.
+
+    Args:
+        request: What was typed.
+        config: What Hydra composed from all but the axes.
+        make: Makes the source of trials.
+
+    Raises:
+        UserError: The storage cannot be opened.
+    """
+    source = make(_base(request, config))
+    source.start()
+    return source.known()
+
+
 def _base(request: Request, config: DictConfig) -> Base:
     sweep, problems = typed.build(SweepConfig, _section(config.sweep), "sweep")
     if problems:

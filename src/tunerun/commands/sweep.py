@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from tunerun.commands import arguments
-from tunerun.commands.drive import Request, drive
+from tunerun.commands import arguments, array, drive
+from tunerun.commands.drive import Request
 from tunerun.commands.prepare import OUTPUTS
 from tunerun.config import overrides as grammar
 from tunerun.config.register import new_run_id
 from tunerun.config.resolve import multirun
 from tunerun.errors import ExitCode, UserError
-from tunerun.sweep import trials
+from tunerun.sweep import table, trials
+from tunerun.sweep.trials import Outcome
 
 _FLAGS = ("-m", "--multirun")
 _VALUES = ("--config-dir", "-cd")
@@ -34,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     _, overrides = arguments.split(argv, flags=_FLAGS, values=_VALUES)
     if any(item.partition("=")[0].lstrip("+") == "run_dir" for item in overrides):
         raise UserError("run_dir cannot be set with -m: each trial has a directory of its own.")
-    return _run((OUTPUTS / "sweeps" / new_run_id()).absolute(), argv, numbers=None)
+    return ExitCode(_run((OUTPUTS / "sweeps" / new_run_id()).absolute(), argv, None, drive.drive))
 
 
 def resume(sweep_dir: Path, argv: Sequence[str]) -> int:
@@ -50,10 +53,33 @@ def resume(sweep_dir: Path, argv: Sequence[str]) -> int:
     if argv:
         raise UserError("a sweep is resumed as it was started; overrides belong to single trials.")
     typed, numbers = trials.read(sweep_dir)
-    return _run(sweep_dir, typed, numbers=numbers)
+    return ExitCode(_run(sweep_dir, typed, numbers, drive.drive))
 
 
-def _run(sweep_dir: Path, argv: Sequence[str], *, numbers: dict[str, int] | None) -> int:
+def read(sweep_dir: Path) -> tuple[list[Outcome], tuple[str, ...]]:
+    """Reads the trials of a sweep by rank, and what ranks them.
+
+    Of trials that other processes ran in the same search, its storage says what came of them since. When it cannot be
+    asked, that is said on stderr.
+
+    Raises:
+        UserError: The folder is no sweep.
+    """
+    rows, metrics = array.collect(sweep_dir)
+    own = {row.trial: row for row in rows if (sweep_dir / str(row.trial)).is_dir()}
+    if all(row.trial in own or row.status != "running" for row in rows):
+        return rows, metrics
+    try:
+        typed, numbers = trials.read(sweep_dir)
+        known: list[Outcome] = _run(sweep_dir, typed, numbers, drive.remembered)
+    except UserError as error:
+        print(f"trials of other processes are shown as when this sweep ended: {error}", file=sys.stderr)
+        return rows, metrics
+    found = {row.trial: row for row in (*rows, *known)} | own
+    return table.ranked(list(found.values()), metrics), metrics
+
+
+def _run(sweep_dir: Path, argv: Sequence[str], numbers: dict[str, int] | None, task: Callable[..., Any]) -> Any:
     options, overrides = arguments.split(argv, flags=_FLAGS, values=_VALUES)
     folder = arguments.config_dir(options)
     request = Request(
@@ -63,4 +89,4 @@ def _run(sweep_dir: Path, argv: Sequence[str], *, numbers: dict[str, int] | None
         sweep_dir=sweep_dir,
         numbers=numbers,
     )
-    return ExitCode(multirun(overrides, folder, partial(drive, request)))
+    return multirun(overrides, folder, partial(task, request))

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from tunerun import artifacts
-from tunerun.commands import arguments, array, copy
+from tunerun.commands import arguments, copy, sweep
 from tunerun.commands.drive import Request, exported
 from tunerun.config.flat import flat_recipe
 from tunerun.config.resolve import multirun
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     if len(rest) < 2 or rest[0] not in ("best", "show") or len(rest) > (3 if rest[0] == "best" else 2):
         raise UserError(_USAGE)
     sweep_dir = Path(rest[1])
-    rows, metrics = array.collect(sweep_dir)
+    rows, metrics = sweep.read(sweep_dir)
     if rest[0] == "show":
         print(table.render(rows, metrics))
         return ExitCode.DONE
