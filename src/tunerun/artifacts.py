@@ -68,6 +68,19 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
+def locate(path: Path) -> tuple[Path, str] | None:
+    """Finds the run that a file or folder lies in, wherever links lead; None when it lies in none.
+
+    Returns:
+        The run directory, and the name in it that the path begins with, such as `merged`.
+    """
+    whole = path.resolve()
+    for folder in whole.parents:
+        if (folder / MODEL).is_file():
+            return folder, whole.relative_to(folder).parts[0]
+    return None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Artifact:
     """A file or folder that a stage published."""

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from tunerun.chat.faults import ChatFault
-from tunerun.chat.template import FROZEN_DATE, ChatTemplate, load_template, shipped_names
+from tunerun.chat.template import FROZEN_DATE, ChatTemplate, load_template, shipped_names, without_generation_blocks
 from tunerun.errors import UserError
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -116,6 +116,18 @@ def test_generation_blocks_give_spans_and_leave_no_trace():
 def test_a_template_without_generation_blocks_leaves_every_character():
     odd = "\U0010fdd0a\U0010fdd1"
     assert template("{{ messages[0].content }}").render([{"role": "user", "content": odd}]) == odd
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a {% generation %}b{% endgeneration %} c", "a {% if true %}b{% endif %} c"),
+        ("a {%- generation -%} b {%-endgeneration%}", "a {%- if true -%} b {%- endif %}"),
+        ("a {{ generation }} c", "a {{ generation }} c"),
+    ],
+)
+def test_training_marks_are_left_out(source, expected):
+    assert without_generation_blocks(source) == expected
 
 
 def test_generation_spans_equal_those_of_transformers():

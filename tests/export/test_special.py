@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.export.conftest import open_model
-from tests.export.models import TEMPLATE, build_model, build_tokenizer, edit_json
+from tests.export.models import build_model, build_tokenizer, edit_json
 from tunerun.chat.template import load_template
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.errors import UserError
-from tunerun.export.special import SpecialTokens, read_special, without_generation_blocks
+from tunerun.export.special import SpecialTokens, read_special
 
 
 def special_of(folder: Path) -> SpecialTokens:
@@ -63,18 +63,6 @@ def test_a_template_that_refuses_a_plain_question_is_named(tmp_path: Path) -> No
     build_tokenizer(tmp_path, template="{{ raise_exception('no') }}")
     with pytest.raises(UserError, match="refuses"):
         special_of(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        ("a {% generation %}b{% endgeneration %} c", "a {% if true %}b{% endif %} c"),
-        ("a {%- generation -%} b {%-endgeneration%}", "a {%- if true -%} b {%- endif %}"),
-        (TEMPLATE, TEMPLATE),
-    ],
-)
-def test_training_marks_are_left_out(template: str, expected: str) -> None:
-    assert without_generation_blocks(template) == expected
 
 
 def test_the_embedded_template_renders_like_the_one_trained_with(tmp_path: Path) -> None:

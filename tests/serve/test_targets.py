@@ -10,11 +10,13 @@ import pytest
 from tests.serve.conftest import NAME
 from tunerun import artifacts
 from tunerun.commands.target import local_path
-from tunerun.config.schema import ServeConfig
+from tunerun.config.schema import GgufConfig, ServeConfig
 from tunerun.errors import StageError, UserError
+from tunerun.export.stage import run as export
 from tunerun.formats.trained_base import write_quantisation
 from tunerun.plan.placement import Placement
-from tunerun.plan.steps import Quantisation
+from tunerun.plan.steps import ExportStep, Quantisation
+from tunerun.serve.fleet import check_targets
 from tunerun.serve.protocol import Ready, ServerSettings
 from tunerun.serve.settings import folder_engine
 from tunerun.serve.targets import by_weights, resolve_checkpoints, resolve_target
@@ -116,11 +118,77 @@ def test_a_run_that_was_never_verified_says_so_and_its_base_model_does_not(copie
     assert resolve_target(copied).unchecked == ""
 
 
-def test_a_gguf_file_and_a_folder_stand_for_themselves(run_dir):
-    (file,) = (run_dir / "export").glob("*.gguf")
-    assert (resolve_target(file).engine, resolve_target(file).tokenizer) == ("llamacpp", None)
-    folder = resolve_target(run_dir / "merged")
-    assert (folder.engine, folder.name, folder.stops) == ("transformers", "merged", ())
+def test_a_gguf_file_and_a_folder_outside_of_runs_stand_for_themselves(run_dir, tmp_path):
+    file = Path(shutil.copy(next((run_dir / "export").glob("*.gguf")), tmp_path))
+    target = resolve_target(file)
+    assert (target.engine, target.tokenizer, target.stops, target.unchecked) == ("llamacpp", None, (), "")
+    folder = resolve_target(Path(shutil.copytree(run_dir / "merged", tmp_path / "mine")))
+    assert (folder.engine, folder.name, folder.stops, folder.unchecked) == ("transformers", "mine", (), "")
+
+
+def test_a_part_of_a_run_is_served_as_the_export_recorded_it(run_dir):
+    facts = json.loads((run_dir / "export" / "serve.json").read_text())
+    file = run_dir / "export" / facts["default"]
+    for target in (resolve_target(file), resolve_target(run_dir / "merged")):
+        assert (target.stops, target.context_tokens) == (tuple(facts["stops"]), facts["context"])
+    assert resolve_target(file).template_sha256 == facts["template_sha256"]
+    assert (resolve_target(file).name, resolve_target(file).weights) == (file.stem, file)
+
+
+def test_a_file_that_the_export_did_not_write_is_not_taken_for_one(copied):
+    (file,) = (copied / "export").glob("*.gguf")
+    other = Path(shutil.copy(file, copied / "export" / "other.gguf"))
+    assert (resolve_target(other).stops, resolve_target(other).template_sha256) == ((), None)
+
+
+def test_a_failed_gate_holds_for_every_part_of_the_run_and_through_links(copied, tmp_path):
+    (file,) = (copied / "export").glob("*.gguf")
+    adapter, checkpoint = add_adapter(copied / "adapter"), add_adapter(copied / "checkpoints" / "step-20" / "adapter")
+    folder = Path(shutil.copytree(copied / "merged", copied / "export" / "gptq"))
+    link = tmp_path / "link.gguf"
+    link.symlink_to(file)
+    elsewhere = Path(shutil.copytree(copied / "merged", tmp_path / "elsewhere"))
+    parts = (file, link, adapter, folder, copied / "merged", Path(f"{elsewhere}+{adapter}"))
+    for part in parts:
+        target = resolve_target(part)
+        assert (target.unverified, target.unchecked) == ("", f"{copied} was never verified"), part
+    (copied / "verify").mkdir()
+    gates = [{"name": "merge_logits", "verdict": "fail"}]
+    (copied / "verify" / "report.json").write_text(json.dumps({"schema": 1, "passed": False, "gates": gates}))
+    for part in parts:
+        target = resolve_target(part)
+        assert target.unverified.count("merge_logits") == 1, part
+        assert target.unchecked == "", part
+        with pytest.raises(UserError, match=r"merge_logits(.|\n)*--force"):
+            check_targets([target])
+    # What a run's gates compare is what it made last.
+    assert resolve_target(checkpoint).unverified == resolve_target(copied, checkpoint=20).unverified == ""
+    assert resolve_target(elsewhere).unverified == ""
+
+
+def test_the_runs_template_goes_with_its_adapters(copied):
+    adapters = [add_adapter(copied / "adapter"), add_adapter(copied / "checkpoints" / "step-20" / "adapter")]
+    plan = json.loads((copied / "plan.json").read_text())
+    plan["steps"].insert(0, {"stage": "data", "chat_template": "vicuna"})
+    (copied / "plan.json").write_text(json.dumps(plan))
+    for adapter in adapters:
+        template = resolve_target(adapter).template
+        assert template is not None
+        assert template.source == "vicuna"
+
+
+def test_a_template_with_marks_for_training_is_known_again_after_the_export(copied):
+    base = json.loads((copied / artifacts.MODEL).read_text())
+    (copied / artifacts.MODEL).write_text(json.dumps({**base, "folder": str(copied / "merged")}))
+    marked = "{% generation %}{{ '' }}{% endgeneration %}" + (copied / "export" / "chat_template.jinja").read_text()
+    (copied / "merged" / "chat_template.jinja").write_text(marked)
+    with pytest.raises(UserError, match="chat template"):
+        resolve_target(copied / "merged")
+    export(ExportStep(name=NAME, merged=True, gguf=GgufConfig(types=("f32",)), chat_template=None), copied)
+    for path in (copied, copied / "merged"):
+        template = resolve_target(path, engine="transformers").template
+        assert template is not None
+        assert template.text == marked
 
 
 def test_what_is_no_model_is_told(tmp_path, run_dir):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -89,6 +90,15 @@ class ChatTemplate:
 def marks(source: str) -> bool:
     """Says whether a template's source has `{% generation %}` blocks."""
     return "endgeneration" in source
+
+
+def without_generation_blocks(template: str) -> str:
+    """Returns a template without `{% generation %}`, which only training knows.
+
+    An `{% if true %}` takes its place: white space around a block tag is then handled as before.
+    """
+    opened = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", template)
+    return re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", opened)
 
 
 def load_template(

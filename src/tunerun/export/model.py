@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunerun.chat.template import ChatTemplate
+from tunerun.chat.template import ChatTemplate, without_generation_blocks
 from tunerun.chat.tokenizer import Tokenizer
 from tunerun.errors import Problem, UserError
 from tunerun.export.parameters import check_config, fill_config
-from tunerun.export.special import SpecialTokens, without_generation_blocks
+from tunerun.export.special import SpecialTokens
 from tunerun.export.tensors import Computed, Source, name_tensors
 from tunerun.export.vocabulary import Vocabulary, read_vocabulary
 from tunerun.formats.architectures import GGUF_ARCHITECTURES, Architecture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,15 +56,6 @@ def read_special(folder: Path, tokenizer: Tokenizer, template: ChatTemplate | No
         starts_chats=tokenizer.added is not None and tokenizer.added.match(rendered) is not None,
         stops=tuple(dict.fromkeys(text for text in texts if text)),
     )
-
-
-def without_generation_blocks(template: str) -> str:
-    """Returns a template without `{% generation %}`, which only training knows.
-
-    An `{% if true %}` takes its place: white space around a block tag is then handled as before.
-    """
-    opened = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", template)
-    return re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", opened)
 
 
 def _render(template: ChatTemplate) -> str:

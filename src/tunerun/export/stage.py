@@ -12,7 +12,7 @@ from typing import Any
 from tunerun import artifacts
 from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
-from tunerun.chat.template import ChatTemplate, load_template
+from tunerun.chat.template import ChatTemplate, load_template, without_generation_blocks
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer, read_object
 from tunerun.config.schema import Bnb4Config
 from tunerun.errors import Problem, UserError, require
@@ -24,7 +24,7 @@ from tunerun.export.converter import convert, find_converter
 from tunerun.export.gptq import write_gptq
 from tunerun.export.importance import read_importance
 from tunerun.export.model import read_model
-from tunerun.export.special import SpecialTokens, read_special, without_generation_blocks
+from tunerun.export.special import SpecialTokens, read_special
 from tunerun.export.write import write_gguf
 from tunerun.formats.architectures import GGUF_ARCHITECTURES, Architecture
 from tunerun.formats.merged import MergePlan, plan_copy, plan_merge

@@ -11,6 +11,8 @@ from tunerun import artifacts
 from tunerun.errors import Problem, UserError
 
 VERIFY_REPORT = f"{artifacts.VERIFY}/report.json"
+_VERIFIED = (artifacts.ADAPTER, artifacts.MERGED, artifacts.EXPORT)
+"""What the verify stage compares, by its name in the run directory."""
 
 
 def failed_gates(run: Path) -> list[str]:
@@ -37,6 +39,12 @@ def unverified(run: Path) -> str:
 def unchecked(run: Path) -> str:
     """Says that a run's model was never verified; empty when it was, with whatever result."""
     return "" if (run / VERIFY_REPORT).is_file() else f"{run} was never verified"
+
+
+def verified_run(path: Path) -> Path | None:
+    """Returns the run whose verify stage speaks of a model's file or folder; None for those that no run made."""
+    place = artifacts.locate(path)
+    return place[0] if place is not None and place[1] in _VERIFIED else None
 
 
 def unproved(run: Path) -> str:

@@ -6,25 +6,25 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunerun import artifacts
 from tunerun.base_model import read_base
-from tunerun.chat.template import ChatTemplate, load_template
+from tunerun.chat.template import ChatTemplate, load_template, without_generation_blocks
 from tunerun.chat.tokenizer import load_tokenizer, named_tokens
 from tunerun.errors import Problem, StageError, UserError
 from tunerun.formats import verdicts
 from tunerun.formats.gguf_fields import is_gguf_adapter
-from tunerun.formats.handoff import HANDOFF, Handoff, read_handoff
+from tunerun.formats.handoff import Handoff
 from tunerun.formats.trained_base import read_quantisation
 from tunerun.plan.placement import Placement
 from tunerun.plan.steps import Quantisation
+from tunerun.serve import recorded
 from tunerun.serve.protocol import EngineName, EngineSpec, Ready, ServerSettings
+from tunerun.serve.recorded import SERVE_FACTS
 
 if TYPE_CHECKING:
     from tunerun.config.schema import EngineChoice
-
-SERVE_FACTS = f"{artifacts.EXPORT}/{HANDOFF}"
 
 _MODEL_CONFIG = "config.json"
 _BASE_KEY = "base_model_name_or_path"
@@ -151,16 +151,16 @@ def resolve_target(
         what = "is not a run directory, so that it has neither checkpoints nor a base model."
         raise UserError(Problem(where=str(path), what=what))
     elif artifacts.is_adapter(path):
-        target = _adapter(path.resolve().name, _base_of(path), path, None)
+        target = _judged(_adapter(path.resolve().name, _base_of(path), path, recorded.template_behind(path)), path)
     elif (path / _MODEL_CONFIG).is_file():
-        target = _folder(path.resolve().name, path, None)
+        target = _judged(_as_exported(_folder(path.resolve().name, path, recorded.template_behind(path))), path)
     elif path.is_file():
         _check_whole(path)
-        target = Target(name=path.stem, engine="llamacpp", weights=path)
+        target = _judged(_as_exported(Target(name=path.stem, engine="llamacpp", weights=path)), path)
     else:
         what = "is no run directory, model folder, adapter folder or GGUF file."
         raise UserError(Problem(where=str(path), what=what))
-    target = target if adapter is None else _with_adapter(target, adapter)
+    target = target if adapter is None else _judged(_with_adapter(target, adapter), adapter)
     return _computed_by(target, folders if engine == "auto" and target.engine == "transformers" else engine)
 
 
@@ -248,7 +248,7 @@ def resolve_checkpoints(run: Path, name: str, engine: EngineName = "transformers
         UserError: It is no run directory, or has no checkpoint with an adapter.
     """
     base = replace(resolve_target(run, base=True, engine=engine), name=f"{name}-base")
-    steps = _checkpoint_steps(run)
+    steps = recorded.checkpoint_steps(run)
     found = [replace(resolve_target(run, checkpoint=step, engine=engine), name=f"{name}-step-{step}") for step in steps]
     if not found:
         raise UserError(Problem(where="--checkpoints", what=f"the run {run} has no checkpoints."))
@@ -261,8 +261,7 @@ def resolve_checkpoints(run: Path, name: str, engine: EngineName = "transformers
 
 
 def _of_run(run: Path, engine: EngineChoice, checkpoint: int | None, base: bool) -> Target:
-    plan = artifacts.read_json(run / artifacts.PLAN)
-    name, template = plan["name"], _template_choice(plan)
+    name, template = artifacts.read_json(run / artifacts.PLAN)["name"], recorded.template(run)
     if base:
         return _folder(f"{name}-base", read_base(run).folder, template)
     if checkpoint is not None:
@@ -271,14 +270,35 @@ def _of_run(run: Path, engine: EngineChoice, checkpoint: int | None, base: bool)
     return replace(made, unverified=verdicts.unverified(run), unchecked=verdicts.unchecked(run))
 
 
+def _judged(target: Target, path: Path) -> Target:
+    """Adds what a run's gates say of a model that is named by its own path."""
+    run = verdicts.verified_run(path)
+    if run is None:
+        return target
+    failed = dict.fromkeys((target.unverified, verdicts.unverified(run)))
+    unchecked = dict.fromkeys((target.unchecked, verdicts.unchecked(run)))
+    return replace(target, unverified="; ".join(filter(None, failed)), unchecked="; ".join(filter(None, unchecked)))
+
+
+def _as_exported(target: Target) -> Target:
+    """Gives a model that is named by its own path what its run's export recorded of it."""
+    found = recorded.handoff_behind(target.weights)
+    if found is None:
+        return target
+    if target.engine != "llamacpp":
+        return _handed_off(target, found)
+    if target.weights.resolve().name not in found.files.values():
+        return target
+    return replace(target, template_sha256=found.template_sha256, stops=found.stops, context_tokens=found.context)
+
+
 def _made(run: Path, engine: EngineChoice, name: str, template: str | None) -> Target:
     """Finds what a run made last."""
     base_folder = read_base(run).folder
     merged, adapter = run / artifacts.MERGED, run / artifacts.ADAPTER
-    source = merged if merged.is_dir() else base_folder
-    handoff = read_handoff(run / SERVE_FACTS) if (run / SERVE_FACTS).is_file() else None
+    handoff = recorded.handoff(run)
     if (engine == "auto" or engine in _GGUF_ENGINES) and handoff is not None:
-        return _exported(run, name, handoff, source)
+        return _exported(run, name, handoff, merged if merged.is_dir() else base_folder)
     if merged.is_dir():
         target = _folder(name, merged, None)
         return target if handoff is None else _handed_off(target, handoff)
@@ -306,7 +326,7 @@ def _handed_off(target: Target, handoff: Handoff) -> Target:
     Raises:
         UserError: Its chat template is another one by now.
     """
-    text = None if target.template is None else target.template.text
+    text = None if target.template is None else without_generation_blocks(target.template.text)
     found = None if text is None else hashlib.sha256(text.encode()).hexdigest()
     if handoff.template_sha256 not in (None, found):
         what = f"its chat template is not the one that {SERVE_FACTS} names."
@@ -320,15 +340,10 @@ def _checkpoint(run: Path, step: int, name: str, template: str | None) -> Target
         return _adapter(name, read_base(run).folder, _inside(run, folder / _CHECKPOINT_ADAPTER), template)
     if (folder / _CHECKPOINT_MODEL).is_dir():
         return _folder(name, folder / _CHECKPOINT_MODEL, template)
-    steps = _checkpoint_steps(run)
+    steps = recorded.checkpoint_steps(run)
     what = f"the run has no checkpoint of step {step}."
     fix = f"It has: {', '.join(map(str, steps))}." if steps else "It has none."
     raise UserError(Problem(where="--checkpoint", what=what, fix=fix))
-
-
-def _checkpoint_steps(run: Path) -> list[int]:
-    found = (run / artifacts.CHECKPOINTS).glob("step-*")
-    return sorted(int(step) for folder in found if (step := folder.name.removeprefix("step-")).isdecimal())
 
 
 def _inside(run: Path, adapter: Path) -> Path:
@@ -367,9 +382,9 @@ def _adapter(name: str, base: Path, adapter: Path, template: str | None) -> Targ
 
 
 def _base_of(adapter: Path) -> Path:
-    for folder in adapter.resolve().parents:
-        if (folder / artifacts.MODEL).is_file():
-            return read_base(folder).folder
+    place = artifacts.locate(adapter)
+    if place is not None:
+        return read_base(place[0]).folder
     named = artifacts.read_json(adapter / artifacts.ADAPTER_CONFIG).get(_BASE_KEY)
     if isinstance(named, str) and (Path(named) / _MODEL_CONFIG).is_file():
         return Path(named)
@@ -377,9 +392,3 @@ def _base_of(adapter: Path) -> Path:
     raise UserError(
         Problem(where=str(adapter / artifacts.ADAPTER_CONFIG), what=what, fix=f"Set {_BASE_KEY} to its folder.")
     )
-
-
-def _template_choice(plan: Mapping[str, Any]) -> str | None:
-    """Returns the template that the run used instead of the model's own."""
-    choices = [step["chat_template"] for step in plan["steps"] if "chat_template" in step]
-    return next((choice for choice in choices if choice is not None), None)
