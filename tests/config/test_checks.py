@@ -27,6 +27,11 @@ def test_a_sound_config_has_no_problems():
     assert checks.check(config()) == []
 
 
+def test_an_adapter_alone_can_be_exported():
+    stages = ["data", "train", "export", "verify"]
+    assert checks.check(config(stages=stages, export={"gguf": {"types": [], "adapter": True}})) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "where", "part"),
     [

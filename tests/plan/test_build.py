@@ -126,6 +126,14 @@ def test_preparing_data_needs_no_weights():
     assert step(found, "model").weights is False
 
 
+def test_an_adapter_as_gguf_is_looked_through_where_it_is_written():
+    export = {"gguf": {"types": [], "adapter": True}}
+    found = step(planned(export=export), "verify")
+    assert (found.gguf_adapter, found.gguf_types) == (True, ())
+    assert not step(planned(), "verify").gguf_adapter
+    assert not step(planned(export=export, stages=["data", "train", "merge", "verify"]), "verify").gguf_adapter
+
+
 def test_verify_off_is_no_step():
     assert "verify" not in names(planned(verify__level="off"))
 
@@ -315,6 +323,7 @@ def test_what_is_published_is_what_the_run_makes_unless_it_is_named():
 
     assert chosen(publish={"repo": "a/b"}) == ("merged", "gguf")
     assert chosen(publish={"repo": "a/b"}, export={"bnb4": {"write": True}}) == ("merged", "bnb4")
+    assert chosen(publish={"repo": "a/b"}, export={"gguf": {"adapter": True}}) == ("merged", "gguf")
     assert chosen(publish={"repo": "a/b", "artifacts": ["gguf"]}) == ("gguf",)
 
 

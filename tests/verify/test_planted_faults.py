@@ -16,12 +16,16 @@ from tokenizers import Tokenizer, processors
 from tests.tiny import CHATML
 from tests.verify.runs import change, export, read_gates, state_template, verify_step
 from tunerun import artifacts
+from tunerun.config.schema import GgufConfig
 from tunerun.errors import GateError
+from tunerun.export import stage
+from tunerun.export.adapter import write_adapter
 from tunerun.formats.gguf_header import read_gguf_header
 from tunerun.formats.handoff import read_handoff
 from tunerun.merge.merge import merge_adapter
 from tunerun.models import adapters
 from tunerun.models.folder import set_chat_template
+from tunerun.plan.steps import ExportStep
 from tunerun.verify import probes
 from tunerun.verify.stage import run
 
@@ -189,6 +193,53 @@ def test_swapped_query_and_key_rows(exported: Path) -> None:
     step: dict[str, Any] = {"gguf_types": ("f16",), "level": "full"}
     fails(exported, "gguf_logits:tiny-f16.gguf", "loses too much", **step)
     assert read_gates(exported)["greedy:tiny-f16.gguf"]["verdict"] == "fail"
+
+
+@pytest.fixture
+def with_adapter_file(out: Path) -> Path:
+    """The adapter of a run, which is all that it exported."""
+    pytest.importorskip("gguf")
+    step = ExportStep(
+        name="tiny", merged=True, gguf=GgufConfig(adapter=True), chat_template=None, adapter=artifacts.ADAPTER
+    )
+    stage.run(step, out)
+    run(verify_step(gguf_adapter=True, level="full"), out)
+    gate = read_gates(out)["files:tiny-lora.gguf"]
+    assert gate["verdict"] == "pass"
+    assert gate["measured"]["tensors"] == 2 * gate["measured"]["updates"] > 0
+    return out / artifacts.EXPORT / "tiny-lora.gguf"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b".lora_b", b".lora_c", ".lora_b is missing"),
+        (b"\x07\0\0\0\0\0\0\0adapter\x0c", b"\x07\0\0\0\0\0\0\0another\x0c", "it is no adapter"),
+    ],
+)
+def test_a_damaged_adapter_file(with_adapter_file: Path, out: Path, old: bytes, new: bytes, reason: str) -> None:
+    data = with_adapter_file.read_bytes()
+    assert old in data
+    with_adapter_file.write_bytes(data.replace(old, new, 1))
+    fails(out, "files:tiny-lora.gguf", reason, gguf_adapter=True)
+
+
+def test_an_adapter_file_that_lost_some_of_it(with_adapter_file: Path, out: Path) -> None:
+    header = read_gguf_header(with_adapter_file)
+    with with_adapter_file.open("r+b") as stream:
+        stream.seek(next(iter(header.tensors.values())).offset)
+        stream.write(np.array([np.nan], "<f4").tobytes())
+    fails(out, "files:tiny-lora.gguf", "infinite or not a number", gguf_adapter=True, level="full")
+    with_adapter_file.write_bytes(with_adapter_file.read_bytes()[:-100])
+    fails(out, "files:tiny-lora.gguf", "the file is broken", gguf_adapter=True)
+    weights = load_file(out / artifacts.ADAPTER / adapters.WEIGHTS)
+    dropped = {name: value for name, value in weights.items() if "layers.1.self_attn.v_proj" not in name}
+    config = json.loads((out / "base" / "config.json").read_text())
+    save_file(dropped, out / artifacts.ADAPTER / adapters.WEIGHTS)
+    write_adapter(out / artifacts.ADAPTER, config, with_adapter_file, name="tiny")
+    save_file(weights, out / artifacts.ADAPTER / adapters.WEIGHTS)
+    kept, whole = len(dropped) // 2, len(weights) // 2
+    fails(out, "files:tiny-lora.gguf", f"it holds {kept} of {whole} updates", gguf_adapter=True)
 
 
 def test_a_truncated_gguf(exported: Path) -> None:

@@ -99,7 +99,7 @@ def _needs(config: RunConfig) -> list[Problem]:
 
 def _exports(export: ExportConfig) -> bool:
     folders = (export.bnb4, export.gptq, export.awq, export.fp8)
-    return bool(export.gguf.types) or any(folder.write for folder in folders)
+    return bool(export.gguf.types) or export.gguf.adapter or any(folder.write for folder in folders)
 
 
 def _quantisers(config: RunConfig, *, unmerged: bool) -> list[Problem]:

@@ -69,6 +69,7 @@ def steps(config: RunConfig, placement: Placement, gpu_bytes: tuple[int, ...] = 
                 adapter=folder if merges or "export" in config.stages else None,
                 merged=merged,
                 gguf_types=config.export.gguf.types if "export" in config.stages else (),
+                gguf_adapter="export" in config.stages and config.export.gguf.adapter,
                 folders=_folders(config) if "export" in config.stages else (),
                 chat=is_chat(config),
                 chat_template=config.model.chat_template,
@@ -126,7 +127,7 @@ def made(config: RunConfig) -> set[Published]:
     if trains_weights(config) or ("merge" in config.stages and adapter(config) is not None):
         found.add("merged")
     if "export" in config.stages:
-        found |= {"gguf"} if config.export.gguf.types else set()
+        found |= {"gguf"} if config.export.gguf.types or config.export.gguf.adapter else set()
         found |= set(_folders(config))
     return found
 

@@ -247,6 +247,8 @@ class VerifyStep:
     """Whether merged/ exists."""
     gguf_types: tuple[GgufType, ...]
     """GGUF files in export/ to compare."""
+    gguf_adapter: bool = False
+    """Whether the adapter lies in export/ as a GGUF file, which is looked through."""
     folders: tuple[Literal["bnb4", "gptq", "awq", "fp8"], ...] = ()
     """Folders in export/ to compare."""
     chat: bool

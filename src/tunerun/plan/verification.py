@@ -60,7 +60,7 @@ def verification(step: VerifyStep, size: Sizes | None, export: ExportConfig, cpu
     low: float | None = None
     high: float | None = None
     if computing is not None and read is not None:
-        files = int(step.merged) + len(step.folders) + len(step.gguf_types)
+        files = int(step.merged) + len(step.folders) + len(step.gguf_types) + int(step.gguf_adapter)
         low, high = (
             computing[slow] + read / _READ_BYTES_A_SECOND[slow] + _STAGE_SECONDS[slow]
             + servers * _SERVER_SECONDS[slow] + files * _FILE_SECONDS[slow]

@@ -14,14 +14,16 @@ import numpy as np
 from tunerun import artifacts
 from tunerun.chat.tokenizer import read_object
 from tunerun.errors import UserError
+from tunerun.formats import lora
 from tunerun.formats.architectures import GGUF_ARCHITECTURES
 from tunerun.formats.floats import is_finite
 from tunerun.formats.gguf_header import GgufHeader, read_gguf_header
-from tunerun.formats.safetensors import TensorInfo, read_rows, read_table
+from tunerun.formats.safetensors import TensorInfo, read_header, read_rows, read_table
 from tunerun.verify.gates import Gate
 
 NAME = "files"
 _ADVICE = "Run the stage that wrote it again."
+_EMBEDDING = "token_embd.weight"
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 # Computed from the config, so that no safetensors file has them.
 _COMPUTED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -73,6 +75,26 @@ def gguf_gate(path: Path, source: Path | None, *, whole: bool) -> Gate:
         measured |= {"weights": found}
         if wanted is not None and wanted != found:
             fault = f"it holds {found:,} weights, and the model has {wanted:,}."
+    if fault is None and whole:
+        fault = _not_finite(path, header)
+    return _passed(name, measured) if fault is None else _failed(name, measured, fault)
+
+
+def adapter_gate(path: Path, adapter: Path, *, whole: bool) -> Gate:
+    """Checks an adapter in a GGUF file.
+
+    Args:
+        path: The file.
+        adapter: Folder of the adapter that it was made from.
+        whole: Whether its weights are read, for infinite ones and those that are no numbers.
+    """
+    name = f"{NAME}:{path.name}"
+    try:
+        header, updates = read_gguf_header(path), _updates(adapter)
+    except UserError as error:
+        return _failed(name, {}, str(error))
+    measured: dict[str, Any] = {"tensors": len(header.tensors), "bytes": path.stat().st_size, "updates": updates}
+    fault = _uneven_pairs(header, updates)
     if fault is None and whole:
         fault = _not_finite(path, header)
     return _passed(name, measured) if fault is None else _failed(name, measured, fault)
@@ -137,6 +159,29 @@ def _uneven_blocks(header: GgufHeader) -> str | None:
         return None
     lacking = [f"blk.{number}.{name}" for number, names in blocks.items() for name in sorted(everything - names)]
     return f"{lacking[0]} is missing." if lacking else None
+
+
+def _updates(adapter: Path) -> int:
+    """Counts the weights that an adapter updates."""
+    names = read_header(adapter / lora.WEIGHTS)
+    return sum(".lora_A." in name or name.endswith(".lora_embedding_A") for name in names)
+
+
+def _uneven_pairs(header: GgufHeader, updates: int) -> str | None:
+    """Says which of the two factors of an update is missing or does not fit, or that updates are."""
+    if header.fields.get("general.type") != "adapter":
+        return "it is no adapter."
+    weights = dict.fromkeys(name.rpartition(".")[0] for name in header.tensors)
+    for weight in weights:
+        a, b = (header.tensors.get(f"{weight}.lora_{part}") for part in "ab")
+        if a is None or b is None:
+            return f"{weight}.lora_{'a' if a is None else 'b'} is missing."
+        # That of an embedding, whose rows are looked up, lies the other way.
+        rank = a.shape[-1] if weight == _EMBEDDING else a.shape[0]
+        if b.shape[-1] != rank:
+            return f"{weight} has the ranks {rank} and {b.shape[-1]}."
+    # A fused weight is several in the file.
+    return None if len(weights) >= updates else f"it holds {len(weights)} of {updates} updates."
 
 
 def _weights(source: Path) -> int | None:

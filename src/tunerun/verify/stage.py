@@ -105,6 +105,9 @@ def _file_gates(step: VerifyStep, out: Path, base: Path) -> Iterator[Gate]:
     source = merged if step.merged else base if step.adapter is None else None
     for kind in step.gguf_types:
         yield files.gguf_gate(_gguf(out, kind), source, whole=whole)
+    if step.gguf_adapter:
+        assert step.adapter is not None, "checked with the config"
+        yield files.adapter_gate(_gguf(out, "lora"), out / step.adapter, whole=whole)
     if "bnb4" in step.folders:
         yield files.folder_gate(out / artifacts.BNB4, source, whole=whole)
     for name in folders.PACKED:
