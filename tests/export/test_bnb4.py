@@ -76,6 +76,14 @@ def by_transformers(folder: Path, target: Path, *, double: bool) -> dict[str, to
     return load_file(target / "model.safetensors")
 
 
+def test_a_model_without_layers_of_known_names_is_told(out: Path) -> None:
+    file = out / artifacts.MERGED / "model.safetensors"
+    save_file({name.replace(".layers.", ".h."): value for name, value in load_file(file).items()}, file)
+    with pytest.raises(StageError, match="no weight of it is called"):
+        export(out)
+    assert not (out / artifacts.EXPORT).exists()
+
+
 @pytest.mark.parametrize("double", [True, False])
 def test_every_tensor_is_the_one_that_transformers_writes(out: Path, tmp_path: Path, double: bool) -> None:
     wanted = by_transformers(out / artifacts.MERGED, tmp_path / "wanted", double=double)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,21 @@ def test_other_architectures_are_delivered_but_not_trained():
     assert found(model__shape=other, stages=["merge", "export", "verify"]) == []
     (problem,) = found(model__shape=other, stages=["data", "train"])
     assert problem.startswith("model.path: train: StableLmForCausalLM is not among the architectures that are trained.")
+
+
+def test_what_the_converter_does_not_write_of_other_architectures_is_told_before():
+    other, stages = {"architecture": "StableLmForCausalLM"}, ["data", "export"]
+    given = {"model": {"path": "org/model", "adapter": str(Path.cwd()), "shape": other}, "stages": stages}
+    Path("adapter_config.json").write_text("{}")
+    for export, where in (
+        ({"gguf": {"types": ["f16"]}}, ["stages"]),
+        ({"gguf": {"types": ["q4_k_m"], "imatrix": True}}, ["stages", "export.gguf.imatrix"]),
+        ({"gguf": {"adapter": True}}, ["export.gguf.adapter"]),
+        ({"bnb4": {"write": True}}, []),
+    ):
+        assert [problem.partition(":")[0] for problem in found(**given, export=export)] == where
+    given["model"] = {"path": "org/model", "adapter": str(Path.cwd()), "shape": {"architecture": "Qwen2ForCausalLM"}}
+    assert found(**given, export={"gguf": {"types": ["q4_k_m"], "imatrix": True, "adapter": True}}) == []
 
 
 def test_what_no_stage_uses_is_no_obstacle():

@@ -31,15 +31,19 @@ def write_bnb4(
         max_shard_size_bytes: Of data in one weights file.
 
     Raises:
-        StageError: A weight is infinite or not a number.
+        StageError: There is no linear layer, or a weight is infinite or not a number.
         OSError: The file system refused a read or a write.
     """
+    linear = [tensor for name, tensor in weights.tensors.items() if is_linear(name, tensor.shape)]
+    if not linear:
+        what = "no weight of it is called `….layers.N….weight`, as those of linear layers that are quantised are."
+        raise StageError(f"{folder}: {what} Set export.bnb4.write=false.")
     out.mkdir()
     carry_files(folder, out)
     if template is not None:
         set_chat_template(out, template)
-    dtype = next(tensor.dtype for name, tensor in weights.tensors.items() if is_linear(name, tensor.shape))
-    config = {**weights.config, "quantization_config": _settings(bitsandbytes.TORCH_NAMES[dtype], double)}
+    settings = _settings(bitsandbytes.TORCH_NAMES[linear[0].dtype], double)
+    config = {**weights.config, "quantization_config": settings}
     artifacts.write_json(out / "config.json", config)
     slots = [slot for name, tensor in weights.tensors.items() for slot in _slots(name, tensor, double)]
     total = sum(tensor.source.bytes for tensor in weights.tensors.values())

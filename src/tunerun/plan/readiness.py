@@ -37,6 +37,7 @@ def problems(config: RunConfig, plan: Plan, machine: Machine | None) -> list[Pro
     """
     return [
         *_not_built(config),
+        *_foreign_export(config),
         *_files(config),
         *(_nodes(config) if machine is None else _gpus(config, plan, machine)),
         *_extras(config),
@@ -66,11 +67,26 @@ def _not_built(config: RunConfig) -> list[Problem]:
         what = f"{computing}: {architecture} is not among the architectures that are trained."
         fix = f"Those are: {', '.join(TRAINED_ARCHITECTURES)}. Others can be merged, exported, verified and served."
         found.append(Problem(where="model.path", what=what, fix=fix))
+    return found
+
+
+def _foreign_export(config: RunConfig) -> list[Problem]:
+    """Finds what cannot be had of models that llama.cpp's own converter writes."""
+    architecture, gguf = config.model.shape.architecture, config.export.gguf
+    if "export" not in config.stages or architecture is None or architecture in GGUF_ARCHITECTURES:
+        return []
+    found = []
     adapted = config.model.adapter is not None or trains_adapter(config)
-    merges = "merge" in config.stages or not adapted
-    if "export" in config.stages and architecture is not None and architecture not in GGUF_ARCHITECTURES and not merges:
+    if gguf.types and adapted and "merge" not in config.stages:
         what = f"llama.cpp's own converter writes GGUF for {architecture}, and it needs the merged model."
         found.append(Problem(where="stages", what=what, fix="Add merge to the stages."))
+    if gguf.types and gguf.imatrix:
+        what = f"no importance matrix is measured for {architecture}, whose GGUF llama.cpp's own converter writes."
+        found.append(Problem(where="export.gguf.imatrix", what=what, fix="Set export.gguf.imatrix=false."))
+    if gguf.adapter:
+        what = f"adapters of {architecture} are not written as GGUF."
+        fix = "Set export.gguf.adapter=false and export the merged model."
+        found.append(Problem(where="export.gguf.adapter", what=what, fix=fix))
     return found
 
 
@@ -249,6 +265,7 @@ def _extras(config: RunConfig) -> list[Problem]:
     trains = "train" in config.stages
     rows = [
         ("export.gguf.types", "gguf", "gguf", "export" in config.stages and bool(config.export.gguf.types)),
+        ("export.gguf.adapter", "gguf", "gguf", "export" in config.stages and config.export.gguf.adapter),
         ("export.gguf.types", "llama_cpp", "gguf", "export" in config.stages and _quantises(config)),
         ("serve.engine", "llama_cpp", "gguf", "serve" in config.stages and config.serve.engine == "llamacpp"),
         ("method.kind", "bitsandbytes", "quant", _quantises_base(config)),
