@@ -13,7 +13,7 @@ from tests.export.compare import differing_fields, differing_tensors, read_field
 from tests.export.conftest import export
 from tests.export.models import build_model
 from tunerun.export.mix import FILE_TYPES
-from tunerun.formats.ggml import FLOAT_TYPES
+from tunerun.formats.ggml_types import FLOAT_TYPES
 
 llama_cpp = pytest.importorskip("llama_cpp")
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tunerun.errors import StageError
-from tunerun.formats.ggml import TYPES, encode
+from tunerun.formats.ggml import encode
+from tunerun.formats.ggml_types import TYPES
 from tunerun.formats.gguf import GgufFile, GgufTensor
 
 gguf = pytest.importorskip("gguf")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tunerun.errors import UserError
-from tunerun.formats.ggml import TYPES
+from tunerun.formats.ggml_types import TYPES
 from tunerun.formats.gguf import GgufFile, GgufTensor
 from tunerun.formats.gguf_fields import is_gguf_adapter
 from tunerun.formats.gguf_header import read_gguf_header
@@ -70,13 +70,32 @@ def test_an_adapter_is_told_from_a_model_by_its_first_fields(tmp_path: Path) -> 
     assert all(found[end:])
 
 
-def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+def test_lists_that_are_not_kept_are_looked_through_all_the_same(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "a.gguf")
+    kept, skipped = read_gguf_header(path), read_gguf_header(path, lists=False)
+    assert skipped.tensors == kept.tensors
+    lists = {key for key, value in kept.fields.items() if isinstance(value, list)}
+    assert lists == {"tokenizer.ggml.tokens", "tokenizer.ggml.scores"}
+    assert skipped.fields == {key: None if key in lists else value for key, value in kept.fields.items()}
+    data = path.read_bytes()
+    place = data.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 4 + 4 + 8
+    for length in (2, len(data), 1 << 31, 1 << 62, (1 << 64) - 1):
+        for number in range(3):
+            # Each token has one length, and one byte or, the last of them, six.
+            at = place + number * (8 + 1)
+            path.write_bytes(data[:at] + struct.pack("<Q", length) + data[at + 8 :])
+            with pytest.raises(UserError, match="broken"):
+                read_gguf_header(path, lists=False)
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path, lists: bool) -> None:
     whole = write_file(tmp_path / "a.gguf").read_bytes()
     # The last tensor is followed by no padding that could be lost: 7 * 68 bytes, then 64 floats.
     for size in range(0, len(whole), 7):
         (tmp_path / "b.gguf").write_bytes(whole[:size])
         with pytest.raises(UserError, match="broken"):
-            read_gguf_header(tmp_path / "b.gguf")
+            read_gguf_header(tmp_path / "b.gguf", lists=lists)
 
 
 @pytest.mark.parametrize(
@@ -128,9 +147,13 @@ def test_a_thousand_damaged_headers_are_read_or_refused(tmp_path: Path) -> None:
         path.write_bytes(damage(data, 400, generator))
         try:
             header = read_gguf_header(path)
-        except UserError:
+        except UserError as error:
             refused += 1
+            with pytest.raises(UserError, match="broken"):
+                read_gguf_header(path, lists=False)
+            assert "broken" in str(error)
             continue
+        assert read_gguf_header(path, lists=False).tensors == header.tensors
         size = path.stat().st_size
         assert all(tensor.offset + tensor.bytes <= size for tensor in header.tensors.values())
     assert refused > 500

@@ -17,7 +17,7 @@ from tunerun.export.parameters import check_config, fill_config
 from tunerun.export.tensors import Order, file_names, fused_orders, head_order
 from tunerun.formats.architectures import Architecture
 from tunerun.formats.floats import Float32, is_finite, to_float32
-from tunerun.formats.ggml import TYPES
+from tunerun.formats.ggml_types import TYPES
 from tunerun.formats.gguf import GgufFile, GgufTensor
 from tunerun.formats.lora import Adapter, Shift, Update, read_adapter
 from tunerun.formats.safetensors import read_tensor

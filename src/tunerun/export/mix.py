@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tunerun.formats.ggml import FLOAT_TYPES, TYPES, TensorType
+from tunerun.formats.ggml_types import FLOAT_TYPES, TYPES, TensorType
 
 OUTPUT = "output.weight"
 TOKENS = "token_embd.weight"

@@ -19,7 +19,8 @@ from tunerun.export.model import Model
 from tunerun.export.parameters import add_parameters, read_sizes
 from tunerun.export.tensors import Block, Source, blocks_of
 from tunerun.formats.floats import Array, Float32, is_finite, to_float32
-from tunerun.formats.ggml import TensorType, encode
+from tunerun.formats.ggml import encode
+from tunerun.formats.ggml_types import TensorType
 from tunerun.formats.gguf import GgufFile, GgufTensor
 from tunerun.formats.share import share_out
 from tunerun.progress import Progress

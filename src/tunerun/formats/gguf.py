@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from tunerun.formats.floats import Array
-from tunerun.formats.ggml import TensorType
+from tunerun.formats.ggml_types import TensorType
 from tunerun.formats.safetensors import write_at
 
 ALIGNMENT = 32

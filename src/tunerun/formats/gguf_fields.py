@@ -6,15 +6,20 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import mmap
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _MAX_HEADER_BYTES = 1 << 30
 _GENERAL, _TYPE, _ADAPTER = "general.", "general.type", "adapter"
 _STRING, _ARRAY = 8, 9
+Data = bytes | mmap.mmap
+_LENGTH = struct.Struct("<Q").unpack_from
 # `struct` letters of the value types, by number.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
@@ -26,10 +31,17 @@ class Broken(Exception):  # noqa: N818 (becomes a UserError that names the file)
 class Reader:
     """A position in the header of a file, and how far it may go."""
 
-    def __init__(self, stream: BinaryIO, size: int) -> None:
-        """Takes a file, and how many bytes it has."""
-        self._stream = stream
-        self._left = min(size, _MAX_HEADER_BYTES)
+    def __init__(self, data: Data, *, lists: bool = True) -> None:
+        """Takes a file's bytes.
+
+        Args:
+            data: All of the file.
+            lists: Whether values that are lists are kept; if not they are None, though looked through all the same.
+        """
+        self._data = data
+        self._end = min(len(data), _MAX_HEADER_BYTES)
+        self._at = 0
+        self._lists = lists
 
     def counts(self) -> tuple[int, int]:
         """Returns how many tensors and fields a file claims, at its beginning."""
@@ -56,19 +68,19 @@ class Reader:
 
     def count(self, count: int, least_bytes: int, what: str) -> int:
         """Returns a count of things, if the file has room for so many."""
-        if count * least_bytes > self._left:
+        if count * least_bytes > self._end - self._at:
             raise Broken(f"it claims {count} {what}, for which it has no room")
         return count
 
     def tell(self) -> int:
         """Returns where in the file the position is, in bytes."""
-        return self._stream.tell()
+        return self._at
 
     def _take(self, count: int) -> bytes:
-        if count > self._left:
-            raise Broken(f"it ends {count - self._left} bytes early, or has a length that is wrong")
-        self._left -= count
-        return self._stream.read(count)
+        first, self._at = self._at, self._at + count
+        if self._at > self._end:
+            raise Broken(f"it ends {self._at - self._end} bytes early, or has a length that is wrong")
+        return self._data[first : self._at]
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -79,21 +91,45 @@ class Reader:
             raise Broken(f"it has a value of type {kind}")
         return self.number(_SCALARS[kind])
 
-    def _array(self) -> list[Any]:
+    def _array(self) -> list[Any] | None:
         kind, count = self.number("I"), self.number("Q")
         if kind == _STRING:
-            return [self.string() for _ in range(self.count(count, 8, "strings"))]
+            return self._strings(self.count(count, 8, "strings"))
         if kind not in _SCALARS:
             raise Broken(f"it has an array of type {kind}")
         letter = _SCALARS[kind]
-        self.count(count, struct.calcsize(letter), "values")
-        return list(struct.unpack(f"<{count}{letter}", self._take(count * struct.calcsize(letter))))
+        values = self._take(self.count(count, struct.calcsize(letter), "values") * struct.calcsize(letter))
+        return list(struct.unpack(f"<{count}{letter}", values)) if self._lists else None
+
+    def _strings(self, count: int) -> list[str] | None:
+        if self._lists:
+            return [self.string() for _ in range(count)]
+        # A vocabulary has hundreds of thousands: one call for each length, and `struct` finds those past the end.
+        data, at = self._data, self._at
+        try:
+            for _ in range(count):
+                at += 8 + _LENGTH(data, at)[0]
+        except (struct.error, OverflowError):
+            at = self._end + 1
+        self._take(at - self._at)
+        return None
+
+
+@contextmanager
+def mapped(file: Path) -> Iterator[Data]:
+    """Gives a file's bytes, of which those that are looked at are read."""
+    with file.open("rb") as stream:
+        if not file.stat().st_size:
+            yield b""
+            return
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
 
 
 def is_gguf_adapter(file: Path) -> bool:
     """Says whether a GGUF file is an adapter; reads no more than its first fields, which describe it."""
-    with file.open("rb") as stream:
-        reader = Reader(stream, file.stat().st_size)
+    with mapped(file) as data:
+        reader = Reader(data)
         try:
             for _ in range(reader.counts()[1]):
                 key, value = reader.field()

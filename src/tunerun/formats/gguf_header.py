@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tunerun.errors import Problem, UserError
-from tunerun.formats.ggml import TYPES, TensorType
-from tunerun.formats.gguf_fields import Broken, Reader
+from tunerun.formats.ggml_types import TYPES, TensorType
+from tunerun.formats.gguf_fields import Broken, Reader, mapped
 
 _DEFAULT_ALIGNMENT = 32
 # ggml's own limits: GGML_MAX_DIMS, GGML_MAX_NAME.
@@ -54,16 +54,20 @@ _Info = tuple[str, tuple[int, ...], TensorType, int]
 """A tensor's name, shape, type and offset from the end of the header."""
 
 
-def read_gguf_header(file: Path) -> GgufHeader:
+def read_gguf_header(file: Path, *, lists: bool = True) -> GgufHeader:
     """Reads and checks the header of a GGUF file.
+
+    Args:
+        file: The file.
+        lists: Whether fields that are lists are kept, such as the vocabulary, which takes ten times as long; if not
+            they are None.
 
     Raises:
         UserError: It is no GGUF file, is cut short, or has counts, lengths or offsets that do not fit.
     """
-    size = file.stat().st_size
     try:
-        with file.open("rb") as stream:
-            return _header(Reader(stream, size), size)
+        with mapped(file) as data:
+            return _header(Reader(data, lists=lists), len(data))
     except Broken as error:
         fix = "Export it or get it again."
         raise UserError(Problem(where=str(file), what=f"the file is broken: {error}.", fix=fix)) from None

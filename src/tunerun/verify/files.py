@@ -65,7 +65,7 @@ def gguf_gate(path: Path, source: Path | None, *, whole: bool) -> Gate:
     """
     name = f"{NAME}:{path.name}"
     try:
-        header = read_gguf_header(path)
+        header = read_gguf_header(path, lists=False)
     except UserError as error:
         return _failed(name, {}, str(error))
     measured: dict[str, Any] = {"tensors": len(header.tensors), "bytes": path.stat().st_size}
@@ -90,7 +90,7 @@ def adapter_gate(path: Path, adapter: Path, *, whole: bool) -> Gate:
     """
     name = f"{NAME}:{path.name}"
     try:
-        header, updates = read_gguf_header(path), _updates(adapter)
+        header, updates = read_gguf_header(path, lists=False), _updates(adapter)
     except UserError as error:
         return _failed(name, {}, str(error))
     measured: dict[str, Any] = {"tensors": len(header.tensors), "bytes": path.stat().st_size, "updates": updates}

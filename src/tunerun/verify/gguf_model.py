@@ -32,7 +32,7 @@ def open_gguf(path: Path, *, vocabulary_only: bool, context: int = 512, threads:
     """
     llama_cpp: Any = require("llama_cpp", "gguf")
     try:
-        read_gguf_header(path)
+        read_gguf_header(path, lists=False)
     except UserError as error:
         raise StageError(str(error)) from error
     # llama-cpp-python prints llama.cpp's warnings whatever `verbose` says; they matter only when opening fails.

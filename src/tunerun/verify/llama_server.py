@@ -45,7 +45,7 @@ def server_gate(path: Path, template: ChatTemplate, prompts: tuple[str, ...], st
         return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=reason)
     # A server writes today's date where the template asks for it.
     today = replace(template, date=datetime.now())  # noqa: DTZ005 (the server's own calendar day)
-    taken_off = start if start is not None and read_gguf_header(path).fields.get(_WRITES_START) else ""
+    taken_off = start if start is not None and read_gguf_header(path, lists=False).fields.get(_WRITES_START) else ""
     try:
         with _server(program, path) as client:
             compared, faults = _compare(client, today, prompts, taken_off)

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tunerun.errors import MissingExtra, StageError
+from tunerun.formats.gguf_header import read_gguf_header
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 512
 """Most tokens decoded at once."""
 
-_MAGIC = b"GGUF"
 _PACKAGE = "llama_cpp"
 _ERROR_LEVEL = 4
 """GGML_LOG_LEVEL_ERROR (ggml.h)."""
@@ -45,10 +45,11 @@ class LlamaContext:
             device: `cpu` or `cuda`.
 
         Raises:
-            StageError: It is not a GGUF file, or llama.cpp cannot load it.
+            UserError: It is not a GGUF file, or a broken one.
+            StageError: llama.cpp cannot load it.
             MissingExtra: llama-cpp-python is not installed.
         """
-        _check_magic(path)
+        read_gguf_header(path, lists=False)
         self.api: Any = llama_module("llama_cpp")
         self._path, self._threads = path, threads
         self._log: Any = self.api.llama_log_callback(_print_errors)
@@ -104,9 +105,10 @@ class LlamaContext:
             path: A GGUF file.
 
         Raises:
-            StageError: It is not one, or does not fit the model.
+            UserError: It is not a GGUF file, or a broken one.
+            StageError: It is no adapter, or does not fit the model.
         """
-        _check_magic(path)
+        read_gguf_header(path, lists=False)
         adapter = self.api.llama_adapter_lora_init(self.model, str(path).encode())
         if not adapter:
             raise StageError(f"{path}: llama.cpp cannot load the adapter; what it said stands above.")
@@ -225,9 +227,3 @@ def llama_module(name: str) -> Any:
 def _print_errors(level: int, text: bytes, _: Any) -> None:
     if level == _ERROR_LEVEL:
         print(text.decode("utf-8", "replace"), end="", file=sys.stderr, flush=True)
-
-
-def _check_magic(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise StageError(f"{path}: is not a GGUF file.")

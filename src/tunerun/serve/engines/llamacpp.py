@@ -55,7 +55,8 @@ class LlamaCppEngine:
         """Loads the file, and the adapters on top of it.
 
         Raises:
-            StageError: A file is not a GGUF file, or llama.cpp cannot load it.
+            UserError: A file is not a GGUF file, or a broken one.
+            StageError: llama.cpp cannot load it.
             MissingExtra: llama-cpp-python is not installed.
         """
         self._context = LlamaContext(

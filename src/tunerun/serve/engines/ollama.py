@@ -47,7 +47,7 @@ def start(spec: EngineSpec, send: Send) -> Service:
 def _read_model(spec: EngineSpec) -> Model:
     if spec.tokenizer is None:
         raise StageError(f"{spec.weights}: Ollama tells no token ids, and the model's own tokenizer is not beside it.")
-    header = read_gguf_header(Path(spec.weights))
+    header = read_gguf_header(Path(spec.weights), lists=False)
     own = header.fields.get(f"{header.fields.get('general.architecture')}.context_length")
     model = remote.folder_model(Path(spec.tokenizer), spec.context_tokens or own, spec.stop)
     return replace(model, chat_template=header.fields.get(_TEMPLATE))
@@ -95,7 +95,7 @@ class OllamaApi:
         self._name, self._model, self._extra = name, model, spec.server.extra_args
         start = model.tokenizer.named.get("bos_token", "")
         # llama.cpp puts the first token before a text by itself, so that the rendering's own would be a second one.
-        self._taken_off = start if read_gguf_header(Path(spec.weights)).fields.get(_WRITES_START) else ""
+        self._taken_off = start if read_gguf_header(Path(spec.weights), lists=False).fields.get(_WRITES_START) else ""
 
     def question(self, request: Generate, prompt_ids: Sequence[int], limit: int) -> tuple[str, Mapping[str, Any]]:
         """Asks for text."""
