@@ -21,7 +21,8 @@ def test_a_swap_counts_unless_the_reference_hardly_preferred_its_choice() -> Non
     reference = [torch.tensor([[1.0, 0.9, 0.0], [5.0, 1.0, 0.0]])]
     swapped = [torch.tensor([[0.9, 1.0, 0.0], [1.0, 5.0, 0.0]])]
     assert compare([[0, 1]], reference, swapped).top1_agreement == 0.0
-    assert compare([[0, 1]], reference, swapped, near_tie_nats=0.2).top1_agreement == 0.5
+    found = compare([[0, 1]], reference, swapped, most_tie_nats=0.2)
+    assert (found.top1_agreement, found.plain_top1_agreement, found.near_tie_nats) == (0.5, 0.0, 0.2)
     assert compare([[0, 1]], reference, swapped).max_logit == 4.0
 
 
@@ -44,6 +45,10 @@ def test_the_perplexity_ratio_is_that_of_the_next_tokens() -> None:
     assert compare([[5]], [reference[0][:1]], [other[0][:1]]).perplexity_ratio == 1.0
 
 
+def difference(**measures: float) -> Difference:
+    return Difference(max_logit=5.0, plain_top1_agreement=0.4, near_tie_nats=0.1, **measures)
+
+
 @pytest.mark.parametrize(
     ("changed", "verdict"),
     [
@@ -55,8 +60,7 @@ def test_the_perplexity_ratio_is_that_of_the_next_tokens() -> None:
     ],
 )
 def test_each_measure_alone_fails_a_quantised_model(changed: dict[str, float], verdict: str) -> None:
-    sound = {"mean_kl_nats": 0.09, "max_logit": 5.0, "top1_agreement": 0.96, "perplexity_ratio": 1.1}
-    found = Difference(**{**sound, **changed})
+    found = difference(**{"mean_kl_nats": 0.09, "top1_agreement": 0.96, "perplexity_ratio": 1.1, **changed})
     bound = quantised_bound(0.1, BoundConfig())
     gate = quantised_gate("gptq_logits:gptq", "gptq", found, bound, "Take more bits", layers=3)
     assert gate.verdict == verdict
@@ -65,7 +69,7 @@ def test_each_measure_alone_fails_a_quantised_model(changed: dict[str, float], v
 
 
 def test_a_quantised_model_that_fails_is_told_its_measures_and_the_key_that_allows_them():
-    found = Difference(mean_kl_nats=0.25, max_logit=5.0, top1_agreement=0.5, perplexity_ratio=1.05)
+    found = difference(mean_kl_nats=0.25, top1_agreement=0.5, perplexity_ratio=1.05)
     gate = quantised_gate("g", "q4_k_m", found, quantised_bound(0.1, BoundConfig()), "Take a finer type")
     assert gate.reason == (
         "q4_k_m loses too much here: it diverges by 0.25 nats (bound 0.1); 50.0% of first choices agree (bound 95.0%). "
@@ -73,8 +77,26 @@ def test_a_quantised_model_that_fails_is_told_its_measures_and_the_key_that_allo
     )
 
 
-def test_bounds_that_the_user_sets_take_the_place_of_our_own():
-    assert quantised_bound(0.1, BoundConfig(mean_kl_nats=0.5)) == quantised_bound(0.5, BoundConfig())
-    wanted = quantised_bound(0.1, BoundConfig(top1_agreement=0.8, perplexity_ratio=2.0))
+def test_a_near_tie_is_one_that_the_divergence_that_is_found_explains() -> None:
+    """One place in ten chooses another token, of which the model was sure by 1 nat; all else is as it was."""
+    reference = torch.zeros(10, 3)
+    reference[:, 0] = 1.0
+    swapped = reference.clone()
+    swapped[0] = torch.tensor([0.0, 1.0, 0.0])
+    most = quantised_bound(0.2, BoundConfig())["near_tie_nats"]
+    found = compare([[0] * 10], [reference], [swapped], most_tie_nats=most)
+    assert found.mean_kl_nats < 0.04
+    assert found.near_tie_nats == near_tie_nats(found.mean_kl_nats) < 1.0 < most
+    assert found.top1_agreement == found.plain_top1_agreement == 0.9
+    same = compare([[0] * 10], [reference], [reference], most_tie_nats=most)
+    assert (same.top1_agreement, same.near_tie_nats) == (1.0, 0.0)
+    broken = compare([[0] * 10], [reference], [reference * math.nan], most_tie_nats=most)
+    assert broken.near_tie_nats == 0.0
+
+
+def test_bounds_that_the_user_sets_take_the_place_of_our_own() -> None:
     own = quantised_bound(0.1, BoundConfig())
+    raised = quantised_bound(0.1, BoundConfig(mean_kl_nats=0.5))
+    assert raised == {**own, "mean_kl_nats": 0.5, "perplexity_ratio": math.exp(0.5)}
+    wanted = quantised_bound(0.1, BoundConfig(top1_agreement=0.8, perplexity_ratio=2.0))
     assert wanted == {**own, "top1_agreement": 0.8, "perplexity_ratio": 2.0}

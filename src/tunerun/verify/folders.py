@@ -88,7 +88,7 @@ def packed_gate(
         values = to_float32(read_tensor(table[key]), table[key].dtype)
         parameters[key].data.copy_(torch.from_numpy(values).reshape(parameters[key].shape))
     found = logits_of(network, reference.texts)
-    difference = compare(reference.texts, reference.logits, found, near_tie_nats=bound["near_tie_nats"])
+    difference = compare(reference.texts, reference.logits, found, most_tie_nats=bound["near_tie_nats"])
     advice = "Take more bits, calibrate on more rows, export again"
     return quantised_gate(name, kind, difference, bound, advice, layers=len(layers))
 
@@ -152,5 +152,5 @@ def bnb4_gate(folder: Path, reference: Reference, device: str, wanted: BoundConf
     except MissingExtra as error:
         return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=str(error))
     found = logits_of(network, reference.texts)
-    difference = compare(reference.texts, reference.logits, found, near_tie_nats=bound["near_tie_nats"])
+    difference = compare(reference.texts, reference.logits, found, most_tie_nats=bound["near_tie_nats"])
     return quantised_gate(name, "bnb4", difference, bound, "Take a GGUF of a finer type, export again")

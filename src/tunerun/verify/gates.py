@@ -54,7 +54,11 @@ class Difference:
     max_logit: float
     """Largest absolute difference of two logits."""
     top1_agreement: float
-    """Share of places with the same first choice, near ties of the reference left aside."""
+    """Share of places with the same first choice, near ties of the reference counted as the same."""
+    plain_top1_agreement: float
+    """Share of places with the same first choice, near ties or not."""
+    near_tie_nats: float
+    """Lead of a first choice below which it is a near tie."""
     perplexity_ratio: float
     """The other's perplexity on the texts by the reference's."""
 
@@ -70,7 +74,7 @@ class Reference:
 
 
 def compare(
-    texts: Sequence[Sequence[int]], reference: Sequence[Tensor], other: Sequence[Tensor], *, near_tie_nats: float = 0.0
+    texts: Sequence[Sequence[int]], reference: Sequence[Tensor], other: Sequence[Tensor], *, most_tie_nats: float = 0.0
 ) -> Difference:
     """Compares logits.
 
@@ -78,25 +82,31 @@ def compare(
         texts: Token ids.
         reference: For each text (tokens, vocabulary).
         other: Of the same shapes.
-        near_tie_nats: Where the reference prefers its first choice by less, a swap is no disagreement.
+        most_tie_nats: Where the reference prefers its first choice by less than this, and by less than the divergence
+            that is found explains, a swap is no disagreement.
     """
-    kl, agreed, places, largest = 0.0, 0, 0, 0.0
+    kl, places, largest = 0.0, 0, 0.0
+    swapped: list[Tensor] = []
     lost, predicted = torch.zeros((), dtype=torch.float64), 0
     for ids, left, right in zip(texts, reference, other, strict=True):
         assert left.shape == right.shape, f"logits of shape {tuple(left.shape)} and {tuple(right.shape)}"
         p, q = left.double().log_softmax(-1), right.double().log_softmax(-1)
         kl += float((p.exp() * (p - q)).sum())
         top = p.topk(2, dim=-1)
-        tied = top.values[:, 0] - top.values[:, 1] < near_tie_nats
-        agreed += int(((q.argmax(-1) == top.indices[:, 0]) | tied).sum())
+        swapped.append((top.values[:, 0] - top.values[:, 1])[q.argmax(-1) != top.indices[:, 0]])
         places += len(p)
         largest = max(largest, float((left - right).abs().max()))
         lost += (p - q)[:-1].gather(1, torch.tensor(ids[1:], dtype=torch.int64)[:, None]).sum()
         predicted += len(ids) - 1
+    leads = torch.cat(swapped)
+    # Sums of the rounded may be below zero.
+    tie = min(near_tie_nats(max(0.0, kl / places)), most_tie_nats)
     return Difference(
         mean_kl_nats=kl / places,
         max_logit=largest,
-        top1_agreement=agreed / places,
+        top1_agreement=1.0 - int((leads >= tie).sum()) / places,
+        plain_top1_agreement=1.0 - len(leads) / places,
+        near_tie_nats=tie,
         perplexity_ratio=float((lost / max(predicted, 1)).exp()),
     )
 
@@ -123,7 +133,8 @@ def quantised_bound(own_kl_nats: float, wanted: BoundConfig) -> dict[str, float]
     return {
         "mean_kl_nats": divergence,
         "top1_agreement": _or(wanted.top1_agreement, _LEAST_AGREEMENT_FRACTION),
-        "near_tie_nats": near_tie_nats(divergence),
+        # Not the user's: a file that may lose more does not agree any better.
+        "near_tie_nats": near_tie_nats(own_kl_nats),
         "perplexity_ratio": _or(wanted.perplexity_ratio, math.exp(divergence)),
     }
 
@@ -140,7 +151,7 @@ def quantised_gate(
     Args:
         name: Of the gate.
         form: How it is quantised.
-        found: The difference, near ties of the bound left aside.
+        found: The difference, with near ties up to the bound's.
         bound: From `quantised_bound`.
         advice: What to do when it is too far, without a full stop.
         measured: More to report.

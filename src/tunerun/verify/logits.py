@@ -179,5 +179,5 @@ def gguf_gate(kind: GgufType, path: Path, reference: Reference, threads: int, wa
         measured: dict[str, Any] = {"vocabulary": found[0].shape[1]}
         reason = f"its vocabulary is not the model's ({wished[0].shape[1]}). Export again."
         return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=reason)
-    difference = compare(reference.texts, wished, found, near_tie_nats=bound["near_tie_nats"])
+    difference = compare(reference.texts, wished, found, most_tie_nats=bound["near_tie_nats"])
     return quantised_gate(name, kind, difference, bound, "Take a finer type (q8_0, f16), export again")

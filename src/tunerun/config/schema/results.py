@@ -128,7 +128,8 @@ class BoundConfig:
     """Largest mean divergence of what it predicts for the next token, in nats; null takes tunerun's own for the form,
     which `verify/report.json` shows."""
     top1_agreement: float | None = None
-    """Smallest share of places with the same likeliest token, near ties left aside; null takes 0.95."""
+    """Smallest share of places with the same likeliest token; null takes 0.95. Near ties count as the same: leads that
+    the divergence that was measured explains, and never more than tunerun's own bound for the form would."""
     perplexity_ratio: float | None = None
     """Largest perplexity, as a multiple of the model's own; null takes e to the power of the divergence."""
 
