@@ -126,6 +126,18 @@ def test_preparing_data_needs_no_weights():
     assert step(found, "model").weights is False
 
 
+def test_bounds_of_what_is_not_exported_are_warned_of():
+    bounds = {"q4_k_m": {"mean_kl_nats": 0.1}, "f16": {"mean_kl_nats": 0.1}, "bnb4": {"mean_kl_nats": 0.1}}
+
+    def told(**changes) -> list[str]:
+        return [text.split()[0] for text in planned(verify={"bounds": bounds}, **changes).warnings if "bounds" in text]
+
+    assert told() == ["verify.bounds.q4_k_m", "verify.bounds.bnb4"]
+    assert told(export={"bnb4": {"write": True}}) == ["verify.bounds.q4_k_m", "verify.bounds.f16"]
+    assert told(export={"gguf": {"types": ["f16", "q4_k_m"]}, "bnb4": {"write": True}}) == []
+    assert told(stages=["data", "train", "merge", "export"]) == []
+
+
 def test_an_adapter_as_gguf_is_looked_through_where_it_is_written():
     export = {"gguf": {"types": [], "adapter": True}}
     found = step(planned(export=export), "verify")
@@ -365,6 +377,11 @@ def test_a_limit_far_above_the_longest_row_is_told(longest, packing, told):
         ({}, ("llamacpp",)),
         ({"export": {"gguf": {"types": []}}}, ("transformers",)),
         ({"verify__level": "full"}, ("llamacpp", "transformers")),
+        ({"serve__engine": "vllm"}, ("vllm",)),
+        ({"serve__engine": "ollama"}, ("ollama",)),
+        ({"serve__engine": "ollama", "export": {"gguf": {"types": []}}}, ("transformers",)),
+        ({"serve__engine": "lmdeploy", "stages": ["data", "train", "export", "verify"]}, ("llamacpp",)),
+        ({"serve__engine": "transformers", "verify__level": "full"}, ("transformers", "llamacpp")),
         (
             {"verify__level": "full", "env": {"serve": {"python": "vllm/bin/python"}}},
             ("llamacpp", "transformers", "vllm"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.plan.test_build import SHAPE, TWO_GPUS, planned
+from tests.plan.test_build import SHAPE, TWO_GPUS, planned, step
 from tunerun.config.schema import ExportConfig, ShapeConfig
 from tunerun.plan import shape
 from tunerun.plan.estimate import folder_bytes, gguf_bytes
@@ -47,6 +47,11 @@ def test_full_verification_adds_answers_values_and_hashes():
     # Answers; the values of merged/ and the file, and their hashes; the second engine.
     assert full.read_bytes - quick.read_bytes == f16 + 2 * (WHOLE + f16) + WHOLE
     assert full.seconds_high > quick.seconds_high
+
+
+def test_rows_of_the_data_are_counted_by_level():
+    quick, full = (step(planned(verify__level=level), "verify") for level in ("quick", "full"))
+    assert (quick.rows, full.rows) == (16 + 4, 16 + 32)
 
 
 def test_a_packed_folder_is_unpacked_over_what_it_was_made_from():

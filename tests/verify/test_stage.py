@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import CHATML
-from tests.verify.runs import change, export, read_gates, verify_step
+from tests.tiny import CHATML, random_samples, write_store
+from tests.verify.runs import change, export, read_gates, state_template, verify_step
 from tunerun import artifacts
 from tunerun.errors import GateError, StageError
 from tunerun.models import adapters
@@ -69,6 +69,22 @@ def test_every_gguf_type_is_compared_within_its_bound(out: Path) -> None:
     assert losses == sorted(losses)
     assert losses[0] < 1e-4
     assert all(gates[f"template_tokens:tiny-{kind}.gguf"]["verdict"] == "pass" for kind in types)
+
+
+def test_models_are_compared_on_rows_of_the_data_too_by_level(out: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    write_store(out / artifacts.EVAL_DATA, [[sample] for sample in random_samples(40, seed=9)])
+    state_template(out)
+    export(out, ("q8_0",))
+    texts = {}
+    for level in ("quick", "full"):
+        run(verify_step(level=level, gguf_types=("q8_0",)), out)
+        texts[level] = read_gates(out)["template_tokens:tiny-q8_0.gguf"]["measured"]["texts"]
+    shutil.rmtree(out / artifacts.EVAL_DATA)
+    shutil.rmtree(out / artifacts.DATA)
+    run(verify_step(gguf_types=("q8_0",)), out)
+    none = read_gates(out)["template_tokens:tiny-q8_0.gguf"]["measured"]["texts"]
+    assert {level: count - none for level, count in texts.items()} == {"quick": 4, "full": 32}
 
 
 def test_a_gguf_of_other_weights_fails(out: Path) -> None:

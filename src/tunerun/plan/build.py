@@ -328,6 +328,7 @@ def _warnings(config: RunConfig, decided: _Decisions, volume: Volume | None) -> 
     if config.objective.kind == "distill" and found is not None:
         warnings.append("the memory estimate leaves out the teacher, whose weights are held beside the model's")
     warnings += answers.warnings(config)
+    warnings += [f"verify.bounds.{form} has no effect: it is not exported" for form in delivery.unused_bounds(config)]
     if config.model.trust_remote_code:
         warnings.append("model.trust_remote_code=true lets Python code of the model run")
     if volume is not None and not (holds_out(config.data)):

@@ -91,15 +91,29 @@ def steps(config: RunConfig, placement: Placement, gpu_bytes: tuple[int, ...] = 
 
 
 def _verified_engines(config: RunConfig, *, merged: bool, adapted: bool) -> tuple[EngineChoice, ...]:
-    """Returns the engines that the run is served by in verification: the cheapest one, or all that are at hand."""
-    found: list[EngineChoice] = []
-    if "export" in config.stages and config.export.gguf.types:
-        found.append("llamacpp")
-    if merged or adapted:
-        found.append("transformers")
-        if config.env.serve.python is not None or config.serve.engine == "vllm":
-            found.append("vllm")
-    return tuple(found) if config.verify.level == "full" else tuple(found[:1])
+    """Returns the engines that the run is served by in verification: the chosen or cheapest, or all at hand."""
+    files = "export" in config.stages and bool(config.export.gguf.types)
+    serving = {
+        "llamacpp": files,
+        "ollama": files,
+        "llama_server": files,
+        "transformers": merged or adapted,
+        "vllm": merged or adapted,
+        "lmdeploy": merged,
+    }
+    usual: list[EngineChoice] = [config.serve.engine, "llamacpp", "transformers"]
+    if config.env.serve.python is not None:
+        usual.append("vllm")
+    found = tuple(engine for engine in dict.fromkeys(usual) if serving.get(engine))
+    return found if config.verify.level == "full" else found[:1]
+
+
+def unused_bounds(config: RunConfig) -> list[str]:
+    """Returns the forms that bounds were set for, of a run that is verified, and that it does not export."""
+    if "verify" not in config.stages or config.verify.level == "off":
+        return []
+    exported = {*config.export.gguf.types, *_folders(config)} if "export" in config.stages else set()
+    return [form for form in config.verify.bounds if form not in exported]
 
 
 def _export_step(config: RunConfig, folder: str | None, *, merged: bool) -> ExportStep:

@@ -41,8 +41,10 @@ from tunerun.fits import Fit
 from tunerun.paths import looks_local
 from tunerun.plan.placement import Placement
 
-VERIFY_PROBES, VERIFY_ROWS = 16, 32
-"""Texts that verify compares models on, at most: probes, and with `verify.level=full` rows of the data."""
+VERIFY_PROBES = 16
+"""Texts that verify makes up to compare models on, at most."""
+VERIFY_ROWS: Mapping[str, int] = {"quick": 4, "full": 32}
+"""Rows of the data that it compares models on besides, at most, by `verify.level`."""
 VERIFY_TOKENS = 256
 """Tokens of such a text, at most."""
 VERIFY_PROMPTS, VERIFY_ANSWER_TOKENS = 20, 32
@@ -270,7 +272,7 @@ class VerifyStep:
     @property
     def rows(self) -> int:
         """Texts that models are compared on, at most."""
-        return VERIFY_PROBES + (VERIFY_ROWS if self.level == "full" else 0)
+        return VERIFY_PROBES + VERIFY_ROWS[self.level]
 
     def bound(self, form: QuantisedForm) -> BoundConfig:
         """Returns what a form of the model is held to."""

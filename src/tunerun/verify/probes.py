@@ -11,7 +11,7 @@ from tunerun.chat.template import ChatTemplate
 from tunerun.chat.tokenizer import Tokenizer
 from tunerun.formats.tokens import TokenStore
 from tunerun.models.ask import encode_text
-from tunerun.plan.steps import VERIFY_PROBES, VERIFY_ROWS, VERIFY_TOKENS
+from tunerun.plan.steps import VERIFY_PROBES, VERIFY_TOKENS
 
 _PROMPTS = VERIFY_PROBES // 2
 _RANDOM = 48
@@ -90,10 +90,10 @@ def prompt_rows(
     return [row for row in rows if row][:count]
 
 
-def store_rows(store: TokenStore) -> list[list[int]]:
+def store_rows(store: TokenStore, count: int) -> list[list[int]]:
     """Returns the first sample of the first rows of a store, each cut to 256 tokens."""
     rows = []
-    for index in range(min(VERIFY_ROWS, len(store))):
+    for index in range(min(count, len(store))):
         tokens, _, segments = store.row(index)
         rows.append(tokens[segments == segments[0]][:VERIFY_TOKENS].tolist())
     return [row for row in rows if row]

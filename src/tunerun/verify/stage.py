@@ -19,7 +19,7 @@ from tunerun.errors import GateError, StageError
 from tunerun.formats.pairs import PairStore, open_store
 from tunerun.formats.tokens import read_manifest
 from tunerun.models import load
-from tunerun.plan.steps import VERIFY_PROMPTS, VerifyStep
+from tunerun.plan.steps import VERIFY_PROMPTS, VERIFY_ROWS, VerifyStep
 from tunerun.progress import Progress
 from tunerun.verify import files, folders, greedy, llama_server, logits, probes, renderings, serving, tokens
 from tunerun.verify.gates import Gate, Reference, logits_of
@@ -181,10 +181,10 @@ def _data_gate(template: ChatTemplate | None, out: Path) -> Iterator[Gate]:
 
 def _rows(step: VerifyStep, out: Path) -> list[list[int]]:
     folders = [out / name for name in (artifacts.EVAL_DATA, artifacts.DATA) if (out / name).is_dir()]
-    if step.level != "full" or not folders:
+    if not folders:
         return []
     store = open_store(folders[0])
-    return probes.store_rows(store.chosen if isinstance(store, PairStore) else store)
+    return probes.store_rows(store.chosen if isinstance(store, PairStore) else store, VERIFY_ROWS[step.level])
 
 
 def _gguf(out: Path, kind: str) -> Path:

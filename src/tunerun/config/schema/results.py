@@ -139,10 +139,11 @@ class VerifyConfig:
     """Proof that the exported model is the trained one."""
 
     level: Literal["quick", "full", "off"] = "quick"
-    """`quick` compares on a few prompts, `full` on the held-out rows too."""
+    """`quick` compares on 16 probes and 4 rows, held out if there are such, of up to 256 tokens each. `full` takes 32
+    rows, compares answers of unquantised files token by token, reads every weight and file, and tries more engines."""
     bounds: Mapping[QuantisedForm, BoundConfig] = field(default_factory=dict)
     """What forms of the model are held to, by their names: `q4_k_m` and other GGUF types, `bnb4`, `gptq`, `awq`,
-    `fp8`."""
+    `fp8`. merged/ has a bound of its own: what rounding the exact merge to its number format loses."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
