@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from tunerun.errors import Problem
 
+GGUF_ENGINES = ("llamacpp", "ollama", "llama_server")
+"""Engines that answer from GGUF files; all others do from model folders."""
+
 _ASK_SECONDS = 30
 _HAS_PACKAGE = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
 

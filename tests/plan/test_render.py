@@ -74,10 +74,10 @@ def test_a_plan_says_what_is_published_where_and_how_large_it_is():
 def test_a_plan_says_what_verify_compares_and_how_long_that_takes():
     text = " ".join(shown(planned(export={"gguf": {"types": ["f16", "q4_k_m"]}})).split())
     # merge_logits 4, what the files were made from, and two files.
-    assert "verify quick: at most 16 texts of 256 tokens 7 times through a model in float32; served by lla" in text
+    assert "verify quick: at most 20 texts of 256 tokens 7 times through a model in float32; served by lla" in text
     # Two layers of 36,864 weights and the head, and attention to 256 tokens in layers of width 64.
     operations = 2 * (2 * 36_864 + 64_000) + 2 * 256 * 64 * 2
-    assert f"about {quantity(operations * (16 * 256 * 7 + 3 * 264))} operations: " in text
+    assert f"about {quantity(operations * (20 * 256 * 7 + 3 * 264))} operations: " in text
     assert "gguf f16 0.3 MB, gguf q4_k_m 0.1 MB" in text
     whole = " ".join(shown(planned(verify__level="full", export={"gguf": {"types": ["f16"]}})).split())
     assert "verify full: at most 48 texts of 256 tokens 6 times through a model" in whole

@@ -20,6 +20,7 @@ from tunerun.plan.steps import (
     VerifyStep,
     quantisation_of,
 )
+from tunerun.servers import GGUF_ENGINES
 
 ExportFolder = Literal["bnb4", "gptq", "awq", "fp8"]
 EXPORT_FOLDERS: tuple[ExportFolder, ...] = typing.get_args(ExportFolder)
@@ -93,14 +94,8 @@ def steps(config: RunConfig, placement: Placement, gpu_bytes: tuple[int, ...] = 
 def _verified_engines(config: RunConfig, *, merged: bool, adapted: bool) -> tuple[EngineChoice, ...]:
     """Returns the engines that the run is served by in verification: the chosen or cheapest, or all at hand."""
     files = "export" in config.stages and bool(config.export.gguf.types)
-    serving = {
-        "llamacpp": files,
-        "ollama": files,
-        "llama_server": files,
-        "transformers": merged or adapted,
-        "vllm": merged or adapted,
-        "lmdeploy": merged,
-    }
+    folders = {"transformers": merged or adapted, "vllm": merged or adapted, "lmdeploy": merged}
+    serving = {**dict.fromkeys(GGUF_ENGINES, files), **folders}
     usual: list[EngineChoice] = [config.serve.engine, "llamacpp", "transformers"]
     if config.env.serve.python is not None:
         usual.append("vllm")

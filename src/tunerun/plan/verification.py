@@ -16,6 +16,7 @@ from tunerun.plan.steps import (
     VERIFY_TOKENS,
     VerifyStep,
 )
+from tunerun.servers import GGUF_ENGINES
 
 # Of a disk in a laptop and in a server; what was just written is often read from memory.
 _READ_BYTES_A_SECOND = (2e9, 2e8)
@@ -103,7 +104,7 @@ def _read_bytes(step: VerifyStep, size: Sizes, export: ExportConfig) -> int:
     loads += sum(name != "bnb4" for name in step.folders)
     read = loads * whole + packed + sum(files.values()) + sum(files[kind] for kind in step.continued)
     for engine in step.engines:
-        read += next(iter(files.values())) if engine == "llamacpp" else whole
+        read += next(iter(files.values())) if engine in GGUF_ENGINES else whole
     if step.level == "full":
         # Values of what is not quantised, and every file's hash.
         read += (whole if step.merged else 0) + packed + sum(files[kind] for kind in step.continued)

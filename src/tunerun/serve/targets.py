@@ -22,18 +22,20 @@ from tunerun.plan.steps import Quantisation
 from tunerun.serve import recorded
 from tunerun.serve.protocol import EngineName, EngineSpec, Ready, ServerSettings
 from tunerun.serve.recorded import SERVE_FACTS
+from tunerun.servers import GGUF_ENGINES
 
 if TYPE_CHECKING:
     from tunerun.config.schema import EngineChoice
 
 _MODEL_CONFIG = "config.json"
 _BASE_KEY = "base_model_name_or_path"
+# Served when a run has kept nothing else.
+_PACKED = (artifacts.FP8, artifacts.AWQ, artifacts.GPTQ, artifacts.BNB4)
 # Folders of a checkpoint.
 _CHECKPOINT_ADAPTER, _CHECKPOINT_MODEL = "adapter", "model"
 
 # LMDeploy takes token ids, which it is asked by, for no adapter; Ollama would need a model of its own for each.
 _NO_ADAPTERS = {"lmdeploy": "Take vllm", "ollama": "Take llamacpp"}
-_GGUF_ENGINES: tuple[EngineName, ...] = ("llamacpp", "ollama", "llama_server")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,7 +209,7 @@ def _with_adapter(base: Target, adapter: Path) -> Target:
         raise UserError(Problem(where=str(adapter), what=what))
     if base.adapter is not None:
         raise UserError(Problem(where=str(adapter), what=f"{base.name} is an adapter, and takes no other on top."))
-    if is_file != (base.engine in _GGUF_ENGINES):
+    if is_file != (base.engine in GGUF_ENGINES):
         what = f"goes on a {'GGUF file' if is_file else 'model folder'}, and {base.weights} is none."
         fix = "" if is_file else "A run with export.gguf.adapter=true writes its adapter as a GGUF file, too."
         raise UserError(Problem(where=str(adapter), what=what, fix=fix))
@@ -224,8 +226,8 @@ def _computed_by(target: Target, engine: EngineChoice) -> Target:
     """
     if engine in ("auto", target.engine):
         return target
-    if (engine in _GGUF_ENGINES) != (target.engine in _GGUF_ENGINES):
-        needs = "GGUF files" if engine in _GGUF_ENGINES else "model folders"
+    if (engine in GGUF_ENGINES) != (target.engine in GGUF_ENGINES):
+        needs = "GGUF files" if engine in GGUF_ENGINES else "model folders"
         what = f"{engine} serves {needs}, and {target.weights} is none."
         raise UserError(Problem(where="serve.engine", what=what, fix=f"Take {target.engine}."))
     if engine in _NO_ADAPTERS and target.adapter is not None:
@@ -297,22 +299,28 @@ def _made(run: Path, engine: EngineChoice, name: str, template: str | None) -> T
     base_folder = read_base(run).folder
     merged, adapter = run / artifacts.MERGED, run / artifacts.ADAPTER
     handoff = recorded.handoff(run)
-    if (engine == "auto" or engine in _GGUF_ENGINES) and handoff is not None:
-        return _exported(run, name, handoff, merged if merged.is_dir() else base_folder)
+    if (engine == "auto" or engine in GGUF_ENGINES) and handoff is not None and handoff.default is not None:
+        return _exported(
+            run / artifacts.EXPORT / handoff.default, name, handoff, merged if merged.is_dir() else base_folder
+        )
     if merged.is_dir():
         target = _folder(name, merged, None)
         return target if handoff is None else _handed_off(target, handoff)
     if adapter.is_dir():
         return _adapter(name, base_folder, _inside(run, adapter), template)
+    packed = next((run / part for part in _PACKED if (run / part / _MODEL_CONFIG).is_file()), None)
+    if packed is not None:
+        target = _folder(name, packed, None)
+        return target if handoff is None else _handed_off(target, handoff)
     what = "the run has made no model yet: there is neither export/, merged/ nor adapter/."
     raise UserError(Problem(where=str(run), what=what, fix=f"Finish it: tunerun resume {run}"))
 
 
-def _exported(run: Path, name: str, handoff: Handoff, tokenizer: Path) -> Target:
+def _exported(file: Path, name: str, handoff: Handoff, tokenizer: Path) -> Target:
     return Target(
         name=name,
         engine="llamacpp",
-        weights=run / artifacts.EXPORT / handoff.default,
+        weights=file,
         tokenizer=tokenizer,
         template_sha256=handoff.template_sha256,
         stops=handoff.stops,
