@@ -15,8 +15,9 @@ from tests.train.runs import LORA, make_run, train_step
 from tests.verify.runs import read_gates, state_template, verify_step
 from tunerun import artifacts
 from tunerun.config.schema import Bnb4Config, GgufConfig
-from tunerun.errors import StageError
+from tunerun.errors import GateError, StageError
 from tunerun.export.stage import run
+from tunerun.formats.handoff import read_handoff
 from tunerun.merge.merge import merge_adapter
 from tunerun.models import load
 from tunerun.plan.steps import ExportStep
@@ -47,7 +48,7 @@ def out(trained: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def export(out: Path, *, merged: bool = True, double: bool = True, shard: int = 10**9) -> Path:
+def export(out: Path, *, merged: bool = True, double: bool = True, shard: int = 10**9, system: str = "") -> Path:
     step = ExportStep(
         name="tiny",
         merged=merged,
@@ -56,8 +57,9 @@ def export(out: Path, *, merged: bool = True, double: bool = True, shard: int = 
         adapter=artifacts.ADAPTER,
         bnb4=Bnb4Config(write=True, double_quant=double),
         max_shard_size_bytes=shard,
+        system=system or None,
     )
-    (made,) = run(step, out)
+    made, *_ = run(step, out)
     assert (made.kind, made.path) == ("bnb4", "export/bnb4")
     return out / "export" / "bnb4"
 
@@ -74,6 +76,26 @@ def by_transformers(folder: Path, target: Path, *, double: bool) -> dict[str, to
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.bfloat16)
     model.save_pretrained(target)
     return load_file(target / "model.safetensors")
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_what_servers_have_to_know_lies_beside_it_as_beside_gguf(out: Path, merged: bool) -> None:
+    export(out, merged=merged, system="Be kind.")
+    folder = out / artifacts.EXPORT
+    assert {path.name for path in folder.iterdir()} == {
+        "bnb4", "serve.json", "chat_template.jinja", "lmdeploy_chat_template.json"
+    }  # fmt: skip
+    facts = read_handoff(folder / "serve.json")
+    assert (facts.default, facts.files, facts.stops) == (None, {}, ("<|im_end|>",))
+    assert (facts.template, facts.lmdeploy.file) == ("chat_template.jinja", "lmdeploy_chat_template.json")
+    assert facts.ollama.reason == "there is no GGUF file"
+    gate = "template_tokens:lmdeploy_chat_template.json"
+    verify_stage.run(verify_step(merged=merged, folders=("bnb4",)), out)
+    assert read_gates(out)[gate]["verdict"] == "pass"
+    assert not [name for name in read_gates(out) if name.startswith(("modelfile", "llama-server"))]
+    (folder / "lmdeploy_chat_template.json").write_text("{")
+    with pytest.raises(GateError, match=gate):
+        verify_stage.run(verify_step(merged=merged, folders=("bnb4",)), out)
 
 
 def test_a_model_without_layers_of_known_names_is_told(out: Path) -> None:

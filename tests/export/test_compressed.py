@@ -31,7 +31,7 @@ def export(run_dir: Path, kind: str, python: str | None) -> Path:
         python=python,
         **SETTINGS[kind],  # type: ignore[arg-type]
     )
-    (made,) = run(step, run_dir)
+    made, *_ = run(step, run_dir)
     assert (made.kind, made.path) == (kind, f"export/{kind}")
     return run_dir / "export" / kind
 

@@ -45,8 +45,8 @@ def test_a_merged_model_becomes_files_that_say_how_to_be_served(tiny: Path, tmp_
     assert [(item.kind, item.path) for item in made] == [
         ("gguf", "export/demo-q4_k_m.gguf"),
         ("gguf", "export/demo-f16.gguf"),
-        ("modelfile", "export/Modelfile"),
         ("chat_template", "export/chat_template.jinja"),
+        ("modelfile", "export/Modelfile"),
         ("modelfile", "export/Modelfile.go-template"),
         ("serve", "export/serve.json"),
     ]

@@ -52,7 +52,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
 def export(out: Path, python: str | None, **settings: int) -> Path:
     gptq = GptqConfig(write=True, **{"bits": 8, "group_size": 32, **settings})  # type: ignore[arg-type]
     step = ExportStep(name="tiny", merged=True, gguf=GgufConfig(), chat_template=None, gptq=gptq, python=python)
-    (made,) = run(step, out)
+    made, *_ = run(step, out)
     assert (made.kind, made.path) == ("gptq", "export/gptq")
     return out / "export" / "gptq"
 

@@ -19,6 +19,7 @@ from tunerun import artifacts
 from tunerun.config.schema import PublishConfig
 from tunerun.errors import StageError, UserError
 from tunerun.plan.steps import PublishStep
+from tunerun.publish.files import collect
 from tunerun.publish.stage import run
 
 REPO = "someone/small"
@@ -196,6 +197,15 @@ def test_what_is_not_there_is_named(out: Path, tmp_path: Path) -> None:
     subprocess.run(["rm", "-r", str(out / "export")], check=True)
     with pytest.raises(StageError, match="no export/"):
         run(step(CONFIG, "merged", "gguf"), out)
+
+
+def test_files_for_servers_alone_are_no_gguf(out: Path) -> None:
+    names = {file.name for file in collect(out, (), None)}
+    assert any(name.startswith("gguf/") for name in names)
+    (out / "export" / "serve.json").write_text("{}")
+    for file in (out / "export").glob("*.gguf"):
+        file.unlink()
+    assert not any(file.name.startswith("gguf/") for file in collect(out, (), None))
 
 
 def test_a_hub_that_refuses_the_token_says_so(out: Path, hub: UploadHub, monkeypatch: pytest.MonkeyPatch) -> None:

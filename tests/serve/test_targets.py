@@ -216,6 +216,21 @@ def test_a_runs_folder_is_served_as_the_export_recorded_it(run_dir, engine):
     assert server.chat_template == (run_dir / "export" / facts["template"]).read_text(encoding="utf-8")
 
 
+def test_a_run_without_gguf_is_served_from_its_folders_as_recorded(copied):
+    facts = json.loads((copied / "export" / "serve.json").read_text())
+    (copied / "export" / facts["default"]).unlink()
+    (copied / "export" / "serve.json").write_text(json.dumps({**facts, "default": None, "files": {}}))
+    target = resolve_target(copied)
+    assert (target.weights, target.stops) == (copied / "merged", tuple(facts["stops"]))
+    with pytest.raises(UserError, match="llamacpp serves GGUF files"):
+        resolve_target(copied, engine="llamacpp")
+    (copied / "merged").rename(copied / "export" / "gptq")
+    for path in (copied, copied / "export" / "gptq"):
+        target = resolve_target(path, engine="vllm")
+        assert (target.engine, target.weights) == ("vllm", copied / "export" / "gptq")
+        assert (target.stops, target.context_tokens) == (tuple(facts["stops"]), facts["context"])
+
+
 def test_auto_prefers_folders_when_something_better_than_transformers_serves_them(run_dir):
     assert resolve_target(run_dir, folders="vllm").engine == "vllm"
     (file,) = (run_dir / "export").glob("*.gguf")

@@ -1,4 +1,4 @@
-"""What is written beside the GGUF files: the chat template in the forms of other engines, and serve.json."""
+"""What is written beside exported models: the chat template in the forms of other engines, and serve.json."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Exported:
 
     name: str
     files: Mapping[str, str]
-    """Names by llama.cpp type; the first is the default."""
+    """Names of GGUF files by llama.cpp type; the first is the default. Empty when folders alone were written."""
     template: ChatTemplate | None
     """As it stands in the files."""
     tokenizer: Tokenizer
@@ -48,39 +48,51 @@ class Exported:
 
 
 def write_companions(folder: Path, model: Exported) -> list[tuple[str, str]]:
-    """Writes the files beside the GGUF files.
+    """Writes the files beside what was exported; those for Ollama only beside GGUF files.
 
     Args:
-        folder: Of the GGUF files.
+        folder: export/.
         model: What they are.
 
     Returns:
         Kind and name of each file.
     """
-    made = [("modelfile", MODELFILE)]
-    # Without a template in the GGUF any release will do.
-    modelfile = _modelfile(model, template=None, requires=OLLAMA_VERSION if model.template is not None else None)
-    (folder / MODELFILE).write_text(write_modelfile(modelfile), encoding="utf-8")
+    made = []
     ollama = lmdeploy_ = Rendering(reason="the model has no chat template")
     if model.template is not None:
         (folder / TEMPLATE).write_text(model.template.text, encoding="utf-8")
         made.append(("chat_template", TEMPLATE))
-        ollama = _rendering(folder, model, OLDER_MODELFILE, _write_older_modelfile)
         lmdeploy_ = _rendering(folder, model, LMDEPLOY, _write_lmdeploy)
-        kinds = (("modelfile", ollama), ("lmdeploy", lmdeploy_))
-        made += [(kind, found.file) for kind, found in kinds if found.file is not None]
+    if model.files:
+        made.append(("modelfile", MODELFILE))
+        ollama = _write_modelfiles(folder, model, ollama)
+    else:
+        ollama = Rendering(reason="there is no GGUF file")
+    kinds = (("modelfile", ollama), ("lmdeploy", lmdeploy_))
+    made += [(kind, found.file) for kind, found in kinds if found.file is not None]
+    write_handoff(folder / HANDOFF, _handoff(model, ollama, lmdeploy_))
+    return [*made, ("serve", HANDOFF)]
+
+
+def _write_modelfiles(folder: Path, model: Exported, without: Rendering) -> Rendering:
+    """Writes the Modelfile, and the one with a Go template; returns the latter, or `without` without a template."""
+    # Without a template in the GGUF any release will do.
+    modelfile = _modelfile(model, template=None, requires=OLLAMA_VERSION if model.template is not None else None)
+    (folder / MODELFILE).write_text(write_modelfile(modelfile), encoding="utf-8")
+    found = without
+    if model.template is not None:
+        found = _rendering(folder, model, OLDER_MODELFILE, _write_older_modelfile)
     if lost := modelfile.lost():
         limit = f"{MODELFILE} leaves out {', '.join(lost)}: Ollama's reader would change it"
         print(limit)
-        ollama = replace(ollama, reason="; ".join(filter(None, (ollama.reason.rstrip("."), limit))))
-    write_handoff(folder / HANDOFF, _handoff(model, ollama, lmdeploy_))
-    return [*made, ("serve", HANDOFF)]
+        found = replace(found, reason="; ".join(filter(None, (found.reason.rstrip("."), limit))))
+    return found
 
 
 def _handoff(model: Exported, ollama: Rendering, lmdeploy_: Rendering) -> Handoff:
     text = model.template.text if model.template is not None else None
     return Handoff(
-        default=next(iter(model.files.values())),
+        default=next(iter(model.files.values()), None),
         files=model.files,
         context=model.context_tokens,
         stops=model.special.stops,

@@ -39,7 +39,7 @@ _MAX_DEFAULT_CONTEXT_TOKENS = 8192
 
 
 def run(step: ExportStep, out: Path) -> list[Artifact]:
-    """Writes what is deployed of a run, and beside GGUF files what servers have to know.
+    """Writes what is deployed of a run, and beside it what servers have to know.
 
     Args:
         step: What to write.
@@ -50,13 +50,15 @@ def run(step: ExportStep, out: Path) -> list[Artifact]:
     """
     source = out / artifacts.MERGED if step.merged else read_base(out).folder
     made: list[tuple[str, str]] = []
+    described: Exported | None = None
     with (
         tempfile.TemporaryDirectory(prefix="tunerun-export-") as scratch,
         artifacts.publish(out / artifacts.EXPORT) as staging,
     ):
         staging.mkdir()
         if step.gguf.types:
-            made += _write_gguf(step, source, out, Path(scratch), staging)
+            described = _write_gguf(step, source, out, Path(scratch), staging)
+            made += [("gguf", name) for name in described.files.values()]
         if step.bnb4 is not None:
             folder, weights = _weights(step, source, out, Path(scratch))
             made.append(("bnb4", _write_bnb4(step, step.bnb4, folder, weights, staging)))
@@ -72,6 +74,9 @@ def run(step: ExportStep, out: Path) -> list[Artifact]:
             target = staging / Path(artifacts.FP8).name
             write_fp8(source, target, step.python or sys.executable)
             made.append(("fp8", target.name))
+        if made:
+            described = described or _describe(step, _own_folder(step, source, Path(scratch)))
+            made += write_companions(staging, described)
         if step.gguf.adapter:
             assert step.adapter is not None, "checked with the config"
             config = read_object(source / "config.json")
@@ -80,12 +85,20 @@ def run(step: ExportStep, out: Path) -> list[Artifact]:
     return [artifacts.describe(out, kind, f"{artifacts.EXPORT}/{name}") for kind, name in made]
 
 
-def _write_gguf(step: ExportStep, source: Path, out: Path, scratch: Path, staging: Path) -> list[tuple[str, str]]:
+def _write_gguf(step: ExportStep, source: Path, out: Path, scratch: Path, staging: Path) -> Exported:
     require("gguf", "gguf")
     known = set(read_object(source / "config.json").get("architectures") or []) & set(GGUF_ARCHITECTURES)
     write = _write_own if known else _write_foreign
-    exported = write(step, source, out, scratch, staging)
-    return [("gguf", name) for name in exported.files.values()] + write_companions(staging, exported)
+    return write(step, source, out, scratch, staging)
+
+
+def _describe(step: ExportStep, folder: Path) -> Exported:
+    """Returns what is known of a model of which folders alone were written."""
+    tokenizer = load_tokenizer(folder)
+    template = load_template(folder, tokenizer.named, step.chat_template)
+    special = read_special(folder, tokenizer, template)
+    context = _context_tokens(step, read_object(folder / "config.json"), None)
+    return _exported(step, {}, tokenizer, template, special, context)
 
 
 def _write_bnb4(step: ExportStep, bnb4: Bnb4Config, folder: Path, weights: MergePlan, staging: Path) -> str:
@@ -106,9 +119,15 @@ def _write_bnb4(step: ExportStep, bnb4: Bnb4Config, folder: Path, weights: Merge
 
 def _weights(step: ExportStep, source: Path, out: Path, scratch: Path) -> tuple[Path, MergePlan]:
     """Returns the folder of a model's files and its weights, merged as they are read when merged/ is not there."""
+    folder = _own_folder(step, source, scratch)
     if step.merged or step.adapter is None:
-        return source, plan_copy(source)
-    return scratch, _merge_files(source, out / step.adapter, scratch, step.quantisation)
+        return folder, plan_copy(source)
+    return folder, _merge_files(source, out / step.adapter, scratch, step.quantisation)
+
+
+def _own_folder(step: ExportStep, source: Path, scratch: Path) -> Path:
+    """Returns where the model's files are: in `scratch`, where they are put together when merged/ is not there."""
+    return source if step.merged or step.adapter is None else scratch
 
 
 def _write_own(step: ExportStep, source: Path, out: Path, scratch: Path, staging: Path) -> Exported:

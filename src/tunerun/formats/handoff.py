@@ -13,7 +13,7 @@ from tunerun.config import typed
 from tunerun.errors import Problem, UserError
 
 HANDOFF = "serve.json"
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,8 +30,8 @@ class Rendering:
 class Handoff:
     """What the export stage tells servers."""
 
-    default: str
-    """GGUF file that is served when nothing else is asked for."""
+    default: str | None
+    """GGUF file that is served when nothing else is asked for; null when none was written."""
     files: Mapping[str, str]
     """GGUF files by llama.cpp type."""
     context: int

@@ -86,7 +86,9 @@ def refuse_secrets(files: Sequence[File], secrets: tuple[str, ...]) -> None:
 
 
 def _present(run: Path) -> list[Published]:
-    there = [kind for kind in PUBLISHED if any(path.is_file() for path in (run / MODEL_FOLDERS[kind]).glob("*"))]
+    # Beside exported folders, too, lie files for servers.
+    files = {kind: (run / MODEL_FOLDERS[kind]).glob("*.gguf" if kind == "gguf" else "*") for kind in PUBLISHED}
+    there = [kind for kind in PUBLISHED if any(path.is_file() for path in files[kind])]
     return [kind for kind in there if kind != "adapter" or "merged" not in there]
 
 

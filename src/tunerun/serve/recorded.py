@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tunerun import artifacts
+from tunerun.errors import Problem, UserError
 from tunerun.formats.handoff import HANDOFF, Handoff, read_handoff
 
 SERVE_FACTS = f"{artifacts.EXPORT}/{HANDOFF}"
@@ -43,3 +44,15 @@ def checkpoint_steps(run: Path) -> list[int]:
     """Returns the steps that a run has checkpoints of, in order."""
     found = (run / artifacts.CHECKPOINTS).glob("step-*")
     return sorted(int(step) for folder in found if (step := folder.name.removeprefix("step-")).isdecimal())
+
+
+def inside(run: Path, adapter: Path) -> Path:
+    """Returns the adapter if it lies in the run, whatever links lead there.
+
+    Raises:
+        UserError: It lies elsewhere.
+    """
+    if adapter.resolve().is_relative_to(run.resolve()):
+        return adapter
+    what = f"is a link to {adapter.resolve()}, outside the run."
+    raise UserError(Problem(where=str(adapter), what=what, fix="Serve that folder by its own path."))

@@ -307,7 +307,7 @@ def _made(run: Path, engine: EngineChoice, name: str, template: str | None) -> T
         target = _folder(name, merged, None)
         return target if handoff is None else _handed_off(target, handoff)
     if adapter.is_dir():
-        return _adapter(name, base_folder, _inside(run, adapter), template)
+        return _adapter(name, base_folder, recorded.inside(run, adapter), template)
     packed = next((run / part for part in _PACKED if (run / part / _MODEL_CONFIG).is_file()), None)
     if packed is not None:
         target = _folder(name, packed, None)
@@ -345,25 +345,13 @@ def _handed_off(target: Target, handoff: Handoff) -> Target:
 def _checkpoint(run: Path, step: int, name: str, template: str | None) -> Target:
     folder = run / artifacts.CHECKPOINTS / f"step-{step}"
     if (folder / _CHECKPOINT_ADAPTER).is_dir():
-        return _adapter(name, read_base(run).folder, _inside(run, folder / _CHECKPOINT_ADAPTER), template)
+        return _adapter(name, read_base(run).folder, recorded.inside(run, folder / _CHECKPOINT_ADAPTER), template)
     if (folder / _CHECKPOINT_MODEL).is_dir():
         return _folder(name, folder / _CHECKPOINT_MODEL, template)
     steps = recorded.checkpoint_steps(run)
     what = f"the run has no checkpoint of step {step}."
     fix = f"It has: {', '.join(map(str, steps))}." if steps else "It has none."
     raise UserError(Problem(where="--checkpoint", what=what, fix=fix))
-
-
-def _inside(run: Path, adapter: Path) -> Path:
-    """Returns the adapter if it lies in the run, whatever links lead there.
-
-    Raises:
-        UserError: It lies elsewhere.
-    """
-    if adapter.resolve().is_relative_to(run.resolve()):
-        return adapter
-    what = f"is a link to {adapter.resolve()}, outside the run."
-    raise UserError(Problem(where=str(adapter), what=what, fix="Serve that folder by its own path."))
 
 
 def _folder(name: str, folder: Path, template: str | None) -> Target:

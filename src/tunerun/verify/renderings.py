@@ -31,10 +31,10 @@ _Encode = Callable[[str], list[int]]
 
 
 def rendering_gates(export: Path, tokenizer: Tokenizer, template: ChatTemplate) -> Iterator[Gate]:
-    """Compares each form of the chat template beside the GGUF files with the one of training, token by token.
+    """Compares each form of the chat template beside what was exported with the one of training, token by token.
 
     Args:
-        export: Folder of the GGUF files.
+        export: export/.
         tokenizer: Of training.
         template: Of training.
     """
@@ -42,7 +42,8 @@ def rendering_gates(export: Path, tokenizer: Tokenizer, template: ChatTemplate) 
         return
     handoff = read_handoff(export / HANDOFF)
     told = _Told(tokenizer, template, handoff.system)
-    yield modelfile_gate(export / MODELFILE, handoff)
+    if handoff.default is not None:
+        yield modelfile_gate(export / MODELFILE, handoff)
     if handoff.ollama.file is not None:
         yield modelfile_gate(export / handoff.ollama.file, handoff)
         yield _gate(handoff.ollama.file, told, lambda file: _ollama(export / file, export))
@@ -63,6 +64,7 @@ def modelfile_gate(path: Path, handoff: Handoff) -> Gate:
     except (OSError, ValueError) as error:
         reason = f"it cannot be read: {error}. {_ADVICE}"
         return Gate(name=name, measured={}, bound={}, verdict="fail", reason=reason)
+    assert handoff.default is not None, "written beside GGUF files"
     stops = tuple(("stop", stop) for stop in handoff.stops)
     wanted = Modelfile(weights=handoff.default, parameters=stops, system=handoff.system)
     lost = wanted.lost()

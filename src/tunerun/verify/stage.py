@@ -84,8 +84,9 @@ def _gates(step: VerifyStep, out: Path) -> Iterator[Gate]:
     whole = [(kind, path) for kind, path in found if f"{files.NAME}:{path.name}" not in broken]
     for _, path in whole:
         yield tokens.gguf_gate(tokenizer, template, path, step.prompts, rows)
-    if template is not None and whole == found and found:
+    if template is not None and whole == found and (found or step.folders):
         yield from renderings.rendering_gates(out / artifacts.EXPORT, tokenizer, template)
+    if template is not None and whole == found and found:
         yield llama_server.server_gate(found[0][1], template, step.prompts, tokenizer.named.get("bos_token"))
     if whole == found:
         trained = serving.Trained(tokenizer, template, step.prompts)
