@@ -69,6 +69,14 @@ def test_a_deepspeed_config_of_ones_own_goes_with_an_accelerate_config_that_name
         prepared(*typed)
 
 
+def test_an_accelerate_config_for_two_machines_needs_a_cluster_of_two(folder):
+    (folder / "accelerate.yaml").write_text(
+        "distributed_type: MULTI_CPU\nnum_machines: 2\nnum_processes: 4\nuse_cpu: true\n"
+    )
+    with pytest.raises(UserError, match=r"cluster\.kind: local is this machine, and 2 are asked for"):
+        prepared("hardware.accelerate=accelerate.yaml")
+
+
 def test_a_deepspeed_config_whose_sections_are_none_is_told_as_such(folder):
     (folder / "zero.json").write_text('{"zero_optimization": 2, "bf16": true}')
     with pytest.raises(UserError) as caught:

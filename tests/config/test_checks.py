@@ -111,6 +111,7 @@ def test_a_sound_config_has_no_problems():
         ),
         ({"name": "../up"}, "name", "a-z, 0-9"),
         ({"method__rank": 0}, "method.rank", "must be >= 1"),
+        ({"cluster__nodes": 2, "hardware__strategy": "ddp"}, "cluster.kind", "cluster.rendezvous=HOST:29400"),
         ({"cluster__kind": "slurm", "cluster__nodes": 2}, "hardware.strategy", "there are 2 nodes"),
         ({"cluster__kind": "slurm", "cluster__time": "86400"}, "cluster.time", "in quotes"),
         ({"cluster__kind": "slurm", "cluster__partition": "a b"}, "cluster.partition", "one word"),

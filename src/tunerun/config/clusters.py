@@ -15,6 +15,10 @@ def check(config: RunConfig) -> list[Problem]:
     """Finds what does not go with where a run is placed."""
     cluster = config.cluster
     problems = []
+    if cluster.kind == "local" and cluster.nodes > 1:
+        what = f"local is this machine, and {cluster.nodes} are asked for."
+        fix = "Choose cluster=multi_node with cluster.rendezvous=HOST:29400, or slurm or skypilot."
+        problems.append(Problem(where="cluster.kind", what=what, fix=fix))
     # With hardware.processes set, the rule above tells it.
     if cluster.nodes > 1 and config.hardware.strategy == "single" and config.hardware.processes is None:
         what = f"single is one process, and there are {cluster.nodes} nodes."
