@@ -22,6 +22,7 @@ from tunerun.errors import ExitCode, Problem, UserError
 from tunerun.formats.trained_base import read_quantisation
 from tunerun.launch import allocation
 from tunerun.launch import nodes as launch_nodes
+from tunerun.launch.cluster import Typed
 from tunerun.plan import accelerate, build, dataset, deepspeed, nodes, readiness, shape
 from tunerun.plan.plan import Plan
 from tunerun.plan.tasks import TASK_SUFFIXES
@@ -108,20 +109,19 @@ def require_here(prepared: Prepared) -> None:
     require_ready(prepared)
 
 
-def start(prepared: Prepared, overrides: Sequence[str], allow: frozenset[str] = frozenset()) -> ExitCode:
+def start(prepared: Prepared, typed: Typed) -> ExitCode:
     """Runs a plan here, or hands it to the cluster that it is for.
 
     Args:
         prepared: Without obstacles.
-        overrides: What was typed.
-        allow: Keys that may differ from those the run was trained with.
+        typed: The command.
     """
     if prepared.is_queued:
-        return submit.submit(prepared.plan, prepared.config, overrides)
+        return submit.submit(prepared.plan, prepared.config, typed)
     place = launch_nodes.meeting(prepared.config, os.environ)
     if place is not None and not place.is_leader:
         return follower.follow(place, prepared.config)
-    return runner.execute(prepared.plan, config=prepared.config, allow=allow)
+    return runner.execute(prepared.plan, config=prepared.config, allow=typed.allow)
 
 
 def _recipe_name(recipe: str | None) -> str:
