@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 import yaml
@@ -234,6 +235,29 @@ def test_on_its_machine_a_task_of_skypilot_runs(slurm, tmp_path, monkeypatch):
     sky = (*TYPED, "cluster=skypilot", "hardware.device=cpu", 'cluster.setup=["pip install tunerun"]')
     assert cli.dispatch(sky) == ExitCode.DONE
     assert record.read(tmp_path / "outputs/mine").status == "done"
+
+
+TWO = ("hardware=ddp", "hardware.device=cpu", "hardware.processes=1", "cluster.nodes=2")
+
+
+def test_what_is_not_training_meets_no_other_nodes(slurm, tmp_path, capfd):
+    rows = (*TYPED[:2], "stages=[data]", *TWO)
+    assert cli.dispatch([*rows, "run_dir=outputs/s", "cluster=slurm"]) == ExitCode.DONE
+    with socket.create_server(("", 0)) as taken:
+        meets = ("cluster=multi_node", f"cluster.rendezvous=127.0.0.1:{taken.getsockname()[1]}")
+        assert cli.dispatch([*rows, "run_dir=outputs/m", *meets]) == ExitCode.DONE
+    assert record.read(tmp_path / "outputs/m").status == "done"
+    capfd.readouterr()
+    # TEST-NET-1 (RFC 5737) is nobody's, so that another node leads.
+    meets = ("cluster=multi_node", "cluster.rendezvous=192.0.2.1:29400")
+    assert cli.dispatch([*rows, "run_dir=outputs/n", *meets]) == ExitCode.DONE
+    assert capfd.readouterr().out == "nothing to do on this node: 192.0.2.1 runs data alone\n"
+
+
+def test_a_sweep_leads_no_other_nodes(slurm):
+    meets = ("cluster=multi_node", "cluster.rendezvous=127.0.0.1:29400")
+    with pytest.raises(UserError, match=r"cluster\.nodes: a sweep runs its trials on this node, and 2 are asked for"):
+        cli.dispatch(["-m", *TYPED[:3], *TWO, *meets, "train.epochs=1,2"])
 
 
 def test_data_are_prepared_at_once(slurm, tmp_path):

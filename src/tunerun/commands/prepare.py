@@ -26,7 +26,8 @@ from tunerun.launch.cluster import Typed
 from tunerun.plan import accelerate, build, dataset, deepspeed, nodes, readiness, shape
 from tunerun.plan.plan import Plan
 from tunerun.plan.tasks import TASK_SUFFIXES
-from tunerun.run import follower, runner, submit
+from tunerun.run import follower, runner, submit, summary
+from tunerun.run.runner import Summary
 
 OUTPUTS = Path("outputs")
 ADHOC = "adhoc"
@@ -109,6 +110,19 @@ def require_here(prepared: Prepared) -> None:
     require_ready(prepared)
 
 
+def require_one_node(prepared: Prepared) -> None:
+    """Refuses nodes besides this one for a command that does not lead any.
+
+    Raises:
+        UserError: The config has several.
+    """
+    count = prepared.config.cluster.nodes
+    if count > 1:
+        what = f"a sweep runs its trials on this node, and {count} are asked for."
+        fix = "Set cluster.nodes=1. A grid with cluster=slurm, typed outside of a job, queues each trial for its nodes."
+        raise UserError(Problem(where="cluster.nodes", what=what, fix=fix))
+
+
 def start(prepared: Prepared, typed: Typed) -> ExitCode:
     """Runs a plan here, or hands it to the cluster that it is for.
 
@@ -118,10 +132,24 @@ def start(prepared: Prepared, typed: Typed) -> ExitCode:
     """
     if prepared.is_queued:
         return submit.submit(prepared.plan, prepared.config, typed)
+    return execute(prepared, typed.allow)
+
+
+def execute(prepared: Prepared, allow: frozenset[str] = frozenset(), summarise: Summary = summary.render) -> ExitCode:
+    """Runs a plan on this node: as the one that leads the others, or as one of these.
+
+    Args:
+        prepared: Without obstacles, and not queued.
+        allow: Keys that may differ from those the run was trained with.
+        summarise: As for `runner.execute`; only the leader has something to tell.
+    """
     place = launch_nodes.meeting(prepared.config, os.environ)
-    if place is not None and not place.is_leader:
-        return follower.follow(place, prepared.config)
-    return runner.execute(prepared.plan, config=prepared.config, allow=typed.allow)
+    if place is None or place.is_leader:
+        return runner.execute(prepared.plan, config=prepared.config, allow=allow, summarise=summarise)
+    if prepared.plan.train is None:
+        print(f"nothing to do on this node: {place.host} runs {', '.join(prepared.config.stages)} alone")
+        return ExitCode.DONE
+    return follower.follow(place, prepared.config)
 
 
 def _recipe_name(recipe: str | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from tunerun import artifacts, fits, paths
 from tunerun.base_model import read_teacher
 from tunerun.commands import arguments
-from tunerun.commands.prepare import OUTPUTS, Prepared, plan_for, require_here
+from tunerun.commands.prepare import OUTPUTS, Prepared, execute, plan_for, require_here
 from tunerun.config.credentials import secret_variables
 from tunerun.config.data_sources import at_commit, with_paths
 from tunerun.config.register import new_run_id
@@ -19,9 +19,10 @@ from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, UserError
 from tunerun.fits import Fit
 from tunerun.hashes import path_sha256
+from tunerun.launch import nodes
 from tunerun.plan import plan as plans
 from tunerun.plan.steps import AnswerStep, Step, TrainStep
-from tunerun.run import compare, provenance, results, runner
+from tunerun.run import compare, provenance, results
 from tunerun.run.compare import Difference
 from tunerun.run.results import Results
 from tunerun.run.summary import short
@@ -48,20 +49,23 @@ def main(argv: Sequence[str]) -> int:
     if recorded.record.status != "done":
         raise UserError(f"{named} did not run to its end ({recorded.record.status}): tunerun resume {short(named)}")
     folder = Path(targets[-1]) if targets else OUTPUTS / recorded.record.name / new_run_id()
-    if (folder / artifacts.RECORD).exists():
+    place = nodes.meeting(recorded.config, os.environ)
+    # On a node that follows it may be what the leader has just begun.
+    if (place is None or place.is_leader) and (folder / artifacts.RECORD).exists():
         # What is done there would be skipped, and then be found to be the same.
         raise UserError(Problem(where="run_dir", what=f"{folder} holds a run already.", fix="Choose a new folder."))
     prepared = _prepared(recorded, folder.absolute())
     print(_heading(changed_since(recorded, prepared.config), named))
     require_here(prepared)
-    code = runner.execute(
-        prepared.plan,
-        config=prepared.config,
-        summarise=lambda made, _: _verdict(_differences(recorded, made), named, made),
-    )
-    if code != ExitCode.DONE:
-        return code
-    return ExitCode.GATE_FAILED if _of(_differences(recorded, folder), compare.RESULTS) else ExitCode.DONE
+    wrong: list[Difference] = []
+
+    def verdict(made: Path, _: str) -> str:
+        found = _differences(recorded, made)
+        wrong.extend(_of(found, compare.RESULTS))
+        return _verdict(found, named, made)
+
+    code = execute(prepared, summarise=verdict)
+    return ExitCode.GATE_FAILED if wrong and code == ExitCode.DONE else code
 
 
 def changed_since(recorded: Results, config: RunConfig) -> list[Difference]:

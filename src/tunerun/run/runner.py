@@ -22,7 +22,7 @@ from tunerun.errors import ExitCode, Problem, StageError, TunerunError, UserErro
 from tunerun.formats.verdicts import VERIFY_REPORT
 from tunerun.launch import allocation, command, nodes, process
 from tunerun.launch.command import Launch, Node
-from tunerun.launch.nodes import Leader
+from tunerun.launch.nodes import Leader, Meeting
 from tunerun.launch.process import Ended, StopSignals, Supervision
 from tunerun.launch.terminal import Terminal, duration
 from tunerun.launch.waiting import with_wait_policy
@@ -76,7 +76,7 @@ def execute(
             raise UserError(found)
         with (
             # First: the other nodes learn of everything that goes wrong here.
-            nodes.leading(nodes.meeting(config, os.environ), str(run_dir)) as leader,
+            nodes.leading(_meeting(plan, config), str(run_dir)) as leader,
             rundir.locked(run_dir) as lock,
             _supervised(supervision) as supervised,
         ):
@@ -98,6 +98,11 @@ def execute(
         raise StageError(f"{run_dir}: {error}") from error
     finally:
         terminal.line(f"run: {run_dir}")
+
+
+def _meeting(plan: Plan, config: RunConfig) -> Meeting | None:
+    # Nothing but training is shared out among nodes.
+    return None if plan.train is None else nodes.meeting(config, os.environ)
 
 
 @contextlib.contextmanager
