@@ -63,7 +63,8 @@ def plan_for(config: RunConfig, notes: Sequence[str] = ()) -> Prepared:
     Raises:
         UserError: The device planned for is unknown.
     """
-    config = _of_adapter(_of_accelerate(config))
+    config, unread = _of_accelerate(config)
+    config = _of_adapter(config)
     assert config.run_dir is not None and config.model.path is not None
     machine = machines.facts(config.hardware.devices)
     folder = Path(paths.resolve_asset(config.model.path))
@@ -72,8 +73,9 @@ def plan_for(config: RunConfig, notes: Sequence[str] = ()) -> Prepared:
     own = None if config.hardware.deepspeed is None else _read("hardware.deepspeed", config.hardware.deepspeed)
     # What a teacher will say is not known yet.
     size = None if "answer" in config.stages else dataset.measure(config.data)
-    plan = build.build(config, build.Facts(machine=machine, data=size, deepspeed=own), tuple(notes))
-    if own is not None and plan.train is not None:
+    plan = build.build(config, build.Facts(machine=machine, data=size, deepspeed=own), (*notes, *unread))
+    # One process may have nothing to share, and does without DeepSpeed: a note says so.
+    if own is not None and plan.train is not None and plan.train.placement.strategy == config.hardware.strategy:
         found = deepspeed.problems(own, plan.train.placement, max_grad_norm=config.train.max_grad_norm)
         if found:
             raise UserError(found)
@@ -193,11 +195,11 @@ def _program(name: str | None) -> str | None:
     return _local(name) if name is not None and os.sep in name else name
 
 
-def _of_accelerate(config: RunConfig) -> RunConfig:
-    """Takes over what the file of `hardware.accelerate` says, once."""
+def _of_accelerate(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """Takes over what the file of `hardware.accelerate` says, once; returns notes on what is not read of it."""
     path = config.hardware.accelerate
     if path is None:
-        return config
+        return config, []
     content = _read("hardware.accelerate", path)
     named, own = accelerate.deepspeed_file(content), None
     if named is not None:
@@ -209,7 +211,7 @@ def _of_accelerate(config: RunConfig) -> RunConfig:
     problems = found or checks.check(changed)
     if problems:
         raise UserError(problems)
-    return replace(changed, hardware=replace(changed.hardware, accelerate=None))
+    return changed, accelerate.notes(content, changed)
 
 
 def _read(key: str, path: str) -> dict[str, Any]:

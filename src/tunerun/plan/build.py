@@ -108,7 +108,8 @@ def _decide(config: RunConfig, facts: Facts) -> _Decisions:
     if found is not None and found.activation_checkpointing and config.train.activation_checkpointing is None:
         notes.append("activations are computed twice: without that the memory estimate does not fit the device")
     if train.strategy != config.hardware.strategy:
-        notes.append(f"one process has nothing to share: {config.hardware.strategy} is trained as single")
+        without = "" if facts.deepspeed is None else ", and hardware.deepspeed is not read"
+        notes.append(f"one process has nothing to share: {config.hardware.strategy} is trained as single{without}")
     half = facts.machine.cpu_bf16 and config.hardware.precision == "auto" and train.device == "cpu"
     if half and "train" in config.stages:
         notes.append("this CPU has bf16: hardware.precision=bf16 trains faster, with less exact sums than float32")
