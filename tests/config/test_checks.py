@@ -151,6 +151,13 @@ def test_merging_an_adapter_made_elsewhere_needs_no_data():
     )
 
 
+def test_collecting_answers_alone_needs_no_model():
+    answer = {"url": "http://127.0.0.1:8000/v1", "model": "teacher", "prompts": ["q.txt"]}
+    assert checks.check(config(stages=["answer"], model={}, data={}, answer=answer)) == []
+    both = checks.check(config(stages=["answer", "data"], model={}, data={}, answer=answer))
+    assert [problem.where for problem in both] == ["model.path"]
+
+
 def test_evaluating_a_model_that_was_not_trained_here_is_fine():
     assert checks.check(config(stages=["data", "eval"])) == []
 

@@ -174,9 +174,8 @@ def test_what_is_not_read_is_told():
         "fsdp_config": {"fsdp_version": 2, "fsdp_state_dict_type": "SHARDED_STATE_DICT", "fsdp_offload_params": False},
     }
     config, _ = with_accelerate(RunConfig(), content)
-    assert notes(content, config) == [
-        "of the accelerate config these are not read: main_process_port, dynamo_config, fsdp_config.fsdp_state_dict_type"
-    ]
+    unread = "main_process_port, dynamo_config, fsdp_config.fsdp_state_dict_type"
+    assert notes(content, config) == [f"of the accelerate config these are not read: {unread}"]
     together = replace(config, cluster=ClusterConfig(kind="multi_node", nodes=2))
     assert "main_process_port" not in notes(content, together)[0]
     assert notes(FSDP, config) == []

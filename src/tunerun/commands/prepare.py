@@ -65,10 +65,10 @@ def plan_for(config: RunConfig, notes: Sequence[str] = ()) -> Prepared:
     """
     config, unread = _of_accelerate(config)
     config = _of_adapter(config)
-    assert config.run_dir is not None and config.model.path is not None
+    assert config.run_dir is not None
     machine = machines.facts(config.hardware.devices)
-    folder = Path(paths.resolve_asset(config.model.path))
-    if (folder / "config.json").is_file():
+    folder = None if config.model.path is None else Path(paths.resolve_asset(config.model.path))
+    if folder is not None and (folder / "config.json").is_file():
         config = replace(config, model=replace(config.model, shape=shape.read_shape(folder)))
     own = None if config.hardware.deepspeed is None else _read("hardware.deepspeed", config.hardware.deepspeed)
     # What a teacher will say is not known yet.

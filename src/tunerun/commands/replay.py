@@ -91,10 +91,9 @@ def _models(recorded: Results, config: RunConfig) -> tuple[dict[str, str], dict[
     from tunerun.models import fetch
 
     base = recorded.record.base_model
-    assert base is not None, "a run that is done has its model"
     then, now = {}, {}
     folder = _folder(config.model.path)
-    if folder is not None:
+    if base is not None and folder is not None:
         # Without weights, as for stages=[data], it is the hash of the tokenizer and config alone.
         weights = bool(recorded.record.stages["model"].keys["weights"])
         then["sha256"] = base["sha256"]
@@ -121,7 +120,6 @@ def _hashed(recorded: Iterable[str]) -> dict[str, str]:
 def _prepared(recorded: Results, folder: Path) -> Prepared:
     """Builds the plan anew, with what the recorded plan had decided for the user."""
     config, commits, base = recorded.config, recorded.commits(), recorded.record.base_model
-    assert base is not None, "a run that is done has its model"
     path = artifacts.read_json(recorded.run_dir / artifacts.PLAN)
     train = plans.from_json(path).train
     hardware: dict[str, Any] = {}
@@ -135,7 +133,7 @@ def _prepared(recorded: Results, folder: Path) -> Prepared:
         replace(
             config,
             run_dir=str(folder),
-            model=replace(config.model, revision=base["revision"] or config.model.revision),
+            model=replace(config.model, revision=(None if base is None else base["revision"]) or config.model.revision),
             # Prepared data of the cache would be those of the run itself.
             data=replace(with_paths(config.data, lambda path: at_commit(path, commits)), cache=False),
             hardware=replace(config.hardware, **hardware),

@@ -65,7 +65,7 @@ def build(config: RunConfig, facts: Facts, notes: tuple[str, ...] = ()) -> Plan:
         facts: About machine, device and data.
         notes: What was already decided, shown with the plan's own notes.
     """
-    assert config.name is not None and config.run_dir is not None and config.model.path is not None
+    assert config.name is not None and config.run_dir is not None
     decided = _decide(config, replace(facts, machine=nodes.node(config, facts.machine)))
     volume = _volume(config, facts) if "train" in config.stages else None
     steps = _steps(config, decided, facts)
@@ -238,7 +238,7 @@ def _volume(config: RunConfig, facts: Facts) -> Volume:
 
 
 def _steps(config: RunConfig, decided: _Decisions, facts: Facts) -> tuple[Step, ...]:
-    steps: list[Step] = [_model_step(config)]
+    steps: list[Step] = [] if config.model.path is None else [_model_step(config)]
     if "answer" in config.stages:
         steps.append(answers.step(config))
     if "data" in config.stages:
