@@ -173,3 +173,10 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path, monkeypatch):
     os.mkfifo("rows.jsonl")
     with pytest.raises(UserError, match=r"rows\.jsonl is neither a file nor a folder"):
         data.main(["model.path=tunerun://sprout", "data.path=rows.jsonl"])
+
+
+def test_data_for_several_nodes_are_prepared_by_the_one_where_it_is_typed(here, capfd):
+    rows = write(here / "rows.jsonl", 12)
+    spread = ("cluster=slurm", "cluster.nodes=2", "hardware=ddp", "hardware.device=cpu", "hardware.processes=1")
+    assert run("+recipe=quickstart", f"data.path={rows}", "run_dir=mine", *spread) == 0
+    assert "the first samples, trained text marked" in capfd.readouterr().out

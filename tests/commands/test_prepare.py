@@ -69,6 +69,43 @@ def test_a_deepspeed_config_of_ones_own_goes_with_an_accelerate_config_that_name
         prepared(*typed)
 
 
+def test_an_accelerate_config_for_two_machines_needs_a_cluster_of_two(folder):
+    (folder / "accelerate.yaml").write_text(
+        "distributed_type: MULTI_CPU\nnum_machines: 2\nnum_processes: 4\nuse_cpu: true\n"
+    )
+    with pytest.raises(UserError, match=r"cluster\.kind: local is this machine, and 2 are asked for"):
+        prepared("hardware.accelerate=accelerate.yaml")
+    meets = "cluster.rendezvous=127.0.0.1:29400"
+    config = prepared("hardware.accelerate=accelerate.yaml", "cluster=multi_node", meets)
+    assert (config.hardware.strategy, config.hardware.processes, config.cluster.nodes) == ("ddp", 2, 2)
+    with pytest.raises(UserError, match=r"cluster\.rendezvous: null is no place where nodes can meet"):
+        prepared("hardware.accelerate=accelerate.yaml", "cluster=multi_node")
+    text = (folder / "accelerate.yaml").read_text()
+    (folder / "accelerate.yaml").write_text(f"{text}main_process_ip: 127.0.0.1\nmain_process_port: 29400\n")
+    assert prepared("hardware.accelerate=accelerate.yaml", "cluster=multi_node") == config
+    with pytest.raises(UserError, match=r"accelerate: hardware\.processes is set too"):
+        prepared("hardware.accelerate=accelerate.yaml", "hardware.processes=2")
+
+
+def test_what_is_not_read_of_an_accelerate_config_is_a_note_of_the_plan(folder):
+    (folder / "accelerate.yaml").write_text(
+        "distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\ndynamo_config: {dynamo_backend: INDUCTOR}\n"
+    )
+    plan = prepare(resolve([*TYPED, "hardware.accelerate=accelerate.yaml"], None)).plan
+    assert "of the accelerate config these are not read: dynamo_config" in plan.notes
+
+
+def test_a_deepspeed_config_is_not_read_where_one_process_has_nothing_to_share(folder):
+    (folder / "zero.json").write_text('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}')
+    typed = ("hardware.strategy=zero2", "hardware.deepspeed=zero.json", "hardware.device=cpu")
+    plan = prepare(resolve([*TYPED, *typed], None)).plan
+    assert (plan.train.placement.strategy, plan.train.deepspeed) == ("single", {})
+    told = "one process has nothing to share: zero2 is trained as single, and hardware.deepspeed is not read"
+    assert told in plan.notes
+    with pytest.raises(UserError, match=r"bf16\.enabled is True"):
+        prepared(*typed, "hardware.processes=2")
+
+
 def test_a_deepspeed_config_whose_sections_are_none_is_told_as_such(folder):
     (folder / "zero.json").write_text('{"zero_optimization": 2, "bf16": true}')
     with pytest.raises(UserError) as caught:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.run import scenario
 from tunerun import artifacts, cli, fits
-from tunerun.commands import replay
 from tunerun.errors import ExitCode, UserError
+from tunerun.launch.nodes import Leader, Meeting
 from tunerun.plan.step_keys import fingerprint_keys
-from tunerun.run import results
+from tunerun.run import results, runner
 
 
 @pytest.fixture
@@ -114,7 +116,7 @@ def test_the_replay_computes_as_much_at_a_time_as_the_run_did(run_dir, monkeypat
         plans.append(plan)
         return ExitCode.PREEMPTED
 
-    monkeypatch.setattr(replay.runner, "execute", execute)
+    monkeypatch.setattr(runner, "execute", execute)
     assert cli.dispatch(["replay", "first", "run_dir=second"]) == ExitCode.PREEMPTED
     assert plans[0].train.fits == found
     assert "fits" not in "".join(fingerprint_keys(plans[0].train))
@@ -133,13 +135,31 @@ def test_the_replay_takes_the_commits_and_the_choices_of_the_run(run_dir, monkey
     artifacts.write_json(run_dir / artifacts.DATA / "report.json", {"schema": results.DATA_SCHEMA, "sources": sources})
     executed = []
 
-    def execute(plan, *, config, summarise):
+    def execute(plan, *, config, **_):
         executed.append((plan, config))
         return ExitCode.PREEMPTED
 
-    monkeypatch.setattr(replay.runner, "execute", execute)
+    monkeypatch.setattr(runner, "execute", execute)
     assert cli.dispatch(["replay", "first", "run_dir=second"]) == ExitCode.PREEMPTED
     ((plan, config),) = executed
     assert plan.train.micro_batch_size == 3
     assert not config.data.cache
     assert config.data.path == (f"owner/set@{'a' * 40}:small:train",)
+
+
+def test_a_node_that_does_not_lead_follows_the_replay_of_the_one_that_does(run_dir, monkeypatch, capfd):
+    config = yaml.safe_load((run_dir / artifacts.CONFIG).read_text(encoding="utf-8"))
+    config["cluster"] |= {"kind": "slurm", "nodes": 2}
+    config["hardware"] |= {"strategy": "ddp", "processes": 1, "device": "cpu"}
+    (run_dir / artifacts.CONFIG).write_text(yaml.safe_dump(config), encoding="utf-8")
+    env = {"JOB_ID": "4321", "PROCID": "1", "NODEID": "1", "STEP_NUM_NODES": "2", "STEP_NUM_TASKS": "2",
+           "STEP_NODELIST": "127.0.0.1"}  # fmt: skip
+    for name, value in env.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    leader = Leader(Meeting(host="127.0.0.1", port=20000 + 2 * 4321, nodes=2, is_leader=True), "/runs/one")
+    ending = threading.Thread(target=leader.end, args=(ExitCode.DONE,))
+    ending.start()
+    # The leader has begun its own.
+    assert cli.dispatch(["replay", "first", "run_dir=first"]) == ExitCode.DONE
+    ending.join()
+    assert "node 1 of 2; the run is in /runs/one" in capfd.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 import yaml
@@ -96,6 +97,34 @@ def test_a_script_that_was_edited_is_submitted_as_it_stands(slurm, tmp_path):
     assert "--exclude" not in script.read_text()
 
 
+def test_what_a_trained_run_was_trained_with_is_compared_before_it_is_queued(slurm, tmp_path, monkeypatch):
+    cli.dispatch(QUEUED)
+    run_dir = tmp_path / "outputs/mine"
+    with monkeypatch.context() as job:
+        for name, value in JOB.items():
+            job.setenv(name, value)
+        assert cli.dispatch(["resume", "outputs/mine"]) == ExitCode.DONE
+    slurm("")
+    kept = {name: (run_dir / name).read_text() for name in ("config.yaml", "plan.json", "job.sbatch", "run.json")}
+    submitted = (tmp_path / "submitted").read_text()
+    changed = ["resume", "outputs/mine", "train.learning_rate=0.5"]
+    with pytest.raises(
+        UserError, match=r"train\.learning_rate: was .* and is 0\.5 now\. .* --allow train\.learning_rate"
+    ):
+        cli.dispatch(changed)
+    assert kept == {name: (run_dir / name).read_text() for name in kept}
+    assert (tmp_path / "submitted").read_text() == submitted
+    assert cli.dispatch([*changed, "--allow", "train.learning_rate"]) == ExitCode.DONE
+    assert " resume " + str(run_dir) + " --allow train.learning_rate &\n" in (run_dir / "job.sbatch").read_text()
+    with monkeypatch.context() as job:
+        for name, value in JOB.items():
+            job.setenv(name, value)
+        # As the script does it.
+        assert cli.dispatch(["resume", "outputs/mine", "--allow", "train.learning_rate"]) == ExitCode.DONE
+    assert cli.dispatch(["resume", "outputs/mine"]) == ExitCode.DONE
+    assert "--allow" not in (run_dir / "job.sbatch").read_text(), "what was allowed once is not allowed for ever"
+
+
 def test_a_run_is_not_queued_twice(slurm):
     cli.dispatch(QUEUED)
     with pytest.raises(UserError, match=r"job 42 of this run is PENDING\. Wait for it, or end it: scancel 42"):
@@ -175,12 +204,60 @@ def test_a_task_of_skypilot_is_written_and_not_submitted(slurm, tmp_path, capfd)
     assert not (tmp_path / "submitted").exists()
 
 
+def test_a_task_of_skypilot_that_goes_on_keeps_its_recipe(slurm, tmp_path, monkeypatch):
+    sky = (*TYPED, "cluster=skypilot", "hardware.device=cpu", 'cluster.setup=["pip install tunerun"]')
+    (tmp_path / "more/model").mkdir(parents=True)
+    (tmp_path / "more/model/mine.yaml").write_text("path: model\n")
+    cli.dispatch(["model=mine", *sky, "--config-dir", "more"])
+    task = tmp_path / "outputs/mine/task.yaml"
+    first = yaml.safe_load(task.read_text())
+    assert first["run"].startswith("tunerun model=mine ")
+    assert first["run"].endswith(" --config-dir more\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert cli.dispatch(["resume", "../outputs/mine", "train.epochs=3"]) == ExitCode.DONE
+    again = yaml.safe_load(task.read_text())
+    assert again["run"] == first["run"].replace(" run_dir=", " train.epochs=3 run_dir=")
+    assert again["workdir"] == str(tmp_path)
+    with pytest.raises(UserError, match=r"--allow: a task of SkyPilot types the run's first command again"):
+        cli.dispatch(["resume", "../outputs/mine", "train.epochs=4", "--allow", "train.epochs"])
+    task.write_text(task.read_text().replace("tunerun model", "python mine.py; tunerun model"))
+    with pytest.raises(UserError, match=r"task\.yaml: its command was edited by hand\. .*sky jobs launch"):
+        cli.dispatch(["resume", "../outputs/mine", "train.epochs=4"])
+    task.unlink()
+    with pytest.raises(UserError, match=r"there is no task\.yaml, so that the command its nodes are to type"):
+        cli.dispatch(["resume", "../outputs/mine", "train.epochs=4"])
+
+
 def test_on_its_machine_a_task_of_skypilot_runs(slurm, tmp_path, monkeypatch):
     for name, value in {"NODE_RANK": "0", "NUM_NODES": "1", "NODE_IPS": "10.0.0.4"}.items():
         monkeypatch.setenv(f"SKYPILOT_{name}", value)
     sky = (*TYPED, "cluster=skypilot", "hardware.device=cpu", 'cluster.setup=["pip install tunerun"]')
     assert cli.dispatch(sky) == ExitCode.DONE
     assert record.read(tmp_path / "outputs/mine").status == "done"
+
+
+TWO = ("hardware=ddp", "hardware.device=cpu", "hardware.processes=1", "cluster.nodes=2")
+
+
+def test_what_is_not_training_meets_no_other_nodes(slurm, tmp_path, capfd):
+    rows = (*TYPED[:2], "stages=[data]", *TWO)
+    assert cli.dispatch([*rows, "run_dir=outputs/s", "cluster=slurm"]) == ExitCode.DONE
+    with socket.create_server(("", 0)) as taken:
+        meets = ("cluster=multi_node", f"cluster.rendezvous=127.0.0.1:{taken.getsockname()[1]}")
+        assert cli.dispatch([*rows, "run_dir=outputs/m", *meets]) == ExitCode.DONE
+    assert record.read(tmp_path / "outputs/m").status == "done"
+    capfd.readouterr()
+    # TEST-NET-1 (RFC 5737) is nobody's, so that another node leads.
+    meets = ("cluster=multi_node", "cluster.rendezvous=192.0.2.1:29400")
+    assert cli.dispatch([*rows, "run_dir=outputs/n", *meets]) == ExitCode.DONE
+    assert capfd.readouterr().out == "nothing to do on this node: 192.0.2.1 runs data alone\n"
+
+
+def test_a_sweep_leads_no_other_nodes(slurm):
+    meets = ("cluster=multi_node", "cluster.rendezvous=127.0.0.1:29400")
+    with pytest.raises(UserError, match=r"cluster\.nodes: a sweep runs its trials on this node, and 2 are asked for"):
+        cli.dispatch(["-m", *TYPED[:3], *TWO, *meets, "train.epochs=1,2"])
 
 
 def test_data_are_prepared_at_once(slurm, tmp_path):

@@ -116,6 +116,7 @@ def test_an_adapter_alone_can_be_exported():
         ),
         ({"name": "../up"}, "name", "a-z, 0-9"),
         ({"method__rank": 0}, "method.rank", "must be >= 1"),
+        ({"cluster__nodes": 2, "hardware__strategy": "ddp"}, "cluster.kind", "cluster.rendezvous=HOST:29400"),
         ({"cluster__kind": "slurm", "cluster__nodes": 2}, "hardware.strategy", "there are 2 nodes"),
         ({"cluster__kind": "slurm", "cluster__time": "86400"}, "cluster.time", "in quotes"),
         ({"cluster__kind": "slurm", "cluster__partition": "a b"}, "cluster.partition", "one word"),
@@ -153,6 +154,13 @@ def test_merging_an_adapter_made_elsewhere_needs_no_data():
     assert (
         checks.check(config(stages=["merge", "export", "verify"], model={"path": "m", "adapter": "a"}, data={})) == []
     )
+
+
+def test_collecting_answers_alone_needs_no_model():
+    answer = {"url": "http://127.0.0.1:8000/v1", "model": "teacher", "prompts": ["q.txt"]}
+    assert checks.check(config(stages=["answer"], model={}, data={}, answer=answer)) == []
+    both = checks.check(config(stages=["answer", "data"], model={}, data={}, answer=answer))
+    assert [problem.where for problem in both] == ["model.path"]
 
 
 def test_evaluating_a_model_that_was_not_trained_here_is_fine():

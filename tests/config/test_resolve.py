@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tunerun.config import resolve
+from tunerun.config import resolve, typed
 from tunerun.errors import UserError
 
 BASE = ["model=qwen2.5-7b", "data.path=rows.jsonl"]
@@ -169,6 +169,28 @@ def test_the_same_key_from_a_recipe_is_only_a_note(tmp_path, monkeypatch):
     assert found.notes == ("method.rank (recipes/mine.yaml:6) is not used by method.kind=full.",)
 
 
+def test_what_is_not_used_is_not_read_either(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_recipe(
+        tmp_path,
+        "mine",
+        "# @package _global_\ndefaults:\n  - override /model: qwen2.5-7b\n  - override /cluster: slurm\n"
+        "  - override /hardware: zero2\n  - override /objective: distill\n  - _self_\n"
+        "data: {path: [x.json]}\ncluster: {nodes: 2, partition: gpu}\nhardware: {offload: true, deepspeed: z.json}\n"
+        "objective: {teacher: gone}\nmethod: {rank_pattern: {q_proj: 4}}\n",
+    )
+    found = resolve.resolve(["+recipe=mine", "cluster=local", "hardware=ddp", "objective=sft", "method=full"])
+    config = found.config
+    assert (config.cluster.nodes, config.cluster.partition, config.method.rank_pattern) == (1, None, {})
+    assert (config.hardware.offload, config.hardware.deepspeed, config.objective.teacher) == (False, None, None)
+    assert len(found.notes) == 6
+    assert resolve.resolve(["+recipe=mine", "hardware=zero1"]).config.hardware.offload is False
+    kept = resolve.resolve(["+recipe=mine"]).config
+    assert (kept.cluster.nodes, kept.hardware.offload, kept.objective.teacher) == (2, True, "gone")
+    again = resolve.rebuild(typed.plain(kept), ["cluster.kind=local"])
+    assert again.cluster.nodes == 1
+
+
 def test_a_recipe_needs_no_package_header(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_recipe(tmp_path, "mine", "model: {path: tunerun://sprout}\ndata: {path: [x.json]}\nseed: 7\n")
@@ -232,8 +254,6 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path, monkeypatch):
 
 
 def test_a_run_can_be_rebuilt_with_changes(tmp_path: Path):
-    from tunerun.config import typed
-
     config = resolve.resolve(BASE).config
     again = resolve.rebuild(typed.plain(config), ["train.epochs=3", "data.vars.name=x"])
     assert (again.train.epochs, again.data.vars) == (3.0, {"name": "x"})

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from tests.plan.test_build import config
+from tunerun.config import resolve
+from tunerun.config.typed import plain
 from tunerun.launch import allocation
 
 BATCH = {"SLURM_JOB_ID": "123", "SLURM_PROCID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "gpu[03-05]"}
@@ -73,27 +77,112 @@ def test_one_process_on_each_node_is_right():
     assert said({**BATCH}) == []
 
 
+STARTED = {**STEP, "SLURM_STEP_NUM_TASKS": "24"}
+ONE_TASK = {**STEP, "SLURM_NODEID": "0", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"}
+IN_JOB = {**TORCHRUN, "SLURM_JOB_ID": "123"}
+SKY = {"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "3", "SKYPILOT_NODE_IPS": "10.0.0.4\n10.0.0.5\n10.0.0.6"}
+BY_SLURM = ("hardware.strategy=ddp", "hardware.processes=2", "cluster=slurm", "cluster.nodes=3",
+            "train.global_batch_size=12")  # fmt: skip
+EACH, ALONE = "srun --ntasks-per-node=1", "srun --nodes=1 --ntasks=1"
+SPREAD = "cluster.kind=slurm cluster.nodes=3 hardware.strategy=ddp"
+TWO = "hardware.strategy=ddp hardware.processes=2 cluster.nodes=2"
+TWO_TWO = f"{TWO} cluster.kind=multi_node cluster.rendezvous=h:29400"
+MEETING = "cluster.kind=multi_node cluster.rendezvous=10.0.0.4:29400"
+
+
 @pytest.mark.parametrize(
-    ("env", "changes", "where", "fix"),
+    ("env", "typed", "where", "fix", "then"),
     [
-        ({**STEP, "SLURM_STEP_NUM_TASKS": "24"}, SLURM, "srun", "srun --ntasks-per-node=1 tunerun +recipe=quickstart"),
-        (STEP, {}, "cluster.kind", "srun --ntasks-per-node=1 tunerun +recipe=quickstart cluster=slurm cluster.nodes=3"),
-        (BATCH, SLURM, "cluster.nodes", "srun --nodes=3 --ntasks-per-node=1 tunerun +recipe=quickstart"),
+        (STARTED, BY_SLURM, "srun", "srun --nodes=3 --ntasks-per-node=1 tunerun {}", STEP),
+        (STARTED, (), "srun", f"{EACH} tunerun {{}} {SPREAD}", STEP),
+        (STARTED, ("-m", "seed=1"), "srun", f"{ALONE} tunerun {{}}", ONE_TASK),
+        (STEP, (), "cluster.kind", f"{EACH} tunerun {{}} {SPREAD}", STEP),
+        (STEP, ("hardware=cpu",), "cluster.kind", f"{EACH} tunerun {{}} {SPREAD}", STEP),
+        (STEP, ("stages=[data]",), "cluster.kind", f"{ALONE} tunerun {{}}", ONE_TASK),
+        (BATCH, BY_SLURM, "cluster.nodes", "srun --nodes=3 --ntasks-per-node=1 tunerun {}", STEP),
+        (TORCHRUN, (), "torchrun", f"tunerun {{}} {TWO_TWO}", {}),
+        (TORCHRUN, ("hardware=cpu",), "torchrun", f"tunerun {{}} {TWO_TWO}", {}),
+        (TORCHRUN, ("stages=[data]",), "torchrun", "tunerun {}", {}),
         (
             TORCHRUN,
-            {},
+            ("-m", "hardware.processes=1"),
             "torchrun",
-            "tunerun +recipe=quickstart hardware=ddp hardware.processes=2 cluster=multi_node cluster.nodes=2",
+            "tunerun +recipe=quickstart -m hardware.strategy=ddp hardware.processes=2",
+            {},
+        ),
+        (
+            IN_JOB,
+            (),
+            "torchrun",
+            f"srun --nodes=2 --ntasks-per-node=1 tunerun {{}} {TWO} cluster.kind=slurm",
+            {**STEP, "SLURM_NODEID": "1", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2"},
+        ),
+        (
+            {**TORCHRUN, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"},
+            (),
+            "torchrun",
+            f"tunerun {{}} {TWO_TWO}".replace("processes=2", "processes=1"),
+            {},
         ),
         (
             {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h"},
-            {"hardware__strategy": "zero2", "hardware__processes": 2},
+            ("hardware=zero2", "hardware.processes=2"),
             "torchrun",
-            "tunerun +recipe=quickstart",
+            "tunerun {}",
+            {},
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "h"},
+            (),
+            "torchrun",
+            "tunerun {} hardware.strategy=ddp train.global_batch_size=9 hardware.processes=3",
+            {},
+        ),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "h"}, (), "torchrun", "tunerun {}", {}),
+        (
+            SKY,
+            (),
+            "cluster.nodes",
+            f"tunerun {{}} cluster.nodes=3 hardware.strategy=ddp {MEETING}",
+            SKY,
         ),
     ],
 )
-def test_a_wrong_start_is_told_the_right_command(env, changes, where, fix):
-    (problem,) = said(env, **changes)
-    assert problem.startswith(f"{where}: ")
-    assert problem.endswith(fix)
+def test_a_wrong_start_is_told_the_right_command(env, typed, where, fix, then):
+    typed = (*TYPED, *typed)
+    config = resolved(typed)
+    (problem,) = allocation.problems(config, env, typed)
+    assert problem.where == where
+    command = problem.fix.partition("Type: ")[2]
+    assert command == fix.format(shlex.join(typed))
+    right = shlex.split(command)
+    right = right[right.index("tunerun") + 1 :]
+    assert allocation.problems(resolved(right), then, right) == []
+
+
+def resolved(typed):
+    return resolve.resolve([item for item in typed if item != "-m"]).config
+
+
+def test_a_run_that_is_resumed_is_told_keys_which_it_takes():
+    typed = ("resume", "outputs/x", "train.epochs=3")
+    config = resolved(TYPED)
+    for env in (TORCHRUN, STEP):
+        (problem,) = allocation.problems(config, env, typed)
+        command = shlex.split(problem.fix.partition("Type: ")[2])
+        words = command[command.index("tunerun") + 1 :]
+        assert words[:3] == list(typed)
+        again = resolve.rebuild(plain(config), words[2:])
+        assert allocation.problems(again, {} if env is TORCHRUN else env, words) == []
+        assert again.cluster.nodes > 1
+
+
+def test_what_a_record_or_a_file_says_of_processes_is_not_typed_beside_it():
+    for typed in (("replay", "outputs/x"), (*TYPED, "hardware.accelerate=mine.yaml")):
+        (problem,) = allocation.problems(resolved(TYPED), TORCHRUN, typed)
+        assert problem.fix == f"Type: {shlex.join(['tunerun', *typed])}"
+
+
+def test_a_sweep_on_several_machines_of_skypilot_is_told_to_take_one():
+    (problem,) = allocation.problems(resolved(TYPED), SKY, (*TYPED, "-m", "seed=1,2"))
+    assert problem.fix == "A sweep is for one machine: write num_nodes: 1 into the task."

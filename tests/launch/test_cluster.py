@@ -7,13 +7,16 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.plan.test_build import config, planned
+from tunerun.errors import UserError
 from tunerun.launch import cluster
+from tunerun.launch.cluster import Typed
 
 GOLDEN = Path(__file__).parent / "golden"
 FULL = {
@@ -35,9 +38,10 @@ FULL = {
 PLAIN = {"cluster__kind": "slurm", "hardware__device": "cpu", "cluster__python": "python3"}
 
 
-def script(directory="/home/me/my project", run_dir="/runs/small", **changes):
+def script(directory="/home/me/my project", run_dir="/runs/small", allow=(), **changes):
     changes = {**changes, "run_dir": run_dir}
-    return cluster.slurm_script(planned(**changes), config(**changes), Path(directory))
+    typed = Typed(arguments=(), directory=Path(directory), allow=frozenset(allow))
+    return cluster.slurm_script(planned(**changes), config(**changes), typed)
 
 
 def options(text):
@@ -76,6 +80,13 @@ def test_the_plan_counts_on_the_cores_that_the_job_asks_for(changes, cpus, threa
     found = planned(**PLAIN, **changes)
     assert f"--cpus-per-task={cpus}" in options(script(**PLAIN, **changes))
     assert found.train.placement.threads == threads
+
+
+def test_keys_that_may_differ_are_allowed_by_the_job_too():
+    text = script(**PLAIN, allow=("train.epochs", "data"))
+    assert " resume /runs/small --allow data --allow train.epochs &\n" in text
+    assert cluster.allowed(text) == ["data", "train.epochs"]
+    assert cluster.allowed(script(**PLAIN)) == []
 
 
 def test_without_requeue_nothing_is_queued_again():
@@ -183,12 +194,14 @@ SKY = {
     "cluster__storage": "runs",
     "cluster__setup": ["sudo apt-get install -y cmake", "pip install 'tunerun[gguf]'"],
 }
-TYPED = ("+recipe=small", "data.vars.name=A B", "run_dir=outputs/x")
+TYPED = Typed(
+    arguments=("+recipe=small", "data.vars.name=A B", "run_dir=outputs/x"), directory=Path("/home/me/my project")
+)
 
 
-def task(**changes):
+def task(typed=TYPED, **changes):
     changes = {**changes, "run_dir": "/home/me/outputs/small/2026-x"}
-    return cluster.skypilot_task(planned(**changes), config(**changes), Path("/home/me/my project"), TYPED)
+    return cluster.skypilot_task(planned(**changes), config(**changes), typed)
 
 
 def test_a_task_asks_for_what_the_plan_needs():
@@ -211,3 +224,29 @@ def test_a_task_without_gpus_or_storage_uses_the_machine_it_gets():
     assert set(found) == {"name", "workdir", "num_nodes", "resources", "setup", "run"}
     assert found["resources"]["cpus"] == "8+"
     assert set(found["resources"]) == {"cpus", "disk_size", "job_recovery"}
+
+
+ONE = {"cluster__kind": "skypilot", "hardware__device": "cpu", "cluster__setup": ["pip install tunerun"]}
+
+
+def test_a_task_names_the_folder_of_configs_within_the_project(tmp_path):
+    (tmp_path / "project/more").mkdir(parents=True)
+    typed = Typed(arguments=("+recipe=x",), directory=tmp_path / "project", config_dir=tmp_path / "project/more")
+    assert yaml.safe_load(task(typed, **ONE))["run"].endswith("/2026-x --config-dir more\n")
+    outside = Typed(arguments=("+recipe=x",), directory=tmp_path / "project", config_dir=tmp_path)
+    with pytest.raises(UserError, match=r"--config-dir: .* is not in .*/project, which SkyPilot copies"):
+        task(outside, **ONE)
+
+
+def test_a_task_that_goes_on_types_the_first_command_with_what_is_new():
+    first = replace(TYPED, config_dir=Path("/home/me/my project/more"))
+    more = Typed(arguments=("data.vars.name=C", "train.epochs=3"), directory=Path("/elsewhere"))
+    again = cluster.continued(task(first, **ONE), more)
+    assert again.arguments == ("+recipe=small", "run_dir=outputs/small/2026-x", "data.vars.name=C", "train.epochs=3")
+    assert (again.directory, again.config_dir) == (first.directory, first.config_dir)
+    assert yaml.safe_load(task(again, **ONE))["run"] == (
+        "tunerun +recipe=small data.vars.name=C train.epochs=3 run_dir=outputs/small/2026-x --config-dir more\n"
+    )
+    for command in ("python other.py", "tunerun +recipe=a && tunerun +recipe=b"):
+        with pytest.raises(ValueError, match=command[:6]):
+            cluster.continued(f"workdir: /x\nrun: {command}\n", more)

@@ -91,13 +91,18 @@ def until_step(run_dir, step, seconds=240):
 
 
 @pytest.mark.parametrize("nodes", ["any", "addresses"], indirect=True)
-def test_two_nodes_come_to_what_one_process_comes_to(start, said, alone, tmp_path):
+def test_two_nodes_come_to_what_one_process_comes_to(nodes, start, said, alone, tmp_path):
     for process in start("train.max_steps=10", "run_dir=two"):
         assert process.wait(300) == 0, said(0) + said(1)
     alone("train.max_steps=10", "run_dir=one")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     assert "node 1 of 2; the run is in" in said(1)
     assert (tmp_path / "two/logs/train-rank1.log").is_file()
+    replays = [
+        node.start(tmp_path, tmp_path / f"{node.address}.log", "replay", "two", "run_dir=again") for node in nodes
+    ]
+    assert [process.wait(300) for process in replays] == [0, 0], said(0) + said(1)
+    assert "identical: metrics and artifacts of again are those of two" in said(0)
 
 
 @pytest.mark.parametrize("lost", [0, 1])

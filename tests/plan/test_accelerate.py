@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from tunerun.config.schema import ClusterConfig, HardwareConfig, RunConfig
-from tunerun.plan.accelerate import accelerate_config, with_accelerate
+from tunerun.config.schema import ClusterConfig, HardwareConfig, RunConfig, TrainConfig
+from tunerun.plan.accelerate import accelerate_config, notes, with_accelerate
 from tunerun.plan.placement import Placement
 
 
@@ -94,5 +94,88 @@ def test_what_is_also_typed_is_refused():
         "hardware.accelerate: hardware.processes is set too. Say it in one of the two.",
         "hardware.accelerate: hardware.precision is set too. Say it in one of the two.",
         "hardware.accelerate: hardware.offload is set too. Say it in one of the two.",
-        "hardware.accelerate: cluster.nodes is set too. Say it in one of the two.",
+        "hardware.accelerate: num_machines is 1, and cluster.nodes is 2. Set cluster.nodes=1, or change the file.",
     ]
+
+
+def test_what_a_cluster_says_as_the_file_does_is_let_through():
+    typed = replace(RunConfig(), cluster=ClusterConfig(kind="multi_node", nodes=2))
+    content = {"distributed_type": "MULTI_GPU", "num_machines": 2, "num_processes": 4}
+    meets = {"main_process_ip": "10.0.0.4", "main_process_port": 29400}
+    config, problems = with_accelerate(typed, {**content, **meets})
+    assert problems == []
+    assert config.cluster == replace(typed.cluster, rendezvous="10.0.0.4:29400")
+    named = replace(typed, cluster=replace(typed.cluster, rendezvous="gpu1:29400"))
+    assert with_accelerate(named, content)[0].cluster == named.cluster
+    (problem,) = with_accelerate(named, {**content, **meets})[1]
+    assert str(problem) == "hardware.accelerate: cluster.rendezvous is set too. Say it in one of the two."
+
+
+FSDP = {"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": {"fsdp_version": 2}}
+
+
+def test_the_gpus_and_the_checkpointing_of_a_file_are_taken_over():
+    content = {**FSDP, "gpu_ids": "2, 3", "fsdp_config": {"fsdp_version": 2, "fsdp_activation_checkpointing": True}}
+    config, problems = with_accelerate(RunConfig(), content)
+    assert problems == []
+    assert (config.hardware.devices, config.train.activation_checkpointing) == (("2", "3"), True)
+    assert with_accelerate(RunConfig(), {**FSDP, "gpu_ids": "all"})[0].hardware.devices == ()
+    typed = RunConfig(hardware=HardwareConfig(devices=("0", "1")), train=TrainConfig(activation_checkpointing=False))
+    assert [str(problem) for problem in with_accelerate(typed, content)[1]] == [
+        "hardware.accelerate: hardware.devices is set too. Say it in one of the two.",
+        "hardware.accelerate: train.activation_checkpointing is set too. Say it in one of the two.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"zero_stage": 2, "gradient_clipping": 0.3}, "gradient_clipping is 0.3, and train.max_grad_norm makes it 1.0"),
+        ({"zero_stage": 2, "offload_optimizer_device": "nvme"}, "offload_optimizer_device is nvme"),
+        ({"zero_stage": 3, "offload_param_device": "cpu"}, "only one of optimiser state and parameters is offloaded"),
+        (
+            {"zero_stage": 3, "offload_optimizer_device": "cpu", "offload_param_device": "none"},
+            "only one of optimiser state and parameters is offloaded",
+        ),
+        ({"zero_stage": 1, "offload_optimizer_device": "cpu"}, "zero_stage 1 offloads nothing"),
+    ],
+)
+def test_what_a_file_says_of_deepspeed_otherwise_than_it_is_done_is_refused(section, told):
+    content = {"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": section}
+    (problem,) = with_accelerate(RunConfig(), content)[1]
+    assert told in str(problem)
+
+
+@pytest.mark.parametrize("clipping", [1.0, 1, "1.0", "none", "auto", None])
+def test_clipping_as_the_run_does_it_or_left_open_is_let_through(clipping):
+    section = {"zero_stage": 2, "gradient_clipping": clipping}
+    content = {"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": section}
+    assert with_accelerate(RunConfig(), content)[1] == []
+
+
+def test_offload_in_a_section_for_another_kind_offloads_nothing():
+    content = {"distributed_type": "MULTI_GPU", "num_processes": 2, "fsdp_config": {"fsdp_offload_params": True},
+               "deepspeed_config": {"offload_optimizer_device": "cpu"}}  # fmt: skip
+    config, problems = with_accelerate(RunConfig(), content)
+    assert problems == []
+    assert config.hardware.offload is False
+
+
+def test_what_is_not_read_is_told():
+    content = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "FSDP",
+        "num_processes": 2,
+        "machine_rank": 0,
+        "main_process_port": 29500,
+        "downcast_bf16": "no",
+        "dynamo_config": {"dynamo_backend": "INDUCTOR"},
+        "megatron_lm_config": {},
+        "fsdp_config": {"fsdp_version": 2, "fsdp_state_dict_type": "SHARDED_STATE_DICT", "fsdp_offload_params": False},
+    }
+    config, _ = with_accelerate(RunConfig(), content)
+    unread = "main_process_port, dynamo_config, fsdp_config.fsdp_state_dict_type"
+    assert notes(content, config) == [f"of the accelerate config these are not read: {unread}"]
+    together = replace(config, cluster=ClusterConfig(kind="multi_node", nodes=2))
+    assert "main_process_port" not in notes(content, together)[0]
+    assert notes(FSDP, config) == []

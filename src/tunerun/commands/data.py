@@ -11,14 +11,14 @@ from tunerun import artifacts
 from tunerun.base_model import read_base
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.commands import arguments, data_convert, data_split
-from tunerun.commands.prepare import prepare, require_ready
+from tunerun.commands.prepare import execute, prepare, require_ready
 from tunerun.config.resolve import resolve
 from tunerun.config.schema import RunConfig
 from tunerun.data.preview import preview
 from tunerun.data.stage import PREVIEW
 from tunerun.errors import ExitCode, UserError
 from tunerun.formats.pairs import open_store
-from tunerun.run import results, runner, summary
+from tunerun.run import results, summary
 
 _STAGES = "stages=[data]"
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     prepared = prepare(resolve([*overrides, _STAGES], arguments.config_dir(options)))
     require_ready(prepared)
     config = prepared.config
-    return runner.execute(prepared.plan, config=config, summarise=lambda run_dir, name: _summary(run_dir, name, config))
+    return execute(prepared, summarise=lambda run_dir, name: _summary(run_dir, name, config))
 
 
 def _refuse_words(argv: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tunerun import redact
 from tunerun.commands import array
-from tunerun.commands.prepare import Prepared, prepare, require_here, require_ready
+from tunerun.commands.prepare import Prepared, prepare, require_here, require_one_node, require_ready
 from tunerun.commands.trial import Entry, gpus, own
 from tunerun.config import typed
 from tunerun.config.credentials import secrets_of
@@ -260,6 +260,7 @@ class _Driver:
             require_ready(whole)
         else:
             require_here(whole)
+            require_one_node(whole)
             gpus(whole, 0, self.sweep.jobs)
         if "answer" in whole.config.stages:
             fix = "Collect the answers once, with stages=[answer], and sweep with data.path=RUN/answer/answers.jsonl."

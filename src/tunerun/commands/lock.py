@@ -50,9 +50,8 @@ def locked(found: Results) -> RunConfig:
     """Returns the config of a run with what it found pinned; paths below the current folder are relative to it."""
     record, config, commits = found.record, found.config, found.commits()
     base = record.base_model
-    assert base is not None, "a run that is done has its model"
     # Without weights, as for stages=[data], the hash is that of the tokenizer and config alone.
-    sha256 = base["sha256"] if record.stages["model"].keys["weights"] else None
+    sha256 = base["sha256"] if base is not None and record.stages["model"].keys["weights"] else None
     packages = {name: version for name, version in record.provenance["packages"].items() if name not in _WITHOUT_EFFECT}
     return replace(
         config,
@@ -61,7 +60,7 @@ def locked(found: Results) -> RunConfig:
         model=replace(
             config.model,
             path=_relative(config.model.path),
-            revision=base["revision"] or config.model.revision,
+            revision=(None if base is None else base["revision"]) or config.model.revision,
             adapter=_relative(config.model.adapter),
             chat_template=_relative(config.model.chat_template),
         ),

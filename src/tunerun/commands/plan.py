@@ -14,6 +14,7 @@ from tunerun.config.credentials import secrets_of
 from tunerun.config.resolve import resolve
 from tunerun.errors import ExitCode
 from tunerun.launch import cluster, command
+from tunerun.launch.cluster import Typed
 from tunerun.plan import plan as plans
 from tunerun.plan.render import render
 
@@ -28,10 +29,11 @@ def main(argv: Sequence[str]) -> int:
         The exit code: 0 also when this machine could not run the plan, which is then a warning.
     """
     options, overrides = arguments.split(argv, flags=("--json",), values=("--config-dir", "-cd"))
-    prepared = prepare(resolve(overrides, arguments.config_dir(options)))
+    config_dir = arguments.config_dir(options)
+    prepared = prepare(resolve(overrides, config_dir))
     obstacles = [str(problem) for problem in prepared.obstacles]
     run_dir = Path(prepared.plan.run_dir)
-    files = _files(prepared, overrides)
+    files = _files(prepared, Typed(arguments=tuple(overrides), directory=Path.cwd(), config_dir=config_dir))
     commands = {step.stage: list(command.command(step, run_dir).argv) for step in prepared.plan.steps}
     if "--json" in options:
         data = {**plans.to_json(prepared.plan), "commands": commands, "files": files, "obstacles": obstacles}
@@ -41,8 +43,8 @@ def main(argv: Sequence[str]) -> int:
     return ExitCode.DONE
 
 
-def _files(prepared: Prepared, overrides: Sequence[str]) -> dict[str, str]:
+def _files(prepared: Prepared, typed: Typed) -> dict[str, str]:
     """Renders what is handed to a cluster, by file name."""
     secrets = secrets_of(prepared.config, os.environ)
-    files = cluster.files(prepared.plan, prepared.config, Path.cwd(), overrides)
+    files = cluster.files(prepared.plan, prepared.config, typed)
     return {name: redact.text(text, secrets) for name, text in files.items()}

@@ -22,10 +22,12 @@ from tunerun.errors import ExitCode, Problem, UserError
 from tunerun.formats.trained_base import read_quantisation
 from tunerun.launch import allocation
 from tunerun.launch import nodes as launch_nodes
+from tunerun.launch.cluster import Typed
 from tunerun.plan import accelerate, build, dataset, deepspeed, nodes, readiness, shape
 from tunerun.plan.plan import Plan
 from tunerun.plan.tasks import TASK_SUFFIXES
-from tunerun.run import follower, runner, submit
+from tunerun.run import follower, runner, submit, summary
+from tunerun.run.runner import Summary
 
 OUTPUTS = Path("outputs")
 ADHOC = "adhoc"
@@ -61,17 +63,19 @@ def plan_for(config: RunConfig, notes: Sequence[str] = ()) -> Prepared:
     Raises:
         UserError: The device planned for is unknown.
     """
-    config = _of_adapter(_of_accelerate(config))
-    assert config.run_dir is not None and config.model.path is not None
+    config, unread = _of_accelerate(config)
+    config = _of_adapter(config)
+    assert config.run_dir is not None
     machine = machines.facts(config.hardware.devices)
-    folder = Path(paths.resolve_asset(config.model.path))
-    if (folder / "config.json").is_file():
+    folder = None if config.model.path is None else Path(paths.resolve_asset(config.model.path))
+    if folder is not None and (folder / "config.json").is_file():
         config = replace(config, model=replace(config.model, shape=shape.read_shape(folder)))
     own = None if config.hardware.deepspeed is None else _read("hardware.deepspeed", config.hardware.deepspeed)
     # What a teacher will say is not known yet.
     size = None if "answer" in config.stages else dataset.measure(config.data)
-    plan = build.build(config, build.Facts(machine=machine, data=size, deepspeed=own), tuple(notes))
-    if own is not None and plan.train is not None:
+    plan = build.build(config, build.Facts(machine=machine, data=size, deepspeed=own), (*notes, *unread))
+    # One process may have nothing to share, and does without DeepSpeed: a note says so.
+    if own is not None and plan.train is not None and plan.train.placement.strategy == config.hardware.strategy:
         found = deepspeed.problems(own, plan.train.placement, max_grad_norm=config.train.max_grad_norm)
         if found:
             raise UserError(found)
@@ -108,20 +112,46 @@ def require_here(prepared: Prepared) -> None:
     require_ready(prepared)
 
 
-def start(prepared: Prepared, overrides: Sequence[str], allow: frozenset[str] = frozenset()) -> ExitCode:
+def require_one_node(prepared: Prepared) -> None:
+    """Refuses nodes besides this one for a command that does not lead any.
+
+    Raises:
+        UserError: The config has several.
+    """
+    count = prepared.config.cluster.nodes
+    if count > 1:
+        what = f"a sweep runs its trials on this node, and {count} are asked for."
+        fix = "Set cluster.nodes=1. A grid with cluster=slurm, typed outside of a job, queues each trial for its nodes."
+        raise UserError(Problem(where="cluster.nodes", what=what, fix=fix))
+
+
+def start(prepared: Prepared, typed: Typed) -> ExitCode:
     """Runs a plan here, or hands it to the cluster that it is for.
 
     Args:
         prepared: Without obstacles.
-        overrides: What was typed.
-        allow: Keys that may differ from those the run was trained with.
+        typed: The command.
     """
     if prepared.is_queued:
-        return submit.submit(prepared.plan, prepared.config, overrides)
+        return submit.submit(prepared.plan, prepared.config, typed)
+    return execute(prepared, typed.allow)
+
+
+def execute(prepared: Prepared, allow: frozenset[str] = frozenset(), summarise: Summary = summary.render) -> ExitCode:
+    """Runs a plan on this node: as the one that leads the others, or as one of these.
+
+    Args:
+        prepared: Without obstacles, and not queued.
+        allow: Keys that may differ from those the run was trained with.
+        summarise: As for `runner.execute`; only the leader has something to tell.
+    """
     place = launch_nodes.meeting(prepared.config, os.environ)
-    if place is not None and not place.is_leader:
-        return follower.follow(place, prepared.config)
-    return runner.execute(prepared.plan, config=prepared.config, allow=allow)
+    if place is None or place.is_leader:
+        return runner.execute(prepared.plan, config=prepared.config, allow=allow, summarise=summarise)
+    if prepared.plan.train is None:
+        print(f"nothing to do on this node: {place.host} runs {', '.join(prepared.config.stages)} alone")
+        return ExitCode.DONE
+    return follower.follow(place, prepared.config)
 
 
 def _recipe_name(recipe: str | None) -> str:
@@ -165,11 +195,11 @@ def _program(name: str | None) -> str | None:
     return _local(name) if name is not None and os.sep in name else name
 
 
-def _of_accelerate(config: RunConfig) -> RunConfig:
-    """Takes over what the file of `hardware.accelerate` says, once."""
+def _of_accelerate(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """Takes over what the file of `hardware.accelerate` says, once; returns notes on what is not read of it."""
     path = config.hardware.accelerate
     if path is None:
-        return config
+        return config, []
     content = _read("hardware.accelerate", path)
     named, own = accelerate.deepspeed_file(content), None
     if named is not None:
@@ -181,7 +211,7 @@ def _of_accelerate(config: RunConfig) -> RunConfig:
     problems = found or checks.check(changed)
     if problems:
         raise UserError(problems)
-    return replace(changed, hardware=replace(changed.hardware, accelerate=None))
+    return changed, accelerate.notes(content, changed)
 
 
 def _read(key: str, path: str) -> dict[str, Any]:

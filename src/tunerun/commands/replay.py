@@ -11,7 +11,7 @@ from typing import Any
 from tunerun import artifacts, fits, paths
 from tunerun.base_model import read_teacher
 from tunerun.commands import arguments
-from tunerun.commands.prepare import OUTPUTS, Prepared, plan_for, require_here
+from tunerun.commands.prepare import OUTPUTS, Prepared, execute, plan_for, require_here
 from tunerun.config.credentials import secret_variables
 from tunerun.config.data_sources import at_commit, with_paths
 from tunerun.config.register import new_run_id
@@ -19,9 +19,10 @@ from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, UserError
 from tunerun.fits import Fit
 from tunerun.hashes import path_sha256
+from tunerun.launch import nodes
 from tunerun.plan import plan as plans
 from tunerun.plan.steps import AnswerStep, Step, TrainStep
-from tunerun.run import compare, provenance, results, runner
+from tunerun.run import compare, provenance, results
 from tunerun.run.compare import Difference
 from tunerun.run.results import Results
 from tunerun.run.summary import short
@@ -48,20 +49,23 @@ def main(argv: Sequence[str]) -> int:
     if recorded.record.status != "done":
         raise UserError(f"{named} did not run to its end ({recorded.record.status}): tunerun resume {short(named)}")
     folder = Path(targets[-1]) if targets else OUTPUTS / recorded.record.name / new_run_id()
-    if (folder / artifacts.RECORD).exists():
+    place = nodes.meeting(recorded.config, os.environ)
+    # On a node that follows it may be what the leader has just begun.
+    if (place is None or place.is_leader) and (folder / artifacts.RECORD).exists():
         # What is done there would be skipped, and then be found to be the same.
         raise UserError(Problem(where="run_dir", what=f"{folder} holds a run already.", fix="Choose a new folder."))
     prepared = _prepared(recorded, folder.absolute())
     print(_heading(changed_since(recorded, prepared.config), named))
     require_here(prepared)
-    code = runner.execute(
-        prepared.plan,
-        config=prepared.config,
-        summarise=lambda made, _: _verdict(_differences(recorded, made), named, made),
-    )
-    if code != ExitCode.DONE:
-        return code
-    return ExitCode.GATE_FAILED if _of(_differences(recorded, folder), compare.RESULTS) else ExitCode.DONE
+    wrong: list[Difference] = []
+
+    def verdict(made: Path, _: str) -> str:
+        found = _differences(recorded, made)
+        wrong.extend(_of(found, compare.RESULTS))
+        return _verdict(found, named, made)
+
+    code = execute(prepared, summarise=verdict)
+    return ExitCode.GATE_FAILED if wrong and code == ExitCode.DONE else code
 
 
 def changed_since(recorded: Results, config: RunConfig) -> list[Difference]:
@@ -87,10 +91,9 @@ def _models(recorded: Results, config: RunConfig) -> tuple[dict[str, str], dict[
     from tunerun.models import fetch
 
     base = recorded.record.base_model
-    assert base is not None, "a run that is done has its model"
     then, now = {}, {}
     folder = _folder(config.model.path)
-    if folder is not None:
+    if base is not None and folder is not None:
         # Without weights, as for stages=[data], it is the hash of the tokenizer and config alone.
         weights = bool(recorded.record.stages["model"].keys["weights"])
         then["sha256"] = base["sha256"]
@@ -117,7 +120,6 @@ def _hashed(recorded: Iterable[str]) -> dict[str, str]:
 def _prepared(recorded: Results, folder: Path) -> Prepared:
     """Builds the plan anew, with what the recorded plan had decided for the user."""
     config, commits, base = recorded.config, recorded.commits(), recorded.record.base_model
-    assert base is not None, "a run that is done has its model"
     path = artifacts.read_json(recorded.run_dir / artifacts.PLAN)
     train = plans.from_json(path).train
     hardware: dict[str, Any] = {}
@@ -131,7 +133,7 @@ def _prepared(recorded: Results, folder: Path) -> Prepared:
         replace(
             config,
             run_dir=str(folder),
-            model=replace(config.model, revision=base["revision"] or config.model.revision),
+            model=replace(config.model, revision=(None if base is None else base["revision"]) or config.model.revision),
             # Prepared data of the cache would be those of the run itself.
             data=replace(with_paths(config.data, lambda path: at_commit(path, commits)), cache=False),
             hardware=replace(config.hardware, **hardware),

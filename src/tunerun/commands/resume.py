@@ -11,8 +11,9 @@ from tunerun.commands import arguments, sweep
 from tunerun.commands.prepare import plan_for, require_ready, start
 from tunerun.config import resolve, typed
 from tunerun.errors import Problem, UserError
+from tunerun.launch.cluster import Typed
 from tunerun.plan.steps import Step, TrainStep
-from tunerun.run import record, rundir
+from tunerun.run import record, rundir, submit
 from tunerun.sweep import trials
 
 
@@ -44,7 +45,10 @@ def main(argv: Sequence[str]) -> int:
     require_ready(prepared)
     allow = frozenset(options.get("--allow", ()))
     plan = replace(prepared.plan, steps=tuple(_allowing(step, allow) for step in prepared.plan.steps))
-    return start(replace(prepared, plan=plan), overrides, allow)
+    typed_here = Typed(arguments=tuple(overrides), directory=Path.cwd(), allow=allow)
+    if prepared.is_queued and prepared.config.cluster.kind == "skypilot":
+        typed_here = submit.continued(named, typed_here)
+    return start(replace(prepared, plan=plan), typed_here)
 
 
 def _allowing(step: Step, allow: frozenset[str]) -> Step:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from tunerun.commands import arguments
 from tunerun.commands.prepare import prepare, require_ready, start
 from tunerun.config.resolve import resolve
+from tunerun.launch.cluster import Typed
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,6 +21,7 @@ def main(argv: Sequence[str]) -> int:
         The exit code.
     """
     options, overrides = arguments.split(argv, flags=(), values=("--config-dir", "-cd"))
-    prepared = prepare(resolve(overrides, arguments.config_dir(options)))
+    config_dir = arguments.config_dir(options)
+    prepared = prepare(resolve(overrides, config_dir))
     require_ready(prepared)
-    return start(prepared, overrides)
+    return start(prepared, Typed(arguments=tuple(overrides), directory=Path.cwd(), config_dir=config_dir))

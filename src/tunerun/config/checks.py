@@ -62,7 +62,8 @@ def _needs(config: RunConfig) -> list[Problem]:
     """What a stage cannot do without."""
     problems = []
     stages = config.stages
-    if not config.model.path:
+    # Only a teacher elsewhere is asked.
+    if not config.model.path and set(stages) != {"answer"}:
         fix = "Choose model=NAME or set model.path to a folder or a hub id."
         problems.append(Problem(where="model.path", what="no model is chosen.", fix=fix))
     given = any(path for key, path in data_paths(config.data) if key != "data.eval_path")

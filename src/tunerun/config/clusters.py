@@ -15,8 +15,15 @@ def check(config: RunConfig) -> list[Problem]:
     """Finds what does not go with where a run is placed."""
     cluster = config.cluster
     problems = []
-    # With hardware.processes set, the rule above tells it.
-    if cluster.nodes > 1 and config.hardware.strategy == "single" and config.hardware.processes is None:
+    if cluster.kind == "local" and cluster.nodes > 1:
+        what = f"local is this machine, and {cluster.nodes} are asked for."
+        fix = "Choose cluster=multi_node with cluster.rendezvous=HOST:29400, or slurm or skypilot."
+        problems.append(Problem(where="cluster.kind", what=what, fix=fix))
+    # What is in a file of accelerate's is checked when it has been read.
+    is_open = config.hardware.accelerate is not None
+    # With hardware.processes set, the rule of `processes` tells it.
+    alone = config.hardware.strategy == "single" and config.hardware.processes is None
+    if cluster.nodes > 1 and alone and not is_open:
         what = f"single is one process, and there are {cluster.nodes} nodes."
         fix = "Choose hardware=ddp, zero2, zero3 or fsdp2, or set cluster.nodes=1."
         problems.append(Problem(where="hardware.strategy", what=what, fix=fix))
@@ -29,7 +36,8 @@ def check(config: RunConfig) -> list[Problem]:
         # YAML reads 24:00:00 without quotes as a number.
         what = f"{cluster.time!r} is no time limit."
         problems.append(Problem(where="cluster.time", what=what, fix='Write "24:00:00" or "2-12:00", in quotes.'))
-    if cluster.kind == "multi_node" and not _RENDEZVOUS.fullmatch(cluster.rendezvous or ""):
+    named = cluster.rendezvous is not None or not is_open
+    if cluster.kind == "multi_node" and named and not _RENDEZVOUS.fullmatch(cluster.rendezvous or ""):
         what = f"{cluster.rendezvous or 'null'} is no place where nodes can meet."
         fix = "Write HOST:29400, with the name or address of one of the nodes, on each of them."
         problems.append(Problem(where="cluster.rendezvous", what=what, fix=fix))

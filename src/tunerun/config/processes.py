@@ -13,6 +13,9 @@ def number(config: RunConfig) -> list[Problem]:
     """How many there are, and how a global batch is cut for them."""
     hardware, cluster = config.hardware, config.cluster
     batch, micro = config.train.global_batch_size, config.train.micro_batch_size or 1
+    if hardware.accelerate is not None:
+        # How many there are stands in that file.
+        return []
     # What is below 1 is a problem of its own, which `ranges` reports.
     if hardware.processes is None or min(hardware.processes, cluster.nodes, batch, micro) < 1:
         return []

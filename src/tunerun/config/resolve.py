@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import warnings
 from collections.abc import Sequence
@@ -22,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from tunerun import paths
 from tunerun.config import checks, overrides, register, sources, typed
 from tunerun.config.schema import RunConfig
-from tunerun.config.sources import COMMAND_LINE, Sources
+from tunerun.config.sources import Sources
+from tunerun.config.unused import without_unused
 from tunerun.errors import Problem, UserError
 
 PRIMARY = "tunerun"
@@ -163,7 +163,7 @@ def from_composed(composed: DictConfig, typed_keys: frozenset[str]) -> Resolved:
     data = plain_config(composed)
     config, problems = typed.build(RunConfig, data)
     assert config is not None, "every key of RunConfig has a default"
-    unused, notes = _unused_keys(config, origin)
+    config, unused, notes = without_unused(config, origin)
     _refuse(problems, unused + checks.check(config), origin)
     recipe = choices.get("recipe")
     return Resolved(config=config, recipe=recipe, notes=tuple(notes))
@@ -190,7 +190,7 @@ def rebuild(data: dict[str, Any], arguments: Sequence[str], *, section: str | tu
     origin = Sources(typed=overrides.typed_keys(list(arguments), frozenset()), files=())
     config, problems = typed.build(RunConfig, OmegaConf.to_container(merged, resolve=True))  # type: ignore[arg-type]
     assert config is not None, "every key of RunConfig has a default"
-    unused, _ = _unused_keys(config, origin)
+    config, unused, _ = without_unused(config, origin)
     broken = [problem for problem in unused + checks.check(config) if problem.where.startswith(section)]
     _refuse(problems, broken, origin)
     return config
@@ -313,30 +313,3 @@ def plain_config(composed: DictConfig) -> dict[str, Any]:
         raise UserError(Problem(where=key, what="has no value yet (???).", fix=f"Set {key}=...") for key in missing)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
-
-
-def _unused_keys(config: RunConfig, origin: Sources) -> tuple[list[Problem], list[str]]:
-    """Finds keys that the chosen kinds do not read: faults when typed, notes when a recipe set them."""
-    problems: list[Problem] = []
-    notes: list[str] = []
-    for section in (item.name for item in dataclasses.fields(config)):
-        values = getattr(config, section)
-        for item in dataclasses.fields(values) if dataclasses.is_dataclass(values) else ():
-            if "kinds" not in item.metadata:
-                continue
-            discriminator = item.metadata["by"]
-            if discriminator == "strategy" and config.hardware.accelerate is not None:
-                # The strategy stands in that file.
-                continue
-            kind = getattr(values, discriminator)
-            if kind in item.metadata["kinds"]:
-                continue
-            key = f"{section}.{item.name}"
-            source = origin.origin(key)
-            what = f"is not used by {section}.{discriminator}={kind}."
-            if source == COMMAND_LINE:
-                fix = f"Remove it, or choose one of: {', '.join(item.metadata['kinds'])}."
-                problems.append(Problem(where=key, what=what, fix=fix))
-            elif source and getattr(values, item.name) != item.default:
-                notes.append(f"{key} ({source}) {what}")
-    return problems, notes

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tunerun import artifacts
+from tunerun.config import overrides
 from tunerun.config.checks import size_bytes
 from tunerun.config.schema import RunConfig
-from tunerun.errors import ExitCode
+from tunerun.errors import ExitCode, Problem, UserError
 from tunerun.plan import nodes
 from tunerun.plan.plan import Plan
 
@@ -23,6 +24,7 @@ SLURM_LOG = f"{artifacts.LOGS}/slurm-%j.log"
 ARRAY_LOG = f"{artifacts.LOGS}/slurm-%A_%a.log"
 SKYPILOT_TASK = "task.yaml"
 
+_ALLOW, _CONFIG_DIR = "--allow", "--config-dir"
 _STORAGE = "/tunerun"
 # System, Python environment and CUDA libraries, besides the model and the run.
 _SYSTEM_BYTES = 100 * 10**9
@@ -62,6 +64,20 @@ trap '' USR1 TERM
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Typed:
+    """What was typed to start a run, or to go on with one."""
+
+    arguments: tuple[str, ...]
+    """Overrides."""
+    directory: Path
+    """Where: relative paths of options and recipes mean the same there."""
+    config_dir: Path | None = None
+    """Folder of `--config-dir`."""
+    allow: frozenset[str] = frozenset()
+    """Keys that may differ from those the run was trained with."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Array:
     """The trials of a sweep as tasks of one job, each in the folder of its number."""
 
@@ -81,18 +97,20 @@ class _Job:
     log: Path
     id: str
     """Of the job, or the task, as the shell reads it between quotes."""
+    options: str = ""
+    """Of `tunerun resume`, as the shell reads them."""
     array: str | None = None
     table: str | None = None
     """Command that writes the sweep's table."""
 
 
-def slurm_script(plan: Plan, config: RunConfig, directory: Path) -> str:
+def slurm_script(plan: Plan, config: RunConfig, typed: Typed) -> str:
     """Renders the batch script of a run; its body is `tunerun resume RUN`, so that it can be submitted again.
 
     Args:
         plan: Of the run.
         config: What the plan was made from.
-        directory: Where the job starts: relative paths of options and recipes mean the same there.
+        typed: Where the job starts, and with which keys that may differ.
     """
     job = _Job(
         name=plan.name,
@@ -100,8 +118,9 @@ def slurm_script(plan: Plan, config: RunConfig, directory: Path) -> str:
         run_dir=shlex.quote(plan.run_dir),
         log=Path(plan.run_dir) / SLURM_LOG,
         id="$SLURM_JOB_ID",
+        options="".join(f" {_ALLOW} {shlex.quote(key)}" for key in sorted(typed.allow)),
     )
-    return _script(plan, config, directory, job)
+    return _script(plan, config, typed.directory, job)
 
 
 def array_script(plan: Plan, config: RunConfig, directory: Path, array: Array) -> str:
@@ -125,6 +144,11 @@ def array_script(plan: Plan, config: RunConfig, directory: Path, array: Array) -
         table=f"{shlex.join(_tunerun(config))} sweep show {folder}",
     )
     return _script(plan, config, directory, job)
+
+
+def allowed(script: str) -> list[str]:
+    """Returns the keys that a batch script of a run allows to differ, as the shell reads them."""
+    return re.findall(rf" {_ALLOW} (\S+)", script)
 
 
 def _tunerun(config: RunConfig) -> list[str]:
@@ -163,7 +187,7 @@ def _script(plan: Plan, config: RunConfig, directory: Path, job: _Job) -> str:
         "set -e",
         *cluster.setup,
         "",
-        _START.format(resume=f"{shlex.join([*_tunerun(config), 'resume'])} {job.run_dir}"),
+        _START.format(resume=f"{shlex.join([*_tunerun(config), 'resume'])} {job.run_dir}{job.options}"),
         _SIGNALS.format(seconds=cluster.signal_seconds, preempted=ended, **mark),
         _WAIT,
         *([_TABLE.format(show=job.table)] if job.table is not None else []),
@@ -173,23 +197,25 @@ def _script(plan: Plan, config: RunConfig, directory: Path, job: _Job) -> str:
     return "\n".join(texts) + "\n"
 
 
-def files(plan: Plan, config: RunConfig, directory: Path, overrides: Sequence[str]) -> dict[str, str]:
+def files(plan: Plan, config: RunConfig, typed: Typed) -> dict[str, str]:
     """Renders what a cluster is given, by file name; empty where tunerun starts the processes itself.
 
     Args:
         plan: Of the run.
         config: What the plan was made from.
-        directory: Where the command was typed.
-        overrides: What was typed.
+        typed: The command.
+
+    Raises:
+        UserError: The nodes would not find the folder of `--config-dir`.
     """
     if config.cluster.kind == "slurm":
-        return {SLURM_SCRIPT: slurm_script(plan, config, directory)}
+        return {SLURM_SCRIPT: slurm_script(plan, config, typed)}
     if config.cluster.kind == "skypilot":
-        return {SKYPILOT_TASK: skypilot_task(plan, config, directory, overrides)}
+        return {SKYPILOT_TASK: skypilot_task(plan, config, typed)}
     return {}
 
 
-def skypilot_task(plan: Plan, config: RunConfig, directory: Path, overrides: Sequence[str]) -> str:
+def skypilot_task(plan: Plan, config: RunConfig, typed: Typed) -> str:
     """Renders a task of SkyPilot, which runs the typed command again in a copy of the folder it was typed in.
 
     Each node runs it: SkyPilot's variables (SKYPILOT_NODE_RANK, SKYPILOT_NODE_IPS) tell it which it is and where all
@@ -199,16 +225,18 @@ def skypilot_task(plan: Plan, config: RunConfig, directory: Path, overrides: Seq
     Args:
         plan: Of the run.
         config: What the plan was made from.
-        directory: The project: recipes, options and data, copied to each node.
-        overrides: What was typed.
+        typed: The command; its directory is the project (recipes, options and data), copied to each node.
+
+    Raises:
+        UserError: The folder of `--config-dir` is not in the project.
     """
     cluster = config.cluster
     folder = Path(plan.run_dir)
     run_dir = f"{_STORAGE}/{plan.name}/{folder.name}" if cluster.storage else f"outputs/{plan.name}/{folder.name}"
-    typed = [item for item in overrides if item.partition("=")[0].lstrip("+") != "run_dir"]
+    arguments = [item for item in typed.arguments if overrides.key_of(item) != "run_dir"]
     task: dict[str, Any] = {
         "name": plan.name,
-        "workdir": str(directory),
+        "workdir": str(typed.directory),
         "num_nodes": cluster.nodes,
         "resources": _resources(plan, config),
     }
@@ -217,8 +245,45 @@ def skypilot_task(plan: Plan, config: RunConfig, directory: Path, overrides: Seq
     elif cluster.storage is not None:
         task["volumes"] = {_STORAGE: cluster.storage}
     task["setup"] = "\n".join(cluster.setup) + "\n"
-    task["run"] = shlex.join(["tunerun", *typed, f"run_dir={run_dir}"]) + "\n"
+    task["run"] = shlex.join(["tunerun", *arguments, f"run_dir={run_dir}", *_config_dir(typed)]) + "\n"
     return yaml.dump(task, Dumper=_Blocks, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def continued(task: str, more: Typed) -> Typed:
+    """Returns the command of a task with more overrides, which go before those of the same keys.
+
+    Args:
+        task: As `skypilot_task` made it; its setup and resources may have been edited.
+        more: What was typed to go on.
+
+    Raises:
+        ValueError: The task runs another command.
+    """
+    content = yaml.safe_load(task)
+    program, *words = shlex.split(content["run"])
+    folder = Path(words[words.index(_CONFIG_DIR) + 1]) if _CONFIG_DIR in words else None
+    before = words[: words.index(_CONFIG_DIR)] if folder is not None else words
+    if program != "tunerun" or not all("=" in item or item.startswith("~") for item in before):
+        raise ValueError(content["run"])
+    changed = {overrides.key_of(item) for item in more.arguments}
+    kept = [item for item in before if overrides.key_of(item) not in changed]
+    directory = Path(content["workdir"])
+    return replace(
+        more,
+        arguments=(*kept, *more.arguments),
+        directory=directory,
+        config_dir=None if folder is None else directory / folder,
+    )
+
+
+def _config_dir(typed: Typed) -> list[str]:
+    if typed.config_dir is None:
+        return []
+    folder, project = typed.config_dir.resolve(), typed.directory.resolve()
+    if not folder.is_relative_to(project):
+        what = f"{folder} is not in {project}, which SkyPilot copies to the nodes."
+        raise UserError(Problem(where=_CONFIG_DIR, what=what, fix="Move it there, or type the command further up."))
+    return [_CONFIG_DIR, str(folder.relative_to(project))]
 
 
 def _resources(plan: Plan, config: RunConfig) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Meeting:
 
 
 def meeting(config: RunConfig, env: Mapping[str, str]) -> Meeting | None:
-    """Returns where this process meets those of other nodes; None for a run on one node.
+    """Returns where this process meets those of other nodes; None for a run on one node, and outside its job.
 
     Raises:
         UserError: The rendezvous is no name or address that can be found.
@@ -68,6 +68,8 @@ def meeting(config: RunConfig, env: Mapping[str, str]) -> Meeting | None:
     place = allocation(env)
     if place is not None:
         return Meeting(host=place.leader, port=place.port, nodes=place.nodes, is_leader=place.node == 0)
+    if cluster.kind != "multi_node":
+        return None
     assert cluster.rendezvous is not None, "the checks ask for it"
     host, _, port = cluster.rendezvous.rpartition(":")
     return Meeting(host=host, port=int(port), nodes=cluster.nodes, is_leader=_is_here(host))

@@ -65,7 +65,7 @@ def build(config: RunConfig, facts: Facts, notes: tuple[str, ...] = ()) -> Plan:
         facts: About machine, device and data.
         notes: What was already decided, shown with the plan's own notes.
     """
-    assert config.name is not None and config.run_dir is not None and config.model.path is not None
+    assert config.name is not None and config.run_dir is not None
     decided = _decide(config, replace(facts, machine=nodes.node(config, facts.machine)))
     volume = _volume(config, facts) if "train" in config.stages else None
     steps = _steps(config, decided, facts)
@@ -108,7 +108,8 @@ def _decide(config: RunConfig, facts: Facts) -> _Decisions:
     if found is not None and found.activation_checkpointing and config.train.activation_checkpointing is None:
         notes.append("activations are computed twice: without that the memory estimate does not fit the device")
     if train.strategy != config.hardware.strategy:
-        notes.append(f"one process has nothing to share: {config.hardware.strategy} is trained as single")
+        without = "" if facts.deepspeed is None else ", and hardware.deepspeed is not read"
+        notes.append(f"one process has nothing to share: {config.hardware.strategy} is trained as single{without}")
     half = facts.machine.cpu_bf16 and config.hardware.precision == "auto" and train.device == "cpu"
     if half and "train" in config.stages:
         notes.append("this CPU has bf16: hardware.precision=bf16 trains faster, with less exact sums than float32")
@@ -237,7 +238,7 @@ def _volume(config: RunConfig, facts: Facts) -> Volume:
 
 
 def _steps(config: RunConfig, decided: _Decisions, facts: Facts) -> tuple[Step, ...]:
-    steps: list[Step] = [_model_step(config)]
+    steps: list[Step] = [] if config.model.path is None else [_model_step(config)]
     if "answer" in config.stages:
         steps.append(answers.step(config))
     if "data" in config.stages:

@@ -279,7 +279,7 @@ def _extras(config: RunConfig) -> list[Problem]:
         ("track.swanlab", "swanlab", "swanlab", config.track.swanlab and trains),
         ("data.hub", "modelscope", "hub", config.data.hub == "modelscope" and _asks_hub(config)),
         ("publish.hub", "modelscope_hub", "hub", config.publish.hub == "modelscope" and _uploads(config)),
-        ("model.hub", "modelscope", "hub", config.model.hub == "modelscope" and not _is_folder(config.model.path)),
+        ("model.hub", "modelscope", "hub", config.model.hub == "modelscope" and _is_on_hub(config.model.path)),
     ]
     return [
         Problem(where=key, what=f"{module} is not installed.", fix=f"Install it: pip install 'tunerun[{extra}]'")
@@ -328,8 +328,8 @@ def _uploads(config: RunConfig) -> bool:
     return "publish" in config.stages and config.publish.repo is not None and not config.publish.dry_run
 
 
-def _is_folder(path: str | None) -> bool:
-    return path is not None and Path(paths.resolve_asset(path)).is_dir()
+def _is_on_hub(path: str | None) -> bool:
+    return path is not None and not Path(paths.resolve_asset(path)).is_dir()
 
 
 def _run_dir(plan: Plan) -> list[Problem]:

@@ -44,12 +44,14 @@ def render(found: Results) -> str:
     status = ""
     if found.record.status != "done":
         status = f"**This run is {found.record.status}: what is here may be incomplete.**"
-    head = [*_header(found, found.base_model, library), status, _origin(found, found.base_model)]
-    return _join([*head, *_body(found), _use(found), _limits(found, found.base_model)])
+    base = found.base_model
+    head = [*_header(found, base, library), status, _origin(found, base)]
+    return _join([*head, *_body(found), _use(found), _limits(found, base)])
 
 
 def render_published(found: Results, step: PublishStep) -> str:
     """Lays the card out for a hub: how the files are used there, and nothing of this machine."""
+    assert found.base_model is not None, "what is published came from one"
     hidden = looks_local(found.base_model)
     base = Path(found.base_model).name if hidden else found.base_model
     library = _LIBRARIES[step.artifacts[0]] if step.artifacts else "transformers"
@@ -83,8 +85,10 @@ def _header(found: Results, base: str | None, library: str) -> list[str]:
     return ["\n".join(lines), f"# {found.record.name}"]
 
 
-def _origin(found: Results, base: str) -> str:
+def _origin(found: Results, base: str | None) -> str:
     config, lines = found.config, []
+    if base is None:
+        return f"Answers of `{config.answer.model}`, collected by tunerun {__version__}."
     if found.verification is not None and not found.verification["passed"]:
         lines += ["**Unverified: a gate failed (see verify/report.json). Do not publish or serve these files.**", ""]
     revision = found.record.base_model["revision"] if found.record.base_model is not None else None
@@ -185,7 +189,9 @@ def _use_from_hub(step: PublishStep) -> str:
     return "## Use\n\n" + "\n\n".join(parts) if parts else ""
 
 
-def _limits(found: Results, base: str) -> str:
+def _limits(found: Results, base: str | None) -> str:
+    if base is None:
+        return ""
     lines = [
         f"- It inherits the knowledge, the faults and the licence of `{base}`; check that licence.",
         "- What it learned is no better than the rows it was trained on; nothing here measures safety or truth.",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tunerun import artifacts
-from tunerun.errors import Problem
+from tunerun.errors import Problem, UserError
 from tunerun.plan import step_keys
+from tunerun.plan.plan import Plan
 from tunerun.plan.step_keys import user_key
-from tunerun.run.fingerprint import Fingerprint
+from tunerun.plan.steps import ModelStep, Step
+from tunerun.run.fingerprint import Fingerprint, fingerprint
+from tunerun.run.hashes import Hashes
 from tunerun.run.record import Record, StageRecord
 
 # What the trained weights come from.
@@ -26,6 +30,60 @@ def is_trained(run_dir: Path, record: Record) -> bool:
     if train is None:
         return False
     return train.is_finished or any((run_dir / artifacts.CHECKPOINTS).glob("step-*"))
+
+
+def of_step(step: Step, run_dir: Path, record: Record, hashes: Hashes) -> Fingerprint:
+    """Computes what the results of a step of a run depend on now.
+
+    Args:
+        step: A step whose input stages are finished.
+        run_dir: Of the run.
+        record: Of the run.
+        hashes: Memory of file hashes.
+
+    Raises:
+        UserError: A file that it depends on cannot be read.
+    """
+    made = {stage: entry.artifacts for stage, entry in record.stages.items() if entry.is_finished}
+    try:
+        return fingerprint(step, run_dir, made, hashes)
+    except OSError as error:
+        raise UserError(Problem(where=str(error.filename), what=f"cannot be read: {error.strerror}.")) from error
+
+
+def widened(plan: Plan, record: Record) -> Plan:
+    """Keeps the weights wanted that an earlier execution fetched: a model with weights serves a step without."""
+    old = record.stages.get("model")
+    if old is None or not old.is_finished or not old.keys["weights"]:
+        return plan
+    return replace(
+        plan, steps=tuple(replace(step, weights=True) if isinstance(step, ModelStep) else step for step in plan.steps)
+    )
+
+
+def refuse(plan: Plan, run_dir: Path, record: Record, hashes: Hashes, allow: frozenset[str]) -> None:
+    """Refuses a plan that would go on with weights that were trained in another way.
+
+    Args:
+        plan: To be executed in the run directory.
+        run_dir: Of the run.
+        record: Of the run.
+        hashes: Memory of file hashes.
+        allow: Keys, or sections of keys, that may differ.
+
+    Raises:
+        UserError: Names each key that differs.
+    """
+    if not is_trained(run_dir, record):
+        return
+    found: dict[str, Problem] = {}
+    for step in plan.steps:
+        old = record.stages.get(step.stage)
+        if old is not None and step.stage in PROTECTED:
+            now = replace(of_step(step, run_dir, record, hashes), inputs={})
+            found.update({problem.where: problem for problem in problems(old, now, allow)})
+    if found:
+        raise UserError(found.values())
 
 
 def problems(old: StageRecord, new: Fingerprint, allow: frozenset[str]) -> list[Problem]:

@@ -101,8 +101,9 @@ def show(run_dir: Path) -> str:
     head = [
         f"{entry.name}: {state(run_dir, entry)}",
         f"  created   {entry.created[:19].replace('T', ' ')} UTC",
-        columns.cut(f"  base      {found.base_model}", MAX_COLUMNS),
     ]
+    if found.base_model is not None:
+        head.append(columns.cut(f"  base      {found.base_model}", MAX_COLUMNS))
     if entry.invocations:
         head.append(columns.cut(f"  command   {' '.join(entry.invocations[-1].command)}", MAX_COLUMNS))
     job = jobs.read(run_dir)

@@ -56,7 +56,8 @@ def render(found: Results) -> str:
 def _header(found: Results) -> str:
     config, entry = found.config, found.record
     what = [f"{config.objective.kind} with {config.method.kind}"] if "train" in entry.stages else []
-    what += [f"base model {found.base_model}", entry.created[:16].replace("T", " ") + " UTC"]
+    what += [f"base model {found.base_model}"] if found.base_model is not None else []
+    what += [entry.created[:16].replace("T", " ") + " UTC"]
     return (
         f"<header><h1>{escape(entry.name)}{_badge(entry.status, _STATUS[entry.status])}</h1>"
         f"<p>{escape(' · '.join(what))}</p><div class='tiles'>{''.join(_tiles(found))}</div></header>"

@@ -57,10 +57,10 @@ class Results:
     """Rows of metrics.jsonl."""
 
     @property
-    def base_model(self) -> str:
-        """What the run started from."""
+    def base_model(self) -> str | None:
+        """What the run started from; None where it only collected answers."""
         found = self.record.base_model
-        return str(found["path"] if found is not None else self.config.model.path)
+        return self.config.model.path if found is None else str(found["path"])
 
     def measured(self, model: str) -> Mapping[str, Any] | None:
         """Returns what was measured of `base` or `tuned`."""

@@ -22,15 +22,15 @@ from tunerun.errors import ExitCode, Problem, StageError, TunerunError, UserErro
 from tunerun.formats.verdicts import VERIFY_REPORT
 from tunerun.launch import allocation, command, nodes, process
 from tunerun.launch.command import Launch, Node
-from tunerun.launch.nodes import Leader
+from tunerun.launch.nodes import Leader, Meeting
 from tunerun.launch.process import Ended, StopSignals, Supervision
 from tunerun.launch.terminal import Terminal, duration
 from tunerun.launch.waiting import with_wait_policy
 from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
-from tunerun.plan.steps import ModelStep, PublishStep, Step, TrainStep
+from tunerun.plan.steps import PublishStep, Step, TrainStep
 from tunerun.run import card, drift, job, provenance, record, report, rundir, statuses, summary
-from tunerun.run.fingerprint import Fingerprint, fingerprint, intact
+from tunerun.run.fingerprint import Fingerprint, intact
 from tunerun.run.hashes import Hashes
 from tunerun.run.record import Invocation, Record, StageRecord
 from tunerun.run.statuses import Outcome
@@ -76,7 +76,7 @@ def execute(
             raise UserError(found)
         with (
             # First: the other nodes learn of everything that goes wrong here.
-            nodes.leading(nodes.meeting(config, os.environ), str(run_dir)) as leader,
+            nodes.leading(_meeting(plan, config), str(run_dir)) as leader,
             rundir.locked(run_dir) as lock,
             _supervised(supervision) as supervised,
         ):
@@ -98,6 +98,11 @@ def execute(
         raise StageError(f"{run_dir}: {error}") from error
     finally:
         terminal.line(f"run: {run_dir}")
+
+
+def _meeting(plan: Plan, config: RunConfig) -> Meeting | None:
+    # Nothing but training is shared out among nodes.
+    return None if plan.train is None else nodes.meeting(config, os.environ)
 
 
 @contextlib.contextmanager
@@ -130,8 +135,9 @@ class _Runner:
     def run(self, allow: frozenset[str]) -> ExitCode:
         """Runs all steps and writes what belongs to the run as a whole."""
         rundir.remove_leftovers(self.run_dir)
-        self._widen()
-        self._refuse_drift(allow)
+        self.plan = drift.widened(self.plan, self.record)
+        # Before anything is written; what the model step finds is compared when it has run.
+        drift.refuse(self.plan, self.run_dir, self.record, self.hashes, allow)
         self._begin()
         code = ExitCode.STAGE_FAILED
         try:
@@ -161,7 +167,7 @@ class _Runner:
         return ExitCode.DONE
 
     def _run_step(self, step: Step, title: str, allow: frozenset[str]) -> ExitCode:
-        now = self._fingerprint(step)
+        now = drift.of_step(step, self.run_dir, self.record, self.hashes)
         old = self.record.stages.get(step.stage)
         # A stage that makes nothing, such as serve, is never done.
         same = old is not None and (old.fingerprint == now.digest or drift.is_settled(old, now))
@@ -259,36 +265,6 @@ class _Runner:
             if not any(rundir.overlap(artifact.path, path) for path in kept):
                 rundir.remove(self.run_dir / artifact.path)
                 self.terminal.line(f"  removed {artifact.path}: not part of this run any more")
-
-    def _fingerprint(self, step: Step) -> Fingerprint:
-        made = {stage: entry.artifacts for stage, entry in self.record.stages.items() if entry.is_finished}
-        try:
-            return fingerprint(step, self.run_dir, made, self.hashes)
-        except OSError as error:
-            raise UserError(Problem(where=str(error.filename), what=f"cannot be read: {error.strerror}.")) from error
-
-    def _widen(self) -> None:
-        """Keeps the weights wanted that an earlier execution fetched: a model with weights serves a step without."""
-        old = self.record.stages.get("model")
-        if old is None or not old.is_finished or not old.keys["weights"]:
-            return
-        steps = tuple(
-            dataclasses.replace(step, weights=True) if isinstance(step, ModelStep) else step for step in self.plan.steps
-        )
-        self.plan = dataclasses.replace(self.plan, steps=steps)
-
-    def _refuse_drift(self, allow: frozenset[str]) -> None:
-        """Refuses before anything is written; what the model step finds is compared when it has run."""
-        if not drift.is_trained(self.run_dir, self.record):
-            return
-        found: dict[str, Problem] = {}
-        for step in self.plan.steps:
-            old = self.record.stages.get(step.stage)
-            if old is not None and step.stage in drift.PROTECTED:
-                now = dataclasses.replace(self._fingerprint(step), inputs={})
-                found.update({problem.where: problem for problem in drift.problems(old, now, allow)})
-        if found:
-            raise UserError(found.values())
 
     def _begin(self) -> None:
         call = Invocation(

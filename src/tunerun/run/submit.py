@@ -7,22 +7,26 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import yaml
+
 from tunerun import artifacts, redact
 from tunerun.config import typed
 from tunerun.config.credentials import secrets_of
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, UserError
 from tunerun.launch import cluster, slurm
+from tunerun.launch.cluster import Typed
 from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
+from tunerun.run import drift, record, rundir, runner
 from tunerun.run import job as jobs
-from tunerun.run import record, rundir, runner
+from tunerun.run.hashes import Hashes
 from tunerun.run.job import Job
 from tunerun.run.record import RunStatus
 from tunerun.run.summary import short
 
 
-def submit(plan: Plan, config: RunConfig, overrides: Sequence[str]) -> ExitCode:
+def submit(plan: Plan, config: RunConfig, typed: Typed) -> ExitCode:
     """Queues a run with Slurm, or writes the task that SkyPilot is to be given.
 
     Writes config.yaml, plan.json, run.json and the cluster's file, and job.json when a job is queued. A file that
@@ -31,21 +35,51 @@ def submit(plan: Plan, config: RunConfig, overrides: Sequence[str]) -> ExitCode:
     Args:
         plan: Of the run.
         config: What the plan was made from.
-        overrides: What was typed.
+        typed: The command.
 
     Raises:
-        UserError: The run is queued or at work already, its config holds a secret, or Slurm refused the job.
+        UserError: The run is queued or at work already, what it was trained with changed, its config holds a secret,
+            or Slurm refused the job.
     """
     run_dir = Path(plan.run_dir)
     refuse_secrets(config)
     _refuse_queued(run_dir)
-    ((name, text),) = cluster.files(plan, config, Path.cwd(), overrides).items()
-    changed = _prepare(plan, config)
-    if changed or not (run_dir / name).is_file():
-        artifacts.write_text(run_dir / name, text)
-    told = _queue(run_dir, run_dir / name) if config.cluster.kind == "slurm" else _tell(run_dir / name)
+    ((name, text),) = cluster.files(plan, config, typed).items()
+    script = run_dir / name
+    if _prepare(plan, config, typed.allow) or not script.is_file() or _allows_other(script, text):
+        artifacts.write_text(script, text)
+    told = _queue(run_dir, script) if config.cluster.kind == "slurm" else _tell(script)
     print("\n".join([*told, f"run: {run_dir}"]))
     return ExitCode.DONE
+
+
+def continued(run_dir: Path, more: Typed) -> Typed:
+    """Returns the whole command of a run that SkyPilot is to go on with.
+
+    Args:
+        run_dir: Of the run.
+        more: What was typed to go on.
+
+    Raises:
+        UserError: The run has no task of SkyPilot, or it runs another command, or `--allow` is typed.
+    """
+    path = run_dir / cluster.SKYPILOT_TASK
+    if more.allow:
+        what = "a task of SkyPilot types the run's first command again, which has no such option."
+        raise UserError(Problem(where="--allow", what=what, fix="Choose another run_dir for what is to differ."))
+    if not path.is_file():
+        what = f"there is no {cluster.SKYPILOT_TASK}, so that the command its nodes are to type is not known."
+        fix = "Type the run's first command again, with cluster=skypilot and without run_dir."
+        raise UserError(Problem(where=str(run_dir), what=what, fix=fix))
+    try:
+        return cluster.continued(path.read_text(encoding="utf-8"), more)
+    except (ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+        fix = f"Start it as it is (sky jobs launch {short(path)}), or begin a new run."
+        raise UserError(Problem(where=str(path), what="its command was edited by hand.", fix=fix)) from error
+
+
+def _allows_other(script: Path, text: str) -> bool:
+    return cluster.allowed(script.read_text(encoding="utf-8")) != cluster.allowed(text)
 
 
 def submit_array(trials: Mapping[int, tuple[Plan, RunConfig]], script: Path, text: str, at_a_time: int) -> str:
@@ -61,9 +95,9 @@ def submit_array(trials: Mapping[int, tuple[Plan, RunConfig]], script: Path, tex
         The job's id.
 
     Raises:
-        UserError: Slurm refused the job.
+        UserError: Slurm refused the job, or what a trial was trained with changed.
     """
-    changed = [_prepare(plan, config) for plan, config in trials.values()]
+    changed = [_prepare(plan, config, frozenset()) for plan, config in trials.values()]
     if any(changed) or not script.is_file():
         artifacts.write_text(script, text)
     folders = {number: Path(plan.run_dir) for number, (plan, _) in trials.items()}
@@ -119,11 +153,14 @@ def _refuse_queued(run_dir: Path) -> None:
         raise UserError(Problem(where=str(run_dir), what=what, fix=f"Wait for it, or end it: scancel {job.id}"))
 
 
-def _prepare(plan: Plan, config: RunConfig) -> bool:
+def _prepare(plan: Plan, config: RunConfig, allow: frozenset[str]) -> bool:
     """Writes what the job will find in the run directory; says whether the config is another one than before."""
     run_dir, secrets = Path(plan.run_dir), secrets_of(config, os.environ)
     with rundir.locked(run_dir):
-        kept = runner.open_record(plan, config, run_dir)
+        kept, hashes = runner.open_record(plan, config, run_dir), Hashes(run_dir)
+        # The job would refuse it too, when the config is written already.
+        drift.refuse(drift.widened(plan, kept), run_dir, kept, hashes, allow)
+        hashes.save()
         path = run_dir / artifacts.CONFIG
         before = path.read_text(encoding="utf-8") if path.is_file() else None
         rundir.write_config(run_dir, config, secrets)

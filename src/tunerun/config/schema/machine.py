@@ -32,7 +32,7 @@ class HardwareConfig:
     deepspeed: str | None = used_by("zero1", "zero2", "zero3", by="strategy", default=None)
     """A DeepSpeed config (JSON) of your own; what it says goes before what tunerun would set."""
     accelerate: str | None = None
-    """A config file of accelerate's (YAML) that says strategy, processes and precision instead of the keys here."""
+    """A config file of accelerate's (YAML) that says strategy, processes, precision, GPUs instead of the keys here."""
     max_restarts: int = 0
     """How often a training whose process dies is started again from its newest checkpoint."""
     stall_seconds: float | None = 1800.0
