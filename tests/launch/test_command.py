@@ -12,6 +12,7 @@ from tunerun.plan.steps import (
     AnswerStep,
     DataStep,
     EvalStep,
+    MergeStep,
     ModelStep,
     PublishStep,
 )
@@ -48,6 +49,7 @@ def test_a_single_process_is_started_by_the_same_interpreter_without_the_users_f
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
+        **command.KEPT_MEMORY,
         "OMP_NUM_THREADS": "3",
         "MKL_NUM_THREADS": "3",
         "OPENBLAS_NUM_THREADS": "3",
@@ -102,14 +104,14 @@ def test_cuda_has_a_fixed_workspace():
     assert command.command(measured(device="cuda"), RUN_DIR).env["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
-def test_training_on_a_cpu_keeps_its_memory_unless_the_user_says_otherwise(monkeypatch):
-    cpu, gpu = train_step(), train_step()
-    gpu = replace(gpu, placement=replace(gpu.placement, device="cuda"))
+def test_stages_that_trials_share_keep_their_memory_unless_the_user_says_otherwise(monkeypatch):
     monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
-    kept = command.command(cpu, RUN_DIR).env
-    assert kept["MALLOC_TRIM_THRESHOLD_"] == str(4 << 30)
-    assert "MALLOC_TOP_PAD_" not in kept
-    assert not [name for name in command.command(gpu, RUN_DIR).env if name.startswith("MALLOC")]
+    kept = {"MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+    for step in (train_step(), measured(), prepared()):
+        env = command.command(step, RUN_DIR).env
+        assert {name: value for name, value in env.items() if name.startswith("MALLOC")} == kept
+    merge = MergeStep(adapter="a", chat_template=None, max_shard_size_bytes=1)
+    assert not [name for name in command.command(merge, RUN_DIR).env if name.startswith("MALLOC")]
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,15 @@ def test_what_differs_is_named_all_at_once(tmp_path: Path) -> None:
     assert "--allow train.learning_rate" in str(caught.value)
 
 
+def test_a_key_that_was_not_there_yet_is_no_difference_at_its_default(tmp_path: Path) -> None:
+    _write(tmp_path, 1)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert checkpoint.check_identity(found, {**IDENTITY, "train.deterministic": False}) == ()
+    with pytest.raises(UserError, match=r"train\.deterministic"):
+        checkpoint.check_identity(found, {**IDENTITY, "train.deterministic": True})
+
+
 def test_what_only_changes_bits_is_a_reason_and_no_refusal(tmp_path: Path) -> None:
     _write(tmp_path, 1)
     found = checkpoint.newest(tmp_path)

@@ -163,7 +163,7 @@ def _absolute(config: RunConfig) -> RunConfig:
     model = replace(
         config.model,
         path=_local(config.model.path),
-        adapter=_adapter(_local(config.model.adapter)),
+        adapter=_local(config.model.adapter),
         chat_template=_local(config.model.chat_template),
     )
     objective = replace(config.objective, teacher=_local(config.objective.teacher))
@@ -228,14 +228,16 @@ def _read(key: str, path: str) -> dict[str, Any]:
 
 
 def _of_adapter(config: RunConfig) -> RunConfig:
-    """Takes over how the base was quantised for an adapter that is delivered or measured, and not trained here.
+    """Finds the adapter, and how its base was quantised if it is delivered or measured, and not trained here.
 
     Raises:
         UserError: What is asked for needs a quantised base, and the adapter was trained on another one.
     """
-    if config.model.adapter is None or "train" in config.stages:
+    adapter = _adapter(config.model.adapter)
+    config = replace(config, model=replace(config.model, adapter=adapter))
+    if adapter is None or "train" in config.stages:
         return config
-    found = read_quantisation(Path(config.model.adapter))
+    found = read_quantisation(Path(adapter))
     if found is not None:
         method = replace(config.method, kind="qlora", bits=found.bits, double_quant=found.double)
         config = replace(config, method=method)

@@ -14,7 +14,7 @@ from tunerun.commands.prepare import OUTPUTS
 from tunerun.config import overrides as grammar
 from tunerun.config.register import new_run_id
 from tunerun.config.resolve import multirun
-from tunerun.errors import ExitCode, UserError
+from tunerun.errors import ExitCode, TunerunError, UserError
 from tunerun.sweep import table, trials
 from tunerun.sweep.trials import Outcome
 
@@ -72,7 +72,7 @@ def read(sweep_dir: Path) -> tuple[list[Outcome], tuple[str, ...]]:
     try:
         typed, numbers = trials.read(sweep_dir)
         known: list[Outcome] = _run(sweep_dir, typed, numbers, drive.remembered)
-    except UserError as error:
+    except TunerunError as error:
         print(f"trials of other processes are shown as when this sweep ended: {error}", file=sys.stderr)
         return rows, metrics
     found = {row.trial: row for row in (*rows, *known)} | own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from tunerun import paths
 from tunerun.config import checks, overrides, register, sources, typed
 from tunerun.config.schema import RunConfig
 from tunerun.config.sources import Sources
-from tunerun.config.unused import without_unused
+from tunerun.config.unused import switched, without_unused
 from tunerun.errors import Problem, UserError
 
 PRIMARY = "tunerun"
@@ -190,7 +191,9 @@ def rebuild(data: dict[str, Any], arguments: Sequence[str], *, section: str | tu
     origin = Sources(typed=overrides.typed_keys(list(arguments), frozenset()), files=())
     config, problems = typed.build(RunConfig, OmegaConf.to_container(merged, resolve=True))  # type: ignore[arg-type]
     assert config is not None, "every key of RunConfig has a default"
-    config, unused, _ = without_unused(config, origin)
+    cleaned, unused, _ = without_unused(config, origin)
+    # What a run was trained with stays as it was, but where another kind is chosen now.
+    config = dataclasses.replace(config, **{name: getattr(cleaned, name) for name in switched(config, origin)})
     broken = [problem for problem in unused + checks.check(config) if problem.where.startswith(section)]
     _refuse(problems, broken, origin)
     return config

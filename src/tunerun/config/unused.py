@@ -16,6 +16,8 @@ from tunerun.errors import Problem
 class _Unused:
     section: str
     name: str
+    by: str
+    """Key of the section that chooses the kind."""
     why: str
     kinds: tuple[str, ...]
     """Of which one would read it."""
@@ -47,6 +49,12 @@ def without_unused(config: RunConfig, origin: Sources) -> tuple[RunConfig, list[
     return config, problems, notes
 
 
+def switched(config: RunConfig, origin: Sources) -> frozenset[str]:
+    """Returns the sections of which the kind itself was typed."""
+    kinds = {f"{item.section}.{item.by}": item.section for item in _unused(config)}
+    return frozenset(section for key, section in kinds.items() if origin.origin(key) == COMMAND_LINE)
+
+
 def _unused(config: RunConfig) -> Iterator[_Unused]:
     for section in (item.name for item in dataclasses.fields(config)):
         values = getattr(config, section)
@@ -61,7 +69,7 @@ def _unused(config: RunConfig) -> Iterator[_Unused]:
             if kind not in kinds:
                 why = f"is not used by {section}.{discriminator}={kind}."
                 default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-                yield _Unused(section=section, name=item.name, why=why, kinds=kinds, default=default)
+                yield _Unused(section=section, name=item.name, by=discriminator, why=why, kinds=kinds, default=default)
 
 
 def _with_default(section: Any, item: _Unused) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ def run(step: ExportStep, out: Path) -> list[Artifact]:
             write_fp8(source, target, step.python or sys.executable)
             made.append(("fp8", target.name))
         if made:
+            _set_template(step, [staging / name for kind, name in made if kind in ("gptq", "awq", "fp8")])
             described = described or _describe(step, _own_folder(step, source, Path(scratch)))
             made += write_companions(staging, described)
         if step.gguf.adapter:
@@ -99,6 +100,14 @@ def _describe(step: ExportStep, folder: Path) -> Exported:
     special = read_special(folder, tokenizer, template)
     context = _context_tokens(step, read_object(folder / "config.json"), None)
     return _exported(step, {}, tokenizer, template, special, context)
+
+
+def _set_template(step: ExportStep, folders: Sequence[Path]) -> None:
+    """Gives folders that another library wrote the template that is used instead of the model's own."""
+    for folder in folders if step.chat_template is not None else ():
+        template = load_template(folder, load_tokenizer(folder).named, step.chat_template)
+        assert template is not None, "one is named"
+        set_chat_template(folder, template.text)
 
 
 def _write_bnb4(step: ExportStep, bnb4: Bnb4Config, folder: Path, weights: MergePlan, staging: Path) -> str:

@@ -13,18 +13,19 @@ from tunerun.errors import Problem, UserError
 from tunerun.plan.steps import Quantisation
 
 BASE_QUANTISATION = "base_quantisation.json"
+_SCHEMA = 1
 
 
 def write_quantisation(adapter: Path, quantisation: Quantisation) -> None:
     """Writes how the base's linear layers were held while the adapter was trained."""
-    artifacts.write_json(adapter / BASE_QUANTISATION, typed.plain(quantisation))
+    artifacts.write_json(adapter / BASE_QUANTISATION, {"schema": _SCHEMA, **typed.plain(quantisation)})
 
 
 def read_quantisation(adapter: Path) -> Quantisation | None:
     """Returns how the base's linear layers were held while an adapter was trained; None where nothing says so.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: The file is damaged, or of a newer tunerun.
     """
     file = adapter / BASE_QUANTISATION
     if not file.is_file():
@@ -33,6 +34,10 @@ def read_quantisation(adapter: Path) -> Quantisation | None:
         data = artifacts.read_json(file)
     except ValueError as error:
         raise UserError(Problem(where=str(file), what=f"is not JSON: {error}.")) from error
+    if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
+        raise UserError(Problem(where=str(file), what="is no mapping with a schema."))
+    if data.pop("schema") > _SCHEMA:
+        raise UserError(Problem(where=str(file), what="was written by a newer tunerun.", fix="Update tunerun."))
     found, problems = typed.build(Quantisation, data, str(file))
     if problems:
         raise UserError(problems)

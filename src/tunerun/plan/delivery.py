@@ -96,7 +96,10 @@ def _verified_engines(config: RunConfig, *, merged: bool, adapted: bool) -> tupl
     files = "export" in config.stages and bool(config.export.gguf.types)
     folders = {"transformers": merged or adapted, "vllm": merged or adapted, "lmdeploy": merged}
     serving = {**dict.fromkeys(GGUF_ENGINES, files), **folders}
-    usual: list[EngineChoice] = [config.serve.engine, "llamacpp", "transformers"]
+    usual: list[EngineChoice] = ["llamacpp", "transformers"]
+    # A server of its own takes a minute to start, and settings that only who serves it knows.
+    if config.serve.engine in usual or config.verify.level == "full":
+        usual.insert(0, config.serve.engine)
     if config.env.serve.python is not None:
         usual.append("vllm")
     found = tuple(engine for engine in dict.fromkeys(usual) if serving.get(engine))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from typing import Any
 
 from tunerun.config import typed
 from tunerun.config.schema import ObjectiveConfig
-from tunerun.plan.steps import Step
+from tunerun.plan.steps import Step, TrainStep
 
 # How the loss is computed, which the data do not depend on.
 OBJECTIVE_SETTINGS = tuple(f"objective.{item.name}" for item in fields(ObjectiveConfig) if item.name != "kind")
@@ -80,6 +81,25 @@ _USER_KEYS = {
 def changes_only_bits(key: str) -> bool:
     """Says whether a field of the train step leaves what is learned the same up to rounding."""
     return _within(key, _EXECUTION_KEYS)
+
+
+def is_new(key: str, now: Any) -> bool:
+    """Says whether a field of the train step that an older record lacks does what was done before there was one."""
+    defaults = _defaults(TrainStep)
+    return key in defaults and defaults[key] == now
+
+
+@cache
+def _defaults(kind: type, path: str = "") -> dict[str, Any]:
+    """Returns the defaults of a dataclass's fields and of the sections in it, by dotted key, as plain data."""
+    found: dict[str, Any] = {}
+    for item in fields(kind):
+        annotation: Any = typed.field_types(kind)[item.name]
+        if isinstance(annotation, type) and is_dataclass(annotation):
+            found |= _defaults(annotation, f"{path}{item.name}.")
+        elif item.default is not MISSING:
+            found[path + item.name] = typed.plain(item.default)
+    return found
 
 
 def user_key(key: str) -> str:

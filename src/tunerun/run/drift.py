@@ -134,7 +134,7 @@ def _changed(old: StageRecord, new: Fingerprint) -> Iterable[tuple[str, Any, Any
     # Derived fields first: where the key itself changed too, its own values are shown.
     for key in sorted({*old.keys, *new.keys}, key=lambda key: (user_key(key) == key, key)):
         before, now = old.keys.get(key, _UNSET), new.keys.get(key, _UNSET)
-        if before != now:
+        if before != now and not (before is _UNSET and step_keys.is_new(key, now)):
             yield key, before, now
 
 

@@ -16,7 +16,7 @@ from tunerun.serve.supervisor import Supervisor
 from tunerun.serve.targets import Target, by_weights, group_spec
 
 NAME_PATTERN = "[A-Za-z0-9._-]{1,64}"
-_FAILED_FIX = "Mend what the report names, or serve it all the same: --force"
+_FAILED_FIX = "Mend what the report names, or serve it all the same: tunerun serve RUN --force"
 _NAMES_FIX = "Name the targets with --names NAME,NAME."
 
 

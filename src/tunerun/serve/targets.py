@@ -70,7 +70,7 @@ class Target:
     @property
     def other_base(self) -> str:
         """That the engine puts an adapter on another base than it was trained on; empty when it does not."""
-        if self.quantisation is None or self.engine == "transformers":
+        if self.adapter is None or self.quantisation is None or self.engine == "transformers":
             return ""
         bits = self.quantisation.bits
         return f"{self.name} was trained on a base in {bits} bits, and {self.engine} puts it on the whole one; merge it"

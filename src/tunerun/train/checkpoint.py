@@ -250,7 +250,7 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any], allow: C
     # Fields that the plan derives come first: where the user's key changed too, its own values are shown.
     for key in sorted({*identity, *checkpoint.identity}, key=lambda key: (step_keys.user_key(key) == key, key)):
         before, now = (values.get(key) for values in (checkpoint.identity, identity))
-        if before == now:
+        if before == now or (key not in checkpoint.identity and step_keys.is_new(key, now)):
             continue
         shown = step_keys.user_key(key)
         if step_keys.changes_only_bits(key) or step_keys.is_allowed(shown, allow):
