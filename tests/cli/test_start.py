@@ -32,7 +32,7 @@ def test_help_answers_before_hydra_could_be_imported():
 
 
 def test_a_plan_takes_a_small_multiple_of_importing_hydra():
-    assert ratio(["-m", "tunerun", "plan", "+recipe=qwen2.5-lora"], ["-c", "import hydra"]) < 3.0
+    assert ratio(["-m", "tunerun", "plan", "+recipe=qwen2.5-lora"], ["-c", "import hydra"]) < 3.5
 
 
 def test_help_fits_a_hundred_columns_and_names_every_verb():

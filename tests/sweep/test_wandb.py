@@ -72,7 +72,7 @@ def test_a_pruner_that_the_file_leaves_out_is_told_beside_it(folder, capfd):
     assert "early_terminate" not in yaml.safe_load(out)
     assert "hydra.sweeper.pruner=asha is not in the file" in err
     cli.dispatch(["sweep", "wandb", *BASE, *SEARCH])
-    assert capfd.readouterr().err == ""
+    assert "pruner" not in capfd.readouterr().err
 
 
 def test_a_grid_becomes_values(folder, capfd):

@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -52,8 +53,7 @@ class LlamaContext:
         read_gguf_header(path, lists=False)
         self.api: Any = llama_module("llama_cpp")
         self._path, self._threads = path, threads
-        self._log: Any = self.api.llama_log_callback(_print_errors)
-        self.api.llama_log_set(self._log, ctypes.c_void_p())
+        self.api.llama_log_set(_error_log(self.api), ctypes.c_void_p())
         self.api.llama_backend_init()
         parameters = self.api.llama_model_default_params()
         parameters.n_gpu_layers = -1 if device == "cuda" else 0
@@ -222,6 +222,12 @@ def llama_module(name: str) -> Any:
         return importlib.import_module(full_name)
     finally:
         del sys.modules[_PACKAGE]
+
+
+@cache
+def _error_log(api: Any) -> Any:
+    """Returns what llama.cpp calls with its messages; kept for ever, for it does so as long as the process lives."""
+    return api.llama_log_callback(_print_errors)
 
 
 def _print_errors(level: int, text: bytes, _: Any) -> None:
