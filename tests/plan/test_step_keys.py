@@ -14,6 +14,7 @@ from tunerun.plan import step_keys
         ("train.deterministic", False, True),
         ("train.deterministic", True, False),
         ("method.target_modules", ["all-linear"], True),
+        ("answers", False, True),
         ("micro_batch_size", 4, False),
         ("data (content)", "0", False),
     ],

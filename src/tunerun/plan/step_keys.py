@@ -9,7 +9,7 @@ from typing import Any
 
 from tunerun.config import typed
 from tunerun.config.schema import ObjectiveConfig
-from tunerun.plan.steps import Step, TrainStep
+from tunerun.plan.steps import STEP_TYPES, Step
 
 # How the loss is computed, which the data do not depend on.
 OBJECTIVE_SETTINGS = tuple(f"objective.{item.name}" for item in fields(ObjectiveConfig) if item.name != "kind")
@@ -84,12 +84,15 @@ def changes_only_bits(key: str) -> bool:
 
 
 def is_new(key: str, now: Any) -> bool:
-    """Says whether a field of the train step that an older record lacks does what was done before there was one."""
-    defaults = _defaults(TrainStep)
-    return key in defaults and defaults[key] == now
+    """Says whether a field of a step that an older record lacks does what was done before there was one."""
+    return any(key in defaults and defaults[key] == now for defaults in _step_defaults())
 
 
 @cache
+def _step_defaults() -> tuple[dict[str, Any], ...]:
+    return tuple(_defaults(kind) for kind in STEP_TYPES.values())
+
+
 def _defaults(kind: type, path: str = "") -> dict[str, Any]:
     """Returns the defaults of a dataclass's fields and of the sections in it, by dotted key, as plain data."""
     found: dict[str, Any] = {}
