@@ -181,6 +181,10 @@ def test_what_a_record_or_a_file_says_of_processes_is_not_typed_beside_it():
     for typed in (("replay", "outputs/x"), (*TYPED, "hardware.accelerate=mine.yaml")):
         (problem,) = allocation.problems(resolved(TYPED), TORCHRUN, typed)
         assert problem.fix == f"Type: {shlex.join(['tunerun', *typed])}"
+        (problem,) = allocation.problems(resolved(TYPED), STEP, typed)
+        assert problem.fix == f"Type: srun --nodes=1 --ntasks=1 {shlex.join(['tunerun', *typed])}"
+        (problem,) = allocation.problems(resolved(TYPED), SKY, typed)
+        assert problem.fix == "Write num_nodes: 1 into the task."
 
 
 def test_a_sweep_on_several_machines_of_skypilot_is_told_to_take_one():

@@ -98,6 +98,8 @@ def _under_skypilot(config: RunConfig, found: Allocation, typed: Sequence[str]) 
     fix = f"Type: {_command(typed, changes)}"
     if found.nodes > 1 and _is_sweep(typed):
         fix = "A sweep is for one machine: write num_nodes: 1 into the task."
+    if _is_told_elsewhere(typed):
+        fix = f"Write num_nodes: {cluster.nodes} into the task."
     what = f"is {cluster.nodes}, and SkyPilot started it on {found.nodes}."
     return [Problem(where="cluster.nodes", what=what, fix=fix)]
 
@@ -106,7 +108,8 @@ def _under_slurm(config: RunConfig, found: Allocation, typed: Sequence[str]) -> 
     cluster = config.cluster
     alone = _is_sweep(typed) or "train" not in config.stages
     srun, changes = ["srun", "--nodes=1", "--ntasks=1"], dict[str, object]()
-    if not alone and cluster.kind == "local" and found.nodes > 1:
+    decided = _is_told_elsewhere(typed)
+    if not alone and not decided and cluster.kind == "local" and found.nodes > 1:
         srun = ["srun", "--ntasks-per-node=1"]
         changes = {"cluster.kind": "slurm", "cluster.nodes": found.nodes, **_shared(config, found.nodes)}
     elif not alone and cluster.nodes > 1:
