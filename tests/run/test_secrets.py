@@ -29,6 +29,13 @@ def folder(tmp_path, monkeypatch):
 
 
 BASE = ("model.path=model", "data.path=rows.txt", "method=lora", "stages=[data,train]")
+SEARCH = (
+    "-m",
+    "hydra/sweeper=tunerun_optuna",
+    "sweep.metric=train_loss",
+    "sweep.trials=1",
+    "train.learning_rate=interval(1e-5,1e-3)",
+)
 
 
 def test_there_are_25_kinds():
@@ -51,14 +58,7 @@ def test_what_a_stage_says_and_dies_of_holds_no_secret(folder, monkeypatch, capf
 def test_a_sweep_writes_no_secret_either(folder, monkeypatch, capfd):
     monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:leak-all")
     monkeypatch.setenv("TUNERUN_TEST_NAMES", ",".join(variable for variable, _, _ in KINDS.values()))
-    search = [
-        "-m",
-        "hydra/sweeper=tunerun_optuna",
-        "sweep.metric=train_loss",
-        "sweep.trials=1",
-        "train.learning_rate=interval(1e-5,1e-3)",
-    ]
-    assert cli.dispatch([*search, *BASE]) == ExitCode.STAGE_FAILED
+    assert cli.dispatch([*SEARCH, *BASE]) == ExitCode.STAGE_FAILED
     out, err = capfd.readouterr()
     files = written(folder / "outputs")
     assert {Path(name).name for name in files} >= {"sweep.json", "results.json", "results.html", "search.journal"}
@@ -97,21 +97,13 @@ def test_secrets_in_the_config_are_all_refused_and_not_repeated(where, sweep, fo
 
 
 def test_an_address_with_a_password_may_come_from_a_variable_only(folder, monkeypatch, capfd):
-    search = [
-        "-m",
-        *BASE,
-        "hydra/sweeper=tunerun_optuna",
-        "sweep.metric=train_loss",
-        "sweep.trials=1",
-        "train.learning_rate=interval(1e-5,1e-3)",
-    ]
     with pytest.raises(UserError, match=r"hydra\.sweeper\.storage: holds a secret") as caught:
-        cli.dispatch([*search, "hydra.sweeper.storage=postgresql://me:Un1queDbPassw0rd@host/db"])
+        cli.dispatch([*SEARCH, *BASE, "hydra.sweeper.storage=postgresql://me:Un1queDbPassw0rd@host/db"])
     assert "Un1queDbPassw0rd" not in str(caught.value)
     assert not (folder / "outputs").exists()
     monkeypatch.setenv("SEARCH_STORAGE", f"sqlite:///{folder}/search.db")
     monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:stage-error")
-    assert cli.dispatch([*search, "hydra.sweeper.storage=${oc.env:SEARCH_STORAGE}"]) == ExitCode.STAGE_FAILED
+    assert cli.dispatch([*SEARCH, *BASE, "hydra.sweeper.storage=${oc.env:SEARCH_STORAGE}"]) == ExitCode.STAGE_FAILED
     assert (folder / "search.db").is_file()
 
 

@@ -73,6 +73,16 @@ def field_types(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+def default_of(item: dataclasses.Field[Any]) -> Any:
+    """Returns the default of a field that has one."""
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+
+
+def has_default(item: dataclasses.Field[Any]) -> bool:
+    """Says whether a field may be left out."""
+    return item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
+
+
 def nearest(name: str, names: Sequence[str]) -> str:
     """Returns a clause that suggests the most similar names, or lists them all when none is near."""
     lower = name.lower()
@@ -99,14 +109,10 @@ def _dataclass(cls: Any, data: Any, path: str, problems: list[Problem]) -> Any:
         value = _convert(annotations[key], item, dotted, problems)
         if len(problems) == before or dataclasses.is_dataclass(value):
             values[key] = value
-    missing = [item.name for item in dataclasses.fields(cls) if item.name not in data and not _has_default(item)]
+    missing = [item.name for item in dataclasses.fields(cls) if item.name not in data and not has_default(item)]
     problems.extend(Problem(where=f"{path}.{name}".lstrip("."), what="is missing.") for name in missing)
-    required = {item.name for item in dataclasses.fields(cls) if not _has_default(item)}
+    required = {item.name for item in dataclasses.fields(cls) if not has_default(item)}
     return cls(**values) if required <= values.keys() else None
-
-
-def _has_default(item: dataclasses.Field[Any]) -> bool:
-    return item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
 
 
 def _convert(annotation: Any, value: Any, path: str, problems: list[Problem]) -> Any:

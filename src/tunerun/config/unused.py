@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tunerun.config import typed
 from tunerun.config.schema import RunConfig
 from tunerun.config.sources import COMMAND_LINE, Sources
 from tunerun.errors import Problem
@@ -45,7 +46,8 @@ def without_unused(config: RunConfig, origin: Sources) -> tuple[RunConfig, list[
             problems.append(Problem(where=key, what=item.why, fix=fix))
         elif source and getattr(section, item.name) != item.default:
             notes.append(f"{key} ({source}) {item.why}")
-        config = dataclasses.replace(config, **{item.section: _with_default(section, item)})
+        cleaned = dataclasses.replace(section, **{item.name: item.default})
+        config = dataclasses.replace(config, **{item.section: cleaned})
     return config, problems, notes
 
 
@@ -68,9 +70,5 @@ def _unused(config: RunConfig) -> Iterator[_Unused]:
             kind = getattr(values, discriminator)
             if kind not in kinds:
                 why = f"is not used by {section}.{discriminator}={kind}."
-                default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+                default = typed.default_of(item)
                 yield _Unused(section=section, name=item.name, by=discriminator, why=why, kinds=kinds, default=default)
-
-
-def _with_default(section: Any, item: _Unused) -> Any:
-    return dataclasses.replace(section, **{item.name: item.default})

@@ -174,7 +174,12 @@ def random_model(folder: Path, *, seed: int, device: str, attention: str = "sdpa
         seed: Decides the weights.
         device: `cpu` or `cuda`.
         attention: Name of an attention function known to transformers.
+
+    Raises:
+        StageError: The attention cannot be that of the model.
     """
+    if attention == SEGMENTS:
+        _require_known(folder)
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)

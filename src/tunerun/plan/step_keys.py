@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
 
@@ -100,8 +100,8 @@ def _defaults(kind: type, path: str = "") -> dict[str, Any]:
         annotation: Any = typed.field_types(kind)[item.name]
         if isinstance(annotation, type) and is_dataclass(annotation):
             found |= _defaults(annotation, f"{path}{item.name}.")
-        elif item.default is not MISSING:
-            found[path + item.name] = typed.plain(item.default)
+        elif typed.has_default(item):
+            found[path + item.name] = typed.plain(typed.default_of(item))
     return found
 
 
