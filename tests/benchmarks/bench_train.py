@@ -32,7 +32,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "src"))
 
-from tunerun.launch.command import KEPT_MEMORY, Launch  # noqa: E402 (the path comes first)
+from tunerun.launch.command import Launch  # noqa: E402 (the path comes first)
 from tunerun.launch.waiting import with_wait_policy  # noqa: E402
 
 ROW_TOKENS = 1024
@@ -203,7 +203,6 @@ def run(folder: Path, name: str, threads: int, epochs: int, precision: str) -> d
             "HF_HUB_OFFLINE": "1",
         }
         if runner == "tunerun":
-            environment |= KEPT_MEMORY
             environment |= with_wait_policy(Launch(argv=(), env={"OMP_NUM_THREADS": str(threads)}, without=())).env
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         trained = out / ("merged" if runner == "tunerun" else "model")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.runs import train_step
 from tunerun.config.schema import AnswerConfig, DataConfig, EvalConfig, ModelConfig, ObjectiveConfig, PublishConfig
 from tunerun.launch import command
 from tunerun.plan.placement import Placement
@@ -12,7 +11,6 @@ from tunerun.plan.steps import (
     AnswerStep,
     DataStep,
     EvalStep,
-    MergeStep,
     ModelStep,
     PublishStep,
 )
@@ -49,7 +47,6 @@ def test_a_single_process_is_started_by_the_same_interpreter_without_the_users_f
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
-        **command.KEPT_MEMORY,
         "OMP_NUM_THREADS": "3",
         "MKL_NUM_THREADS": "3",
         "OPENBLAS_NUM_THREADS": "3",
@@ -102,16 +99,6 @@ def test_ranks_get_what_torchrun_does_not_pass_on():
 
 def test_cuda_has_a_fixed_workspace():
     assert command.command(measured(device="cuda"), RUN_DIR).env["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-
-
-def test_stages_that_trials_share_keep_their_memory_unless_the_user_says_otherwise(monkeypatch):
-    monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
-    kept = {"MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
-    for step in (train_step(), measured(), prepared()):
-        env = command.command(step, RUN_DIR).env
-        assert {name: value for name, value in env.items() if name.startswith("MALLOC")} == kept
-    merge = MergeStep(adapter="a", chat_template=None, max_shard_size_bytes=1)
-    assert not [name for name in command.command(merge, RUN_DIR).env if name.startswith("MALLOC")]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def servers(tmp_path, monkeypatch):
         "import tunerun.worker\ntunerun.worker.STAGES['data'] = 'slow_stage:run'\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'modules'}:{os.environ.get('PYTHONPATH', '')}:{_source()}")
-    monkeypatch.setattr(forks, "SHARED_STAGES", ("data",))
+    monkeypatch.setattr(forks, "_STAGES", ("data",))
     monkeypatch.setattr(forks, "_LIGHT", ())
     with ForkServers() as found:
         yield found
@@ -180,7 +180,7 @@ def test_a_copy_is_judged_like_a_fresh_process(tmp_path, servers):
 
 
 def test_other_stages_get_a_process_of_their_own(tmp_path, servers, monkeypatch):
-    monkeypatch.setattr(forks, "SHARED_STAGES", ("train",))
+    monkeypatch.setattr(forks, "_STAGES", ("train",))
     code, said, _ = started(tmp_path / "one", servers)
     assert code == 1
     assert "model.json" in said

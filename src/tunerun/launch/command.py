@@ -30,17 +30,6 @@ _LOCAL = (".", "/", "~", ASSET_SCHEME)
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
-# Stages of trials that share one process's imports: their environments must not differ.
-SHARED_STAGES = ("model", "data", "train", "eval")
-# glibc gives large blocks back to the system and takes them anew at the next step, filled with zeros each time. Kept, a
-# step of a small model took 0.91 and 0.95 of the time (packed rows and single ones, two cores). 32 MiB is the largest
-# threshold that every release takes.
-KEPT_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Node:
@@ -178,8 +167,6 @@ def _environment(step: Step, placement: Placement | None, node: Node | None) -> 
     if node is not None and node.interface is not None and "GLOO_SOCKET_IFNAME" not in os.environ:
         # gloo takes the address of the host's name, which on many machines is that of the loopback.
         env["GLOO_SOCKET_IFNAME"] = node.interface
-    if step.stage in SHARED_STAGES:
-        env |= {name: value for name, value in KEPT_MEMORY.items() if name not in os.environ}
     threads = 1 if placement is None else placement.threads
     env.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     if placement is not None and placement.device == "cuda":

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from tunerun.launch.command import SHARED_STAGES, THREAD_VARIABLES
+from tunerun.launch.command import THREAD_VARIABLES
 from tunerun.launch.process import Process, Start, spawn
 
+# Stages whose imports are kept by one process.
+_STAGES = ("model", "data", "train", "eval")
 # Those that compute nothing, so that the number of threads means nothing to them.
 _LIGHT = ("model", "data")
 _WORKER = ("-P", "-m", "tunerun.worker")
@@ -114,7 +116,7 @@ class ForkServers:
             OSError: It could not be started.
         """
         interpreter, *rest = wanted.argv
-        if tuple(rest[:3]) != _WORKER or rest[-1] not in SHARED_STAGES or interpreter != sys.executable:
+        if tuple(rest[:3]) != _WORKER or rest[-1] not in _STAGES or interpreter != sys.executable:
             return spawn(wanted)
         early = {name: value for name, value in wanted.env.items() if name not in _LATE}
         # One that died since the last stage, or while it started, is an accident; a second one in a row is not.
@@ -162,7 +164,7 @@ def _without_threads(key: _Key) -> _Key:
 def _launched(env: Mapping[str, str]) -> _Server:
     ours, theirs = socket.socketpair()
     with theirs:
-        argv = (sys.executable, "-P", "-m", "tunerun.fork_server", str(theirs.fileno()), *SHARED_STAGES)
+        argv = (sys.executable, "-P", "-m", "tunerun.fork_server", str(theirs.fileno()), *_STAGES)
         # In a session of its own: Ctrl+C reaches the runner only.
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, env=dict(env), start_new_session=True, pass_fds=(theirs.fileno(),)
