@@ -97,12 +97,17 @@ def private_folder() -> Iterator[Path]:
 
 def socket_endpoint(folder: Path) -> Endpoint:
     """Returns a Unix socket in a private folder: no other user and no web page can reach what listens there."""
-    return Endpoint(url="http://engine", key=secrets.token_urlsafe(32), socket=str(folder / "socket"))
+    return Endpoint(url="http://engine", key=_key(), socket=str(folder / "socket"))
+
+
+def _key() -> str:
+    """Returns a secret of hexadecimal digits: one that began with a dash would be read as a flag."""
+    return secrets.token_hex(32)
 
 
 def port_endpoint() -> Endpoint:
     """Returns a free port of the loopback address, for servers that know no Unix sockets."""
-    return Endpoint(url=f"http://{LOOPBACK}:{free_port()}", key=secrets.token_urlsafe(32))
+    return Endpoint(url=f"http://{LOOPBACK}:{free_port()}", key=_key())
 
 
 class Server:
