@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunerun.errors import Problem, UserError
+
 # Names in a run directory. DESIGN: "A run directory".
 CONFIG = "config.yaml"
 PLAN = "plan.json"
@@ -37,6 +39,9 @@ DATA = "data"
 EVAL_DATA = "data/eval"
 FAILED_DATA = "data.failed"
 CHECKPOINTS = "checkpoints"
+CHECKPOINT_PREFIX = "step-"
+# A checkpoint holds this or ADAPTER.
+CHECKPOINT_MODEL = "model"
 FITTING = "fitting.json"
 ADAPTER = "adapter"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -159,6 +164,32 @@ def write_json(target: Path, value: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> Any:
     """Reads a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_versioned(path: Path, newest: int) -> tuple[int, dict[str, Any]]:
+    """Reads a JSON file that says which schema it follows.
+
+    Args:
+        path: Of the file.
+        newest: The newest schema that the caller reads.
+
+    Returns:
+        The schema, and the rest.
+
+    Raises:
+        UserError: It is damaged, or was written by a newer tunerun.
+    """
+    try:
+        data = read_json(path)
+    except ValueError as error:
+        raise UserError(Problem(where=str(path), what=f"is damaged: {error}.")) from error
+    if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
+        raise UserError(Problem(where=str(path), what="is damaged: no schema is named in it."))
+    schema = data.pop("schema")
+    if not 1 <= schema <= newest:
+        what = f"was written by a newer tunerun (schema {schema}, this one reads up to {newest})."
+        raise UserError(Problem(where=str(path), what=what, fix="Update tunerun."))
+    return schema, data
 
 
 def _open_to_readers(path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tunerun import artifacts
-from tunerun.errors import StageError
+from tunerun.errors import Problem, UserError
 
 SCHEMA = 1
 
@@ -40,20 +40,18 @@ def read(run_dir: Path, key: str | None = None) -> tuple[Fit, ...]:
         As planned, and then what was found, in order; nothing when there is no file, or that of another training.
 
     Raises:
-        StageError: It is damaged, or was written by a newer version.
+        UserError: It is damaged, or was written by a newer tunerun.
     """
     path = run_dir / artifacts.FITTING
     if not path.is_file():
         return ()
+    _, data = artifacts.read_versioned(path, SCHEMA)
     try:
-        data = artifacts.read_json(path)
-        schema, belongs_to, items = data["schema"], data["key"], data["fits"]
-        if schema > SCHEMA:
-            raise StageError(f"{path} was written by a newer version (schema {schema}). Update tunerun.")
-        fits = tuple(Fit(**item) for item in items)
-    except (ValueError, KeyError, TypeError) as error:
-        raise StageError(f"{path} is damaged: remove it to go on with the micro-batch of the plan.") from error
-    return fits if key in (None, belongs_to) else ()
+        belongs_to, found = data["key"], tuple(Fit(**item) for item in data["fits"])
+    except (KeyError, TypeError) as error:
+        fix = "Remove it to go on with the micro-batch of the plan."
+        raise UserError(Problem(where=str(path), what="is damaged.", fix=fix)) from error
+    return found if key in (None, belongs_to) else ()
 
 
 def write(run_dir: Path, key: str, fits: Sequence[Fit]) -> None:

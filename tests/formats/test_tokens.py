@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tunerun.errors import StageError
+from tunerun.errors import StageError, UserError
 from tunerun.formats.tokens import Manifest, TokenStore, TokenWriter
 
 FACTS = {"objective": "sft", "tokenizer_sha256": "t", "template_sha256": None, "max_length": 8, "packed": True}
@@ -89,7 +89,7 @@ def test_a_missing_or_short_file_is_refused(folder, tmp_path, name):
 def test_a_newer_schema_is_refused(folder):
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
-    with pytest.raises(StageError, match="schema 3"):
+    with pytest.raises(UserError, match="schema 3"):
         TokenStore.open(folder)
 
 

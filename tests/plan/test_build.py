@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 
+from tunerun import artifacts
 from tunerun.config import typed
 from tunerun.config.schema import RunConfig
+from tunerun.errors import UserError
 from tunerun.machine import Gpu, Machine
 from tunerun.plan import build, plan, step_keys, steps
 from tunerun.plan.dataset import DataSize
@@ -264,22 +265,24 @@ def test_what_may_go_wrong_is_a_warning():
         {"data__columns": {"user": "问题"}, "eval__prompts": ["你好"], "stages": ["data", "eval", "export", "serve"]},
     ],
 )
-def test_a_plan_survives_json(changes):
+def test_a_plan_survives_json(changes, tmp_path):
     found = planned(size=DataSize(rows=10, tokens=100, longest=600), **changes)
-    assert plan.from_json(json.loads(json.dumps(plan.to_json(found)))) == found
+    artifacts.write_json(tmp_path / "plan.json", plan.to_json(found))
+    assert plan.read(tmp_path / "plan.json") == found
 
 
-def test_a_plan_of_the_first_version_is_read():
+def test_a_plan_of_the_first_version_is_read(tmp_path):
     data = plan.to_json(planned())
     del data["verification"]
     data["estimate"] |= {"verify_flops": 1.0, "verify_seconds_low": None, "verify_seconds_high": None}
-    assert plan.from_json({**data, "schema": 1}) == replace(planned(), verification=None)
+    artifacts.write_json(tmp_path / "plan.json", {**data, "schema": 1})
+    assert plan.read(tmp_path / "plan.json") == replace(planned(), verification=None)
 
 
-def test_a_plan_of_a_newer_version_is_refused():
-    data = plan.to_json(planned())
-    with pytest.raises(ValueError, match="has schema 99"):
-        plan.from_json({**data, "schema": 99})
+def test_a_plan_of_a_newer_version_is_refused(tmp_path):
+    artifacts.write_json(tmp_path / "plan.json", {**plan.to_json(planned()), "schema": 99})
+    with pytest.raises(UserError, match=r"plan\.json: was written by a newer tunerun \(schema 99"):
+        plan.read(tmp_path / "plan.json")
 
 
 def test_a_step_that_lost_a_key_is_refused():

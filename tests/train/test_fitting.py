@@ -25,7 +25,7 @@ from tests.train.objective_runs import make_objective_run, objective_step
 from tests.train.runs import FULL, Killed, kill_before, losses, make_run, metrics, train_step
 from tunerun import artifacts, fits
 from tunerun.config.schema import EvalConfig, MethodConfig
-from tunerun.errors import StageError, TryAgain
+from tunerun.errors import StageError, TryAgain, UserError
 from tunerun.fits import Fit
 from tunerun.models import adapters, ask, generate
 from tunerun.plan.steps import TrainStep
@@ -322,12 +322,12 @@ def test_what_another_training_found_is_not_taken_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [("{", "is damaged"), ('{"schema": 1}', "is damaged"), ('{"schema": 9, "key": "", "fits": []}', "a newer version")],
+    [("{", "is damaged"), ('{"schema": 1}', "is damaged"), ('{"schema": 9, "key": "", "fits": []}', "a newer tunerun")],
 )
 def test_a_record_that_cannot_be_read_stops_training(tmp_path: Path, content: str, told: str) -> None:
     out = make_run(tmp_path)
     (out / artifacts.FITTING).write_text(content)
-    with pytest.raises(StageError, match=told):
+    with pytest.raises(UserError, match=told):
         run(train_step(LORA), out)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,16 +60,9 @@ def read_handoff(path: Path) -> Handoff:
     """Reads serve.json of this version or an older one.
 
     Raises:
-        UserError: It is damaged, or was written by a newer version.
+        UserError: It is damaged, or was written by a newer tunerun.
     """
-    try:
-        data = artifacts.read_json(path)
-        schema = data.pop("schema")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(Problem(where=str(path), what=f"is damaged: {error}.", fix="Export again.")) from error
-    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
-        what = f"has schema {schema}; this version of tunerun reads up to {SCHEMA}."
-        raise UserError(Problem(where=str(path), what=what, fix="Update tunerun."))
+    schema, data = artifacts.read_versioned(path, SCHEMA)
     handoff, problems = typed.build(Handoff, _migrated(data, schema))
     if handoff is None or problems:
         raise UserError([Problem(where=f"{path}: {item.where}", what=item.what, fix=item.fix) for item in problems])

@@ -76,15 +76,13 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads what a store holds, of any layout.
 
     Raises:
-        StageError: The folder is not a complete store of a known schema.
+        StageError: The folder is not a complete store.
+        UserError: Its manifest is damaged, or was written by a newer tunerun.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise StageError(f"{folder}: no complete token store ({MANIFEST} is missing). Run the data stage again.")
-    data = artifacts.read_json(path)
-    schema = data.pop("schema")
-    if not 1 <= schema <= SCHEMA:
-        raise StageError(f"{path}: schema {schema} is not one that this version reads (1 to {SCHEMA}).")
+    _, data = artifacts.read_versioned(path, SCHEMA)
     return Manifest(**data)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tunerun import artifacts
 from tunerun.config import typed
-from tunerun.errors import Problem, UserError
+from tunerun.errors import UserError
 from tunerun.plan.steps import Quantisation
 
 BASE_QUANTISATION = "base_quantisation.json"
@@ -25,19 +25,12 @@ def read_quantisation(adapter: Path) -> Quantisation | None:
     """Returns how the base's linear layers were held while an adapter was trained; None where nothing says so.
 
     Raises:
-        UserError: The file is damaged, or of a newer tunerun.
+        UserError: It is damaged, or was written by a newer tunerun.
     """
     file = adapter / BASE_QUANTISATION
     if not file.is_file():
         return None
-    try:
-        data = artifacts.read_json(file)
-    except ValueError as error:
-        raise UserError(Problem(where=str(file), what=f"is not JSON: {error}.")) from error
-    if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
-        raise UserError(Problem(where=str(file), what="is no mapping with a schema."))
-    if data.pop("schema") > _SCHEMA:
-        raise UserError(Problem(where=str(file), what="was written by a newer tunerun.", fix="Update tunerun."))
+    _, data = artifacts.read_versioned(file, _SCHEMA)
     found, problems = typed.build(Quantisation, data, str(file))
     if problems:
         raise UserError(problems)

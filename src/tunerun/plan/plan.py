@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+from tunerun import artifacts
 from tunerun.config import typed
 from tunerun.plan import steps
 from tunerun.plan.estimate import Estimate
@@ -70,15 +72,14 @@ def to_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def from_json(data: Mapping[str, Any]) -> Plan:
-    """Builds a plan from plain data.
+def read(path: Path) -> Plan:
+    """Reads plan.json.
 
     Raises:
-        ValueError: The data was written by a newer version, or is no plan.
+        UserError: It is damaged, or was written by a newer tunerun.
     """
-    if data["schema"] > SCHEMA:
-        raise ValueError(f"plan.json has schema {data['schema']}; this version reads up to {SCHEMA}")
-    if data["schema"] == 1:
+    schema, data = artifacts.read_versioned(path, SCHEMA)
+    if schema == 1:
         data = _from_schema_1(data)
     return Plan(
         name=data["name"],

@@ -29,7 +29,7 @@ def is_trained(run_dir: Path, record: Record) -> bool:
     train = record.stages.get("train")
     if train is None:
         return False
-    return train.is_finished or any((run_dir / artifacts.CHECKPOINTS).glob("step-*"))
+    return train.is_finished or any((run_dir / artifacts.CHECKPOINTS).glob(f"{artifacts.CHECKPOINT_PREFIX}*"))
 
 
 def of_step(step: Step, run_dir: Path, record: Record, hashes: Hashes) -> Fingerprint:

@@ -70,7 +70,7 @@ def _launch(stage: str, run_dir: Path, node: Node, line: Line, stop: StopSignals
     path = run_dir / artifacts.PLAN
     if not path.is_file():
         raise StageError(f"{path} is not here: the run directory has to be on a disk that all nodes share.")
-    step = next(item for item in plans.from_json(artifacts.read_json(path)).steps if item.stage == stage)
+    step = next(item for item in plans.read(path).steps if item.stage == stage)
     launch = with_wait_policy(command.command(step, run_dir, node=node))
 
     def others() -> str | None:

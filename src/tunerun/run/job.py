@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tunerun import artifacts
 from tunerun.config import typed
-from tunerun.errors import Problem, UserError
+from tunerun.errors import UserError
 from tunerun.launch import slurm
 from tunerun.run.record import Record
 
@@ -47,14 +47,10 @@ def read(run_dir: Path) -> Job | None:
     path = run_dir / artifacts.JOB
     if not path.is_file():
         return None
-    try:
-        data = artifacts.read_json(path)
-        newer = data["schema"] > SCHEMA
-        job = None if newer else Job(id=data["id"], submitted=data["submitted"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(Problem(where=str(path), what=f"is damaged: {error!r}")) from error
-    if newer:
-        raise UserError(Problem(where=str(path), what="was written by a newer tunerun.", fix="Update tunerun."))
+    _, data = artifacts.read_versioned(path, SCHEMA)
+    job, problems = typed.build(Job, data, str(path))
+    if problems:
+        raise UserError(problems)
     return job
 
 

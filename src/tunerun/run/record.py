@@ -127,16 +127,8 @@ def read_file(path: Path) -> Record:
     Raises:
         UserError: It was written by a newer tunerun, or it is damaged.
     """
-    try:
-        data = artifacts.read_json(path)
-    except ValueError as error:
-        raise UserError(Problem(where=str(path), what=f"is damaged: {error}")) from error
-    if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
-        raise UserError(Problem(where=str(path), what="is no record of a run of tunerun."))
-    if data["schema"] > SCHEMA:
-        what = f"was written by a newer tunerun (schema {data['schema']}, this one reads up to {SCHEMA})."
-        raise UserError(Problem(where=str(path), what=what, fix="Update tunerun."))
-    record, problems = typed.build(Record, {key: value for key, value in data.items() if key != "schema"})
+    _, data = artifacts.read_versioned(path, SCHEMA)
+    record, problems = typed.build(Record, data)
     if record is None:
         raise UserError([dataclasses.replace(problem, source=str(path)) for problem in problems])
     return record

@@ -11,7 +11,6 @@ from typing import Any
 
 from tunerun import artifacts
 from tunerun.config.schema import RunConfig, TrainConfig
-from tunerun.errors import Problem, UserError
 from tunerun.run import record, rundir
 from tunerun.run.record import Record
 
@@ -145,15 +144,15 @@ def _report(folder: Path) -> Mapping[str, Any] | None:
 
 def _data_report(folder: Path) -> Mapping[str, Any] | None:
     """Reads the report of the data stage; schema 1 lacked what is empty here."""
-    found = _report(folder)
-    if found is None or found["schema"] == DATA_SCHEMA:
+    path = folder / "report.json"
+    if not path.is_file():
+        return None
+    schema, found = artifacts.read_versioned(path, DATA_SCHEMA)
+    if schema == DATA_SCHEMA:
         return found
-    if found["schema"] > DATA_SCHEMA:
-        what = f"schema {found['schema']} is not one that this version reads (1 to {DATA_SCHEMA})."
-        raise UserError(Problem(where=str(folder / "report.json"), what=what, fix="Update tunerun."))
     added = dict.fromkeys(("duplicates", "overlap", "sides", "labels"))
     sources = [{"weight": 1.0, **source} for source in found["sources"]]
-    return {**added, "unreadable": [], **found, "sources": sources, "schema": DATA_SCHEMA}
+    return {**added, "unreadable": [], **found, "sources": sources}
 
 
 def _metrics(path: Path) -> list[Mapping[str, Any]]:

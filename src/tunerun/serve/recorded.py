@@ -42,8 +42,9 @@ def template_behind(path: Path) -> str | None:
 
 def checkpoint_steps(run: Path) -> list[int]:
     """Returns the steps that a run has checkpoints of, in order."""
-    found = (run / artifacts.CHECKPOINTS).glob("step-*")
-    return sorted(int(step) for folder in found if (step := folder.name.removeprefix("step-")).isdecimal())
+    prefix = artifacts.CHECKPOINT_PREFIX
+    found = (run / artifacts.CHECKPOINTS).glob(f"{prefix}*")
+    return sorted(int(step) for folder in found if (step := folder.name.removeprefix(prefix)).isdecimal())
 
 
 def inside(run: Path, adapter: Path) -> Path:

@@ -31,8 +31,6 @@ _MODEL_CONFIG = "config.json"
 _BASE_KEY = "base_model_name_or_path"
 # Served when a run has kept nothing else.
 _PACKED = (artifacts.FP8, artifacts.AWQ, artifacts.GPTQ, artifacts.BNB4)
-# Folders of a checkpoint.
-_CHECKPOINT_ADAPTER, _CHECKPOINT_MODEL = "adapter", "model"
 
 # LMDeploy takes token ids, which it is asked by, for no adapter; Ollama would need a model of its own for each.
 _NO_ADAPTERS = {"lmdeploy": "Take vllm", "ollama": "Take llamacpp"}
@@ -343,11 +341,11 @@ def _handed_off(target: Target, handoff: Handoff) -> Target:
 
 
 def _checkpoint(run: Path, step: int, name: str, template: str | None) -> Target:
-    folder = run / artifacts.CHECKPOINTS / f"step-{step}"
-    if (folder / _CHECKPOINT_ADAPTER).is_dir():
-        return _adapter(name, read_base(run).folder, recorded.inside(run, folder / _CHECKPOINT_ADAPTER), template)
-    if (folder / _CHECKPOINT_MODEL).is_dir():
-        return _folder(name, folder / _CHECKPOINT_MODEL, template)
+    folder = run / artifacts.CHECKPOINTS / f"{artifacts.CHECKPOINT_PREFIX}{step}"
+    if (folder / artifacts.ADAPTER).is_dir():
+        return _adapter(name, read_base(run).folder, recorded.inside(run, folder / artifacts.ADAPTER), template)
+    if (folder / artifacts.CHECKPOINT_MODEL).is_dir():
+        return _folder(name, folder / artifacts.CHECKPOINT_MODEL, template)
     steps = recorded.checkpoint_steps(run)
     what = f"the run has no checkpoint of step {step}."
     fix = f"It has: {', '.join(map(str, steps))}." if steps else "It has none."

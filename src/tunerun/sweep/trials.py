@@ -115,15 +115,12 @@ def read(sweep_dir: Path) -> tuple[list[str], dict[str, int]]:
         The arguments as typed, and each trial's number by its digest.
 
     Raises:
-        UserError: The folder is no sweep, or one of another tunerun, or it was started in another folder.
+        UserError: The folder is no sweep, or a damaged one, or of a newer tunerun, or was started in another folder.
     """
     if not is_sweep(sweep_dir):
         fix = "A sweep is started by tunerun -m +recipe=NAME key=a,b."
         raise UserError(Problem(where=str(sweep_dir), what=f"is not the directory of a sweep: no {SWEEP}.", fix=fix))
-    data = artifacts.read_json(sweep_dir / SWEEP)
-    if data["schema"] != _SCHEMA:
-        what = f"was written by another tunerun (schema {data['schema']}, this one reads {_SCHEMA})."
-        raise UserError(Problem(where=str(sweep_dir / SWEEP), what=what))
+    _, data = artifacts.read_versioned(sweep_dir / SWEEP, _SCHEMA)
     if data["directory"] != str(Path.cwd()):
         what = f"was started in {data['directory']}, where its recipes and data are found."
         raise UserError(Problem(where=str(sweep_dir), what=what, fix="Go there to resume it."))

@@ -43,7 +43,7 @@ MANIFEST = "manifest.json"
 OPTIMISER = "optimiser"
 AVERAGE = "average.safetensors"
 ANSWERS = "answers.jsonl"
-_PREFIX = "step-"
+_PREFIX = artifacts.CHECKPOINT_PREFIX
 # What a file system takes besides the bytes of tensors: headers, JSON, blocks.
 _SPARE_BYTES = 1 << 20
 

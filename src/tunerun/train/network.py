@@ -27,7 +27,7 @@ from tunerun.strategies import SHARDED_STRATEGIES
 from tunerun.train.checkpoint import Checkpoint
 from tunerun.train.engines.engine import Settle, settled
 
-_MODEL = "model"
+_MODEL = artifacts.CHECKPOINT_MODEL
 
 Save = Callable[[Path, Mapping[str, Tensor]], None]
 """Writes into a folder, given whole weights by their names in the module."""
