@@ -7,18 +7,17 @@ exactly, or the reason why it cannot is given.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from tunerun.chat.conversations import random_conversations
 from tunerun.chat.faults import ChatFault
+from tunerun.chat.sentinels import SENTINEL, sentinel
 from tunerun.chat.template import ChatTemplate, Message
 
 PROOF_CONVERSATIONS = 60
 
-_SENTINEL = re.compile(r"zqx(\d{4})jv")
 _EXCHANGES = (1, 2, 3)
 _SYSTEM = 9999
 
@@ -144,7 +143,7 @@ def _insert(frame: SystemFrame, system: str | None) -> str:
 
 def _probe_system(template: ChatTemplate, frame: Frame) -> SystemFrame | None:
     try:
-        split = [_split(template, _sentinel(_SYSTEM), exchanges) for exchanges in _EXCHANGES]
+        split = [_split(template, sentinel(_SYSTEM), exchanges) for exchanges in _EXCHANGES]
     except ChatFault as fault:
         if fault.reason == "template-refuses":
             return None
@@ -200,8 +199,8 @@ def _split(template: ChatTemplate, system: str | None, exchanges: int) -> tuple[
     """Renders sentinels; returns their numbers in order of place, and the texts around them."""
     messages = [] if system is None else [{"role": "system", "content": system}]
     roles = ["user", *("assistant", "user") * (exchanges - 1)]
-    messages += [{"role": role, "content": _sentinel(number)} for number, role in enumerate(roles)]
-    parts = _SENTINEL.split(template.render(messages, generation_prompt=True))
+    messages += [{"role": role, "content": sentinel(number)} for number, role in enumerate(roles)]
+    parts = SENTINEL.split(template.render(messages, generation_prompt=True))
     order = [int(number) for number in parts[1::2]]
     wanted = list(range(len(roles))) + ([_SYSTEM] if system else [])
     if sorted(order) != wanted:
@@ -215,10 +214,6 @@ def _same(texts: set[str], where: str) -> str:
     if len(texts) != 1:
         raise ChatFault("not-expressible", f"the chat template does not always write the same {where}.")
     return next(iter(texts))
-
-
-def _sentinel(number: int) -> str:
-    return f"zqx{number:04d}jv"
 
 
 def _keeps(template: ChatTemplate, frame: Frame, question: str, answer: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from tunerun.chat.faults import ChatFault
 from tunerun.chat.pieces import locate, substitute
+from tunerun.chat.sentinels import unused
 from tunerun.chat.shapes import Shape, is_plain, shape_of, with_sentinels
 from tunerun.chat.template import ChatTemplate, Message, Span
 from tunerun.chat.tokenizer import Tokenizer
@@ -131,7 +132,7 @@ class Renderer:
         """Renders a conversation up to an assistant turn as that turn is served, and proves the turn's text."""
         rendering = self.template.render(messages, tools)
         prompt = self.template.render(messages[:-1], tools, generation_prompt=True)
-        changed, pieces = substitute(messages[-1], _nonce(rendering))
+        changed, pieces = substitute(messages[-1], unused(rendering))
         if not pieces:
             raise ChatFault("empty-answer", "an assistant turn has no text.")
         with_sentinels = self.template.render([*messages[:-1], changed], tools)
@@ -184,10 +185,3 @@ def _same_opening(prompt: str, opening: str, content: str) -> bool:
     _, found, after_prompt = prompt.rpartition(content.strip())
     _, shown, after_content = opening.rpartition(content.strip())
     return bool(found and shown) and after_prompt.startswith(after_content)
-
-
-def _nonce(text: str) -> str:
-    number = 0
-    while (nonce := f"zqx{number}jv") in text:
-        number += 1
-    return nonce

@@ -8,14 +8,12 @@ rendering exactly, the template treats these texts as it treats any, and the tra
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from tunerun.chat.sentinels import SENTINEL, sentinel
 from tunerun.chat.template import Message, Span
-
-_SENTINEL = re.compile(r"zqx(\d{4})jv")
 
 # Where a span starts or ends: characters of the template before it, and texts before it.
 _Edge = tuple[int, int]
@@ -55,20 +53,20 @@ def shape_of(rendering: str, spans: Sequence[Span]) -> Shape:
         rendering: Of that conversation.
         spans: Trained in it.
     """
-    found = [match.span() for match in _SENTINEL.finditer(rendering)]
+    found = [match.span() for match in SENTINEL.finditer(rendering)]
 
     def edge(position: int) -> _Edge:
         before = [end - start for start, end in found if end <= position]
         return position - sum(before), len(before)
 
-    parts = _SENTINEL.split(rendering)
+    parts = SENTINEL.split(rendering)
     order = tuple(int(index) for index in parts[1::2])
     return Shape(tuple(parts[::2]), order, tuple((edge(start), edge(end)) for start, end in spans))
 
 
 def with_sentinels(messages: Sequence[Message]) -> list[Message]:
     """Puts a sentinel in the place of every text."""
-    return [{**message, "content": f"zqx{index:04d}jv"} for index, message in enumerate(messages)]
+    return [{**message, "content": sentinel(index)} for index, message in enumerate(messages)]
 
 
 def is_plain(messages: Sequence[Message]) -> bool:

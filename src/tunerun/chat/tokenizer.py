@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,19 @@ class Tokenizer:
             return None
         found: int | None = self.backend.token_to_id(self.named[name])
         return found
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Returns the token ids of a text; special tokens written out in it become those tokens.
+
+        Args:
+            text: Any.
+            add_special_tokens: Whether to add what the tokenizer puts around a text, such as a first token.
+        """
+        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Returns the text of token ids."""
+        return str(self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -69,7 +69,7 @@ def _shown(title: str, tokens: npt.NDArray[Any], trained: npt.NDArray[Any], styl
     starts = [0, *(np.flatnonzero(np.diff(trained.astype(np.int8))) + 1).tolist(), len(tokens)]
     parts = []
     for start, end in pairwise(starts):
-        text = _shortened(style.tokenizer.backend.decode(tokens[start:end].tolist(), skip_special_tokens=False))
+        text = _shortened(style.tokenizer.decode(tokens[start:end].tolist(), skip_special_tokens=False))
         parts.append(f"{style.opening}{text}{style.closing}" if trained[start] else text)
     if len(parts) > _MAX_STRETCHES:
         half = _MAX_STRETCHES // 2

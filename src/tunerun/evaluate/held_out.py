@@ -48,5 +48,4 @@ def _last_answer(trained: np.ndarray) -> tuple[int, int]:
 
 
 def _text(like: Questions, tokens: list[int] | tuple[int, ...]) -> str:
-    text: str = like.tokenizer.backend.decode(list(tokens), skip_special_tokens=True)
-    return text
+    return like.tokenizer.decode(tokens)

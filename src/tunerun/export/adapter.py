@@ -19,10 +19,10 @@ from tunerun.formats.architectures import Architecture
 from tunerun.formats.floats import Float32, is_finite, to_float32
 from tunerun.formats.ggml_types import TYPES
 from tunerun.formats.gguf import GgufFile, GgufTensor
+from tunerun.formats.gguf_header import TOKEN_EMBEDDING
 from tunerun.formats.lora import Adapter, Shift, Update, read_adapter
 from tunerun.formats.safetensors import read_tensor
 
-_EMBEDDING = "token_embd.weight"
 # What llama.cpp makes of an update: its name in the file, the update, and the order of its rows.
 _Target = tuple[str, Update, Order | None]
 
@@ -52,13 +52,16 @@ def write_adapter(folder: Path, config: Mapping[str, Any], out: Path, *, name: s
     shapes = {}
     for target, update, order in targets:
         rank, columns = update.a.shape
-        shapes[f"{target}.lora_a"] = (columns, rank) if target == _EMBEDDING else (rank, columns)
+        shapes[f"{target}.lora_a"] = (columns, rank) if target == TOKEN_EMBEDDING else (rank, columns)
         shapes[f"{target}.lora_b"] = (update.b.shape[0] if order is None else len(order), rank)
     tensors = [GgufTensor(name=key, shape=shape, type=TYPES["F32"]) for key, shape in shapes.items()]
     with GgufFile(out, _header(architecture, name, alpha), tensors) as file:
         for target, update, order in targets:
             a, b = _factors(update, alpha)
-            for key, values in (("a", a.T if target == _EMBEDDING else a), ("b", b if order is None else b[order])):
+            for key, values in (
+                ("a", a.T if target == TOKEN_EMBEDDING else a),
+                ("b", b if order is None else b[order]),
+            ):
                 file.write_rows(f"{target}.lora_{key}", 0, np.ascontiguousarray(values).view(np.uint8))
 
 

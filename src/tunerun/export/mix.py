@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tunerun.formats.ggml_types import FLOAT_TYPES, TYPES, TensorType
+from tunerun.formats.gguf_header import TOKEN_EMBEDDING
 
 OUTPUT = "output.weight"
-TOKENS = "token_embd.weight"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,10 +113,10 @@ def choose_types(shapes: Mapping[str, tuple[int, ...]], file_type: str, sizes: S
             types[name] = TYPES["F32"]
         elif facts.base in FLOAT_TYPES:
             types[name] = TYPES[facts.base]
-        elif name == OUTPUT or (tied and name == TOKENS):
+        elif name == OUTPUT or (tied and name == TOKEN_EMBEDDING):
             fits = shape[-1] % TYPES[facts.base].block_values == 0
             types[name] = _fit(facts.output if fits else "Q8_0", shape[-1])
-        elif name == TOKENS:
+        elif name == TOKEN_EMBEDDING:
             types[name] = _fit(facts.embedding or facts.base, shape[-1])
         else:
             types[name] = _fit(_layer_type(name, file_type, facts.base, sizes), shape[-1])

@@ -15,9 +15,8 @@ from tunerun.export.special import SpecialTokens
 from tunerun.export.tensors import Computed, Source, name_tensors
 from tunerun.export.vocabulary import Vocabulary, read_vocabulary
 from tunerun.formats.architectures import GGUF_ARCHITECTURES, Architecture
+from tunerun.formats.gguf_header import TOKEN_EMBEDDING
 from tunerun.formats.merged import MergePlan
-
-TOKENS = "token_embd.weight"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +66,7 @@ def read_model(
     sources = name_tensors(weights.tensors, config, architecture, folder)
     vocabulary = read_vocabulary(
         folder,
-        vocab_size=sources[TOKENS].shape[0],
+        vocab_size=sources[TOKEN_EMBEDDING].shape[0],
         named=frozenset(tokenizer.named.values()),
         plain_added_tokens=architecture.plain_added_tokens,
         chat_starts_special=special.starts_chats,

@@ -41,8 +41,8 @@ def read_special(folder: Path, tokenizer: Tokenizer, template: ChatTemplate | No
     Raises:
         UserError: The template refuses a plain question and answer.
     """
-    plain = tokenizer.backend.encode("a", add_special_tokens=False).ids
-    framed = tokenizer.backend.encode("a", add_special_tokens=True).ids
+    plain = tokenizer.encode("a", add_special_tokens=False)
+    framed = tokenizer.encode("a", add_special_tokens=True)
     rendered = _render(template) if template else ""
     turn_end = _turn_end(tokenizer, rendered)
     eos = tokenizer.named.get("eos_token")

@@ -16,6 +16,11 @@ from tunerun.errors import Problem, UserError
 from tunerun.formats.ggml_types import TYPES, TensorType
 from tunerun.formats.gguf_fields import Broken, Reader, mapped
 
+# Names that readers and writers look for.
+CHAT_TEMPLATE = "tokenizer.chat_template"
+ADD_BOS = "tokenizer.ggml.add_bos_token"
+TOKEN_EMBEDDING = "token_embd.weight"
+
 _DEFAULT_ALIGNMENT = 32
 # ggml's own limits: GGML_MAX_DIMS, GGML_MAX_NAME.
 _MAX_AXES, _MAX_NAME_BYTES = 4, 64

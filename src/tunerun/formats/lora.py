@@ -27,7 +27,7 @@ WEIGHTS = "adapter_model.safetensors"
 HEAD = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 # Fields that do not change what the weights mean once they are trained.
 _NEUTRAL = {
     "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules",
@@ -126,7 +126,7 @@ def read_adapter(folder: Path, *, model_type: str) -> Adapter:
     found: dict[str, dict[str, TensorInfo]] = {kind: {} for kind in ("replacements", "copies", "tokens", "shifts")}
     problems: list[Problem] = []
     for key, info in read_header(folder / WEIGHTS).items():
-        name = key.removeprefix(_PREFIX)
+        name = key.removeprefix(PREFIX)
         if info.dtype not in STORAGE:
             problems.append(_problem(folder, key, f"its type {info.dtype} is not a float type"))
         elif match := _UPDATE_KEY.match(name):

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from tunerun.errors import Problem
+from tunerun.formats.lora import PREFIX
 
-_PREFIX = "base_model.model."
 _FACTOR = re.compile(r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.weight)?$")
 
 
@@ -27,7 +27,7 @@ def misfits(model: Any, tensors: Mapping[str, Tensor], where: str) -> list[Probl
     modules = dict(model.named_modules())
     found: dict[str, str] = {}
     for key, tensor in tensors.items():
-        match = _FACTOR.match(key.removeprefix(_PREFIX))
+        match = _FACTOR.match(key.removeprefix(PREFIX))
         if match is None:
             continue
         name, part = match["module"], match["part"]

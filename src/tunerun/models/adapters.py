@@ -22,12 +22,14 @@ from torch import Tensor
 from tunerun import artifacts
 from tunerun.config.schema import MethodConfig
 from tunerun.errors import Problem, UserError
+
+# Named here too, for those who read what peft wrote.
+from tunerun.formats.lora import WEIGHTS as WEIGHTS
 from tunerun.formats.trained_base import write_quantisation
 from tunerun.models import pissa, vocabulary
 from tunerun.models.adapter_fit import misfits
 from tunerun.plan.steps import Quantisation
 
-WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
 
 # Where these share one matrix, training one of them trains both.

@@ -13,18 +13,6 @@ from tunerun.errors import Problem, UserError
 from tunerun.models.stops import stop_token_ids
 
 
-def encode_text(tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:
-    """Returns the token ids of a text.
-
-    Args:
-        tokenizer: Of the model.
-        text: Special tokens written out in it become those tokens.
-        special: Whether the tokenizer adds what it puts around a text, such as a first token.
-    """
-    ids: list[int] = tokenizer.backend.encode(text, add_special_tokens=special).ids
-    return ids
-
-
 def encode_prompt(tokenizer: Tokenizer, template: ChatTemplate | None, prompt: str) -> list[int]:
     """Returns the token ids that a model answers.
 
@@ -34,9 +22,9 @@ def encode_prompt(tokenizer: Tokenizer, template: ChatTemplate | None, prompt: s
         prompt: A user's question.
     """
     if template is None:
-        return encode_text(tokenizer, prompt, special=True)
+        return tokenizer.encode(prompt, add_special_tokens=True)
     messages: Sequence[Any] = [{"role": "user", "content": prompt}]
-    return encode_text(tokenizer, template.render(messages, generation_prompt=True), special=False)
+    return tokenizer.encode(template.render(messages, generation_prompt=True), add_special_tokens=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +100,7 @@ def answer(
                 stop_token_ids=questions.stop_token_ids,
             )
             for prompt, made in zip(questions.texts[part], answers, strict=True):
-                text = questions.tokenizer.backend.decode(list(made.token_ids), skip_special_tokens=True)
+                text = questions.tokenizer.decode(made.token_ids)
                 found.append({"prompt": prompt, "answer": text, "tokens": len(made.token_ids), "stopped": made.stopped})
             advance(len(answers))
     network.train(was_training)

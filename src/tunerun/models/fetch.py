@@ -14,14 +14,13 @@ from tunerun import artifacts, hashes, paths
 from tunerun.artifacts import Artifact
 from tunerun.base_model import BaseModel, write_base, write_teacher
 from tunerun.errors import Problem, StageError, UserError, require
+from tunerun.formats.safetensors import INDEX, SINGLE
 from tunerun.models import hub, internlm2
 from tunerun.models.hub import HubFile, Repository
 from tunerun.plan.steps import ModelStep
 from tunerun.progress import Progress
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 # Any of these alone is a tokenizer.
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TEXT_FILES = (
@@ -182,7 +181,7 @@ def _weight_problems(folder: Path) -> list[str]:
             return [f"{INDEX} is damaged."]
         missing = [name for name in shards if not (folder / name).is_file()]
         return [f"{INDEX} names files that are missing: {', '.join(missing)}."] if missing else []
-    if (folder / WEIGHTS).is_file():
+    if (folder / SINGLE).is_file():
         return []
     return [_no_safetensors([file.name for file in folder.iterdir()])]
 
@@ -191,7 +190,7 @@ def _no_safetensors(names: list[str]) -> str:
     pickles = sorted(name for name in names if _matches(name, _PICKLES))
     if pickles:
         return f"the weights are pickles ({pickles[0]}), which can run code when read. Save them as safetensors first."
-    return f"there are no weights ({WEIGHTS} or {INDEX})."
+    return f"there are no weights ({SINGLE} or {INDEX})."
 
 
 def _from_hub(

@@ -18,7 +18,6 @@ from tunerun.models.folder import carry_files
 from tunerun.plan.steps import Quantisation
 
 CONFIG = "config.json"
-GENERATION_CONFIG = "generation_config.json"
 
 Head = Literal["tokens", "score"]
 """What a model gives: logits of the next token, or one score for a row (a classifier with one label)."""

@@ -17,13 +17,12 @@ from tunerun.errors import UserError
 from tunerun.formats import lora
 from tunerun.formats.architectures import GGUF_ARCHITECTURES
 from tunerun.formats.floats import is_finite
-from tunerun.formats.gguf_header import GgufHeader, read_gguf_header
+from tunerun.formats.gguf_header import TOKEN_EMBEDDING, GgufHeader, read_gguf_header
 from tunerun.formats.safetensors import TensorInfo, read_header, read_rows, read_table
 from tunerun.verify.gates import Gate
 
 NAME = "files"
 _ADVICE = "Run the stage that wrote it again."
-_EMBEDDING = "token_embd.weight"
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 # Computed from the config, so that no safetensors file has them.
 _COMPUTED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -177,7 +176,7 @@ def _uneven_pairs(header: GgufHeader, updates: int) -> str | None:
         if a is None or b is None:
             return f"{weight}.lora_{'a' if a is None else 'b'} is missing."
         # That of an embedding, whose rows are looked up, lies the other way.
-        rank = a.shape[-1] if weight == _EMBEDDING else a.shape[0]
+        rank = a.shape[-1] if weight == TOKEN_EMBEDDING else a.shape[0]
         if b.shape[-1] != rank:
             return f"{weight} has the ranks {rank} and {b.shape[-1]}."
     # A fused weight is several in the file.

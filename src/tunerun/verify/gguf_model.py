@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from tunerun.errors import StageError, UserError, require
-from tunerun.formats.gguf_header import read_gguf_header
-
-TEMPLATE_KEY = "tokenizer.chat_template"
+from tunerun.formats.gguf_header import CHAT_TEMPLATE, read_gguf_header
 
 
 def open_gguf(path: Path, *, vocabulary_only: bool, context: int = 512, threads: int = 1) -> Any:
@@ -76,7 +74,7 @@ def tokenize(model: Any, text: str, *, framed: bool = False) -> list[int]:
 def chat_template(model: Any) -> str | None:
     """Returns the chat template in the file's metadata."""
     metadata: dict[str, str] = model.metadata
-    return metadata.get(TEMPLATE_KEY)
+    return metadata.get(CHAT_TEMPLATE)
 
 
 def logits(model: Any, texts: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -18,14 +18,13 @@ import httpx
 from tunerun.chat.faults import ChatFault
 from tunerun.chat.template import ChatTemplate
 from tunerun.errors import StageError
-from tunerun.formats.gguf_header import read_gguf_header
+from tunerun.formats.gguf_header import ADD_BOS, read_gguf_header
 from tunerun.network import LOOPBACK, free_port
 from tunerun.verify import probes
 from tunerun.verify.gates import Gate, text_gate
 
 PROGRAM = "llama-server"
 _START_SECONDS = 300
-_WRITES_START = "tokenizer.ggml.add_bos_token"
 _ADVICE = "Serve the model by tunerun or vLLM, or simplify its chat template."
 
 
@@ -45,7 +44,7 @@ def server_gate(path: Path, template: ChatTemplate, prompts: tuple[str, ...], st
         return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=reason)
     # A server writes today's date where the template asks for it.
     today = replace(template, date=datetime.now())  # noqa: DTZ005 (the server's own calendar day)
-    taken_off = start if start is not None and read_gguf_header(path, lists=False).fields.get(_WRITES_START) else ""
+    taken_off = start if start is not None and read_gguf_header(path, lists=False).fields.get(ADD_BOS) else ""
     try:
         with _server(program, path) as client:
             compared, faults = _compare(client, today, prompts, taken_off)

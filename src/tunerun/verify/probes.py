@@ -10,7 +10,6 @@ from tunerun.chat.faults import ChatFault
 from tunerun.chat.template import ChatTemplate
 from tunerun.chat.tokenizer import Tokenizer
 from tunerun.formats.tokens import TokenStore
-from tunerun.models.ask import encode_text
 from tunerun.plan.steps import VERIFY_PROBES, VERIFY_TOKENS
 
 _PROMPTS = VERIFY_PROBES // 2
@@ -72,10 +71,7 @@ def texts(template: ChatTemplate | None, prompts: Sequence[str]) -> list[str | N
 
 def token_rows(tokenizer: Tokenizer, template: ChatTemplate | None, prompts: Sequence[str]) -> list[list[int]]:
     """Returns token ids for comparing logits: the probes, each cut to 256 tokens."""
-    known = [text for text in texts(template, prompts) if text is not None]
-    rows = [encode_text(tokenizer, text, special=template is None)[:VERIFY_TOKENS] for text in known]
-    # Texts without and with an open turn share their beginning: the longer one of each pair tells as much.
-    return [row for row in rows if row][:VERIFY_PROBES]
+    return _rows(tokenizer, template, texts(template, prompts), VERIFY_PROBES)
 
 
 def prompt_rows(
@@ -83,11 +79,15 @@ def prompt_rows(
 ) -> list[list[int]]:
     """Returns token ids of texts to go on from: questions with an open turn, or plain texts, each cut to 256 tokens."""
     known = texts(template, prompts)
-    known = known if template is None else known[::2]
-    rows = [
-        encode_text(tokenizer, text, special=template is None)[:VERIFY_TOKENS] for text in known if text is not None
-    ]
-    return [row for row in rows if row][:count]
+    return _rows(tokenizer, template, known if template is None else known[::2], count)
+
+
+def _rows(
+    tokenizer: Tokenizer, template: ChatTemplate | None, known: Sequence[str | None], count: int
+) -> list[list[int]]:
+    # A template writes the tokens that stand around a text itself.
+    rows = [tokenizer.encode(text, add_special_tokens=template is None) for text in known if text is not None]
+    return [row[:VERIFY_TOKENS] for row in rows if row][:count]
 
 
 def store_rows(store: TokenStore, count: int) -> list[list[int]]:

@@ -16,7 +16,6 @@ from tunerun.chat.tokenizer import Tokenizer
 from tunerun.errors import MissingExtra
 from tunerun.formats.handoff import HANDOFF, Handoff, read_handoff
 from tunerun.formats.modelfile import MODELFILE, Modelfile, read_modelfile
-from tunerun.models.ask import encode_text
 from tunerun.verify import gguf_model
 from tunerun.verify.gates import Gate, text_gate
 from tunerun.verify.tokens import NAME
@@ -120,7 +119,7 @@ def _gate(file: str, told: _Told, read: Callable[[str], tuple[_Render, _Encode]]
 
 def _tokenizer_ids(tokenizer: Tokenizer) -> _Encode:
     """Returns how training turns a rendering into tokens."""
-    return lambda text: encode_text(tokenizer, text, special=False)
+    return lambda text: tokenizer.encode(text, add_special_tokens=False)
 
 
 def _ids(render: _Render, messages: Sequence[Message], encode: _Encode) -> list[int] | None:
@@ -151,7 +150,7 @@ def _lmdeploy(path: Path, tokenizer: Tokenizer) -> tuple[_Render, _Encode]:
     start = tokenizer.token_id("bos_token")
 
     def encode(text: str) -> list[int]:
-        ids = encode_text(tokenizer, text, special=True)
+        ids = tokenizer.encode(text, add_special_tokens=True)
         # LMDeploy (tokenizer.py) writes one where there would be two.
         return ids[1:] if start is not None and ids[:2] == [start, start] else ids
 

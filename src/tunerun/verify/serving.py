@@ -25,13 +25,12 @@ from tunerun.chat.faults import ChatFault
 from tunerun.chat.template import ChatTemplate
 from tunerun.chat.tokenizer import Tokenizer
 from tunerun.errors import StageError
-from tunerun.models.ask import encode_text
 from tunerun.plan.steps import VERIFY_SERVED_ANSWERS, VERIFY_SERVED_TOKENS
 from tunerun.verify import probes
 from tunerun.verify.gates import Gate
+from tunerun.verify.tokens import ADVICE
 
 NAME = "serving"
-_ADVICE = "Export again from the folder that was trained; do not exchange its tokenizer or template."
 _ANNOUNCED = re.compile(r"serving \S+ at (http://\S+)/v1")
 _PACKAGES = {"llamacpp": "llama_cpp"}
 _STOP_SECONDS = 15
@@ -53,7 +52,7 @@ class Trained:
         if self.template is None:
             for text in probes.texts(None, self.prompts):
                 assert text is not None
-                yield {"prompt": text}, encode_text(self.tokenizer, text, special=True)
+                yield {"prompt": text}, self.tokenizer.encode(text, add_special_tokens=True)
             return
         # A server writes today's date where the template asks for it.
         today = replace(self.template, date=datetime.now())  # noqa: DTZ005 (the server's own calendar day)
@@ -64,7 +63,7 @@ class Trained:
             except ChatFault:
                 yield asked, None
             else:
-                yield asked, encode_text(self.tokenizer, text, special=False)
+                yield asked, self.tokenizer.encode(text, add_special_tokens=False)
 
 
 def serving_gate(engine: str, run: Path, trained: Trained, python: str | None) -> Gate:
@@ -87,7 +86,7 @@ def serving_gate(engine: str, run: Path, trained: Trained, python: str | None) -
         reason = f"the run cannot be served: {error}"
         return Gate(name=name, measured={}, bound=bound, verdict="fail", reason=reason)
     if faults:
-        return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=f"{faults[0]} {_ADVICE}")
+        return Gate(name=name, measured=measured, bound=bound, verdict="fail", reason=f"{faults[0]} {ADVICE}")
     if not measured["texts"]:
         reason = "the template refuses every conversation it was tried on"
         return Gate(name=name, measured=measured, bound=bound, verdict="not_proved", reason=reason)

@@ -9,12 +9,11 @@ from pathlib import Path
 from tunerun.chat.template import ChatTemplate, load_template
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.errors import MissingExtra
-from tunerun.models.ask import encode_text
 from tunerun.verify import gguf_model, probes
 from tunerun.verify.gates import Gate, text_gate
 
 NAME = "template_tokens"
-_ADVICE = "Export again from the folder that was trained; do not exchange its tokenizer or template."
+ADVICE = "Export again from the folder that was trained; do not exchange its tokenizer or template."
 
 
 def folder_gate(
@@ -36,7 +35,7 @@ def folder_gate(
         tokenizer,
         template,
         other,
-        lambda text: encode_text(there, text, special=False),
+        lambda text: there.encode(text, add_special_tokens=False),
         prompts,
     )
 
@@ -62,7 +61,7 @@ def gguf_gate(
     other = None
     if template is not None and text is not None:
         other = replace(template, text=text, tool_text=None, source=str(path))
-    decoded = [tokenizer.backend.decode(row, skip_special_tokens=False) for row in rows]
+    decoded = [tokenizer.decode(row, skip_special_tokens=False) for row in rows]
     return _gate(
         name, tokenizer, template, other, lambda item: gguf_model.tokenize(model, item), prompts, extra=decoded
     )
@@ -79,7 +78,7 @@ def _gate(
     extra: Sequence[str] = (),
 ) -> Gate:
     if template is not None and other is None:
-        reason = f"it holds no chat template. {_ADVICE}"
+        reason = f"it holds no chat template. {ADVICE}"
         return Gate(name=name, measured={}, bound={"different_texts": 0}, verdict="fail", reason=reason)
     trained = [*probes.texts(template, prompts), *extra]
     served = [*probes.texts(other, prompts), *extra]
@@ -89,7 +88,7 @@ def _gate(
         if (fault := _fault(left, right, tokenizer, encode)) is not None
     ]
     compared = sum(text is not None for text in trained)
-    return text_gate(name, compared, faults, _ADVICE)
+    return text_gate(name, compared, faults, ADVICE)
 
 
 def _fault(left: str | None, right: str | None, tokenizer: Tokenizer, encode: Callable[[str], list[int]]) -> str | None:
@@ -97,7 +96,7 @@ def _fault(left: str | None, right: str | None, tokenizer: Tokenizer, encode: Ca
         return f"rendered {right!r} where training renders {left!r}."
     if left is None:
         return None
-    ours, theirs = encode_text(tokenizer, left, special=False), encode(left)
+    ours, theirs = tokenizer.encode(left, add_special_tokens=False), encode(left)
     if ours == theirs:
         return None
     place = next(

@@ -14,7 +14,7 @@ import httpx
 
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.errors import StageError
-from tunerun.formats.gguf_header import GgufHeader, read_gguf_header
+from tunerun.formats.gguf_header import CHAT_TEMPLATE, GgufHeader, read_gguf_header
 from tunerun.serve.engines import caches, remote
 from tunerun.serve.engines.base import Send, Service
 from tunerun.serve.engines.remote import PROBE, Piece
@@ -24,7 +24,7 @@ from tunerun.serve.protocol import Ability, EngineSpec, Generate
 from tunerun.serve.text import Decoder, PieceDecoder
 
 PROGRAM = "llama-server"
-_TOKENS, _TEMPLATE = "tokenizer.ggml.tokens", "tokenizer.chat_template"
+_TOKENS = "tokenizer.ggml.tokens"
 _BOS, _EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
 _CACHED_BYTES = 2
 _ALL_LAYERS = 999
@@ -91,7 +91,7 @@ def _variables(key: str) -> dict[str, str]:
 
 def _check_tokens(model: ServedFile, tokenizer: Tokenizer) -> None:
     theirs = model.encode(PROBE, plain=False)
-    ours = tokenizer.backend.encode(PROBE, add_special_tokens=False).ids
+    ours = tokenizer.encode(PROBE, add_special_tokens=False)
     if theirs != ours:
         what = f"makes {theirs[:8]}... of a text, and the model's own tokenizer makes {ours[:8]}..."
         raise StageError(f"{PROGRAM} {what}")
@@ -121,7 +121,7 @@ class ServedFile:
         self._client, self.context_tokens, self.stops = client, context, stops
         tokens: Sequence[str] = header.fields[_TOKENS]
         self.vocabulary = len(tokens)
-        self.chat_template: str | None = header.fields.get(_TEMPLATE)
+        self.chat_template: str | None = header.fields.get(CHAT_TEMPLATE)
         self.bos_token, self.eos_token = (
             "" if number is None else tokens[number] for number in map(header.fields.get, (_BOS, _EOS))
         )

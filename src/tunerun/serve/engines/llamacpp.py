@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
 from tunerun.errors import StageError
+from tunerun.formats.gguf_header import CHAT_TEMPLATE
 from tunerun.serve.engines import caches
 from tunerun.serve.engines.base import Chosen, Send, Service
 from tunerun.serve.engines.llama_context import BATCH_TOKENS, CACHED_BYTES, LlamaContext
@@ -18,7 +19,6 @@ from tunerun.serve.engines.worker import Worker
 from tunerun.serve.protocol import Ability, EngineSpec, Generate
 from tunerun.serve.text import Decoder, PieceDecoder
 
-_TEMPLATE_KEY = "tokenizer.chat_template"
 _ADAPTER_SUFFIX = ".gguf"
 # Computing a shared beginning anew costs little below this; above, the state of a request before is kept. It was
 # computed in other batches, so that its bits may differ: short requests always give the same bits.
@@ -75,13 +75,13 @@ class LlamaCppEngine:
         self._tokenizer: Tokenizer | None = load_tokenizer(Path(spec.tokenizer)) if spec.tokenizer else None
         self.context_tokens = self._context.context_tokens
         self.vocabulary = self._context.vocabulary
-        self.chat_template = self._context.metadata(_TEMPLATE_KEY)
+        self.chat_template = self._context.metadata(CHAT_TEMPLATE)
         self.bos_token, self.eos_token = self._named_text("bos"), self._named_text("eos")
 
     def encode(self, text: str, *, plain: bool) -> list[int]:
         """Tokenizes with the model folder's tokenizer when there is one, else with the file's own."""
         if self._tokenizer is not None:
-            return list(self._tokenizer.backend.encode(text, add_special_tokens=plain).ids)
+            return self._tokenizer.encode(text, add_special_tokens=plain)
         return self._context.tokenize(text, plain=plain)
 
     def decoder(self) -> Decoder:

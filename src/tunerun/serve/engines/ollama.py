@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunerun.errors import StageError
-from tunerun.formats.gguf_header import read_gguf_header
+from tunerun.formats.gguf_header import ADD_BOS, CHAT_TEMPLATE, read_gguf_header
 from tunerun.formats.modelfile import MODELFILE
 from tunerun.serve.engines import remote
 from tunerun.serve.engines.base import Send, Service
@@ -22,8 +22,6 @@ from tunerun.serve.protocol import Ability, EngineSpec, Generate
 
 PROGRAM = "ollama"
 
-_TEMPLATE = "tokenizer.chat_template"
-_WRITES_START = "tokenizer.ggml.add_bos_token"
 _LOAD_SECONDS = 3600
 
 
@@ -50,7 +48,7 @@ def _read_model(spec: EngineSpec) -> Model:
     header = read_gguf_header(Path(spec.weights), lists=False)
     own = header.fields.get(f"{header.fields.get('general.architecture')}.context_length")
     model = remote.folder_model(Path(spec.tokenizer), spec.context_tokens or own, spec.stop)
-    return replace(model, chat_template=header.fields.get(_TEMPLATE))
+    return replace(model, chat_template=header.fields.get(CHAT_TEMPLATE))
 
 
 def _program() -> str:
@@ -95,13 +93,13 @@ class OllamaApi:
         self._name, self._model, self._extra = name, model, spec.server.extra_args
         start = model.tokenizer.named.get("bos_token", "")
         # llama.cpp puts the first token before a text by itself, so that the rendering's own would be a second one.
-        self._taken_off = start if read_gguf_header(Path(spec.weights), lists=False).fields.get(_WRITES_START) else ""
+        self._taken_off = start if read_gguf_header(Path(spec.weights), lists=False).fields.get(ADD_BOS) else ""
 
     def question(self, request: Generate, prompt_ids: Sequence[int], limit: int) -> tuple[str, Mapping[str, Any]]:
         """Asks for text."""
         text = request.prompt
         if not isinstance(text, str):
-            text = str(self._model.tokenizer.backend.decode(list(prompt_ids), skip_special_tokens=False))
+            text = self._model.tokenizer.decode(prompt_ids, skip_special_tokens=False)
         options = {
             **self._extra,
             "num_ctx": self._model.context_tokens,

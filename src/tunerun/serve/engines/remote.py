@@ -121,12 +121,11 @@ class Model:
 
     def encode(self, text: str, *, plain: bool) -> list[int]:
         """Turns text into token ids; `plain` adds the special tokens that the tokenizer puts around plain text."""
-        return list(self.tokenizer.backend.encode(text, add_special_tokens=plain).ids)
+        return self.tokenizer.encode(text, add_special_tokens=plain)
 
     def decoder(self) -> Decoder:
         """Returns a decoder that leaves special tokens out."""
-        backend = self.tokenizer.backend
-        return WindowDecoder(lambda tokens: str(backend.decode(list(tokens), skip_special_tokens=True)))
+        return WindowDecoder(self.tokenizer.decode)
 
     @property
     def bos_token(self) -> str:
@@ -166,7 +165,7 @@ def folder_model(folder: Path, context_tokens: int | None, stops: tuple[str, ...
         raise StageError(f"{folder}: states no context length. Set serve.context.")
     tokenizer = load_tokenizer(folder)
     # A special token has no text in an answer: it is known by its id.
-    ids = [tokenizer.backend.encode(stop, add_special_tokens=False).ids for stop in stops]
+    ids = [tokenizer.encode(stop, add_special_tokens=False) for stop in stops]
     ends = {found[0] for found in ids if len(found) == 1}
     return Model(
         tokenizer=tokenizer,

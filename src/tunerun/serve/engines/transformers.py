@@ -56,7 +56,7 @@ class TransformersEngine:
         self._active: int | None = None
         if spec.adapters:
             self._load_adapters([Path(path) for path in spec.adapters.values()])
-        self._steps, self._backend = generate.steps, tokenizer.backend
+        self._steps, self._tokenizer = generate.steps, tokenizer
         self.piece = pieces_of(tokenizer.backend)
         self._end_ids = stop_token_ids(folder, tokenizer)
         self.vocabulary: int = self._model.get_input_embeddings().num_embeddings
@@ -70,11 +70,11 @@ class TransformersEngine:
 
     def encode(self, text: str, *, plain: bool) -> list[int]:
         """Tokenizes with the model's tokenizer."""
-        return list(self._backend.encode(text, add_special_tokens=plain).ids)
+        return self._tokenizer.encode(text, add_special_tokens=plain)
 
     def decoder(self) -> Decoder:
         """Returns a decoder that leaves special tokens out."""
-        return WindowDecoder(lambda tokens: str(self._backend.decode(list(tokens), skip_special_tokens=True)))
+        return WindowDecoder(self._tokenizer.decode)
 
     def ends(self, token: int) -> bool:
         """Says whether the model's configs or its tokenizer name the token as an end."""
