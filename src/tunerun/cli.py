@@ -22,9 +22,9 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "runs": ("runs", "[FOLDER] [--state S] [--like W] [--sort loss]", "list runs, newest first"),
     "show": ("show", "RUN", "what a run did and made"),
     "diff": ("diff", "RUN RUN", "what differs between two runs"),
-    "replay": ("replay", "RUN", "run it again from its record, and compare"),
-    "sweep": ("sweeps", "best|show DIR | wandb ...", "its winner as a recipe; its table; for wandb"),
-    "lock": ("lock", "RUN [NAME]", "pin it as a recipe to commit"),
+    "replay": ("replay", "RUN", "run a run again from its record, and compare"),
+    "sweep": ("sweeps", "show|best DIR | wandb ...", "a sweep's table; its winner as a recipe"),
+    "lock": ("lock", "RUN [NAME]", "pin a run as a recipe to commit"),
     "resume": ("resume", "RUN [key=value] [--allow KEY]", "go on with a stopped run"),
     "chat": ("chat", "TARGET [--base] [--system TEXT] ...", "talk to a run, a model folder or a GGUF file"),
     "compare": ("compare", "TARGET [TARGET ...] [--prompts FILE]", "the same questions to up to three models"),
@@ -128,7 +128,7 @@ def help_text() -> str:
 
 def render_error(error: TunerunError) -> str:
     """Lays an error out for a terminal: one problem a paragraph, at most 100 columns."""
-    width = min(100, shutil.get_terminal_size().columns)
+    width = min(columns.MAX_COLUMNS, shutil.get_terminal_size().columns)
     problems = error.problems if isinstance(error, UserError) and error.problems else (str(error),)
     texts = [line for problem in problems for line in str(problem).splitlines()]
     if len(problems) == 1:
@@ -142,8 +142,12 @@ def _paragraph(text: str, width: int, indent: str) -> str:
 
 
 def _verb_help(verb: str) -> str:
+    # Imported here: every command would load it.
+    from tunerun.commands.usage import USAGE
+
     _, arguments, text = VERBS[verb]
-    return f"{f'tunerun {verb} {arguments}'.rstrip()}\n  {text}"
+    head = f"tunerun {verb} {arguments}".rstrip()
+    return f"{head}\n\n{USAGE[verb]}" if verb in USAGE else f"{head}\n  {text}"
 
 
 def _verb(word: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import statistics
 import subprocess
 import sys
@@ -60,6 +62,18 @@ def test_a_recipe_given_as_a_verb_is_answered_with_the_command_that_runs_it():
 def test_every_verb_explains_itself(arguments, capsys):
     assert cli.dispatch(arguments) == 0
     assert capsys.readouterr().out.startswith(f"tunerun {arguments[0]} ")
+
+
+# The other two have argparse's.
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb not in ("chat", "compare")])
+def test_the_help_of_a_verb_names_all_its_options_in_a_hundred_columns(verb, capsys):
+    assert cli.dispatch([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    source = inspect.getsource(cli._command(cli.VERBS[verb][0]))
+    splits = [node for node in ast.walk(ast.parse(source)) if ast.unparse(node).startswith("arguments.split(")]
+    options = {item.value for node in splits for item in ast.walk(node) if isinstance(item, ast.Constant)}
+    assert [item for item in options if str(item).startswith("--") and item not in text] == []
 
 
 @pytest.mark.parametrize("columns", [100, 60])
