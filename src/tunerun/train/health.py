@@ -30,22 +30,6 @@ class NotFinite(StageError):  # noqa: N818 (a state, which a policy may let pass
         )
 
 
-def check_finite(value: float, what: str, *, step: int, samples: Iterable[int]) -> None:
-    """Raises unless a number is finite, before it can reach the weights.
-
-    Args:
-        value: Loss or gradient norm.
-        what: `loss` or `gradient norm`.
-        step: Number of the step, from 1.
-        samples: Sample numbers it was computed from.
-
-    Raises:
-        NotFinite: Names step and samples.
-    """
-    if not math.isfinite(value):
-        raise NotFinite(value, what, step=step, samples=samples)
-
-
 def check_trained(trained_tokens: int, *, step: int, samples: Iterable[int]) -> None:
     """Raises when a step has nothing to learn.
 
