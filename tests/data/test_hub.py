@@ -433,10 +433,13 @@ def test_the_report_holds_the_commit(server, tmp_path, chat_folder):
     assert again.returncode == 0, again.stderr
 
 
-@pytest.mark.parametrize(("offline", "message"), [("0", "127.0.0.1:9 cannot be reached"), ("1", "HF_HUB_OFFLINE")])
-def test_without_a_network_one_error_comes_within_five_seconds(tmp_path, chat_folder, offline, message):
-    done, seconds = worker(tmp_path, chat_folder, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE=offline)
-    assert seconds < 5
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_without_a_network_one_error_comes_at_once(tmp_path, chat_folder):
+    seconds = []
+    for offline, message in (("1", "HF_HUB_OFFLINE"), ("0", "127.0.0.1:9 cannot be reached")):
+        done, took = worker(tmp_path, chat_folder, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE=offline)
+        seconds.append(took)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    # Beside a process that asks nobody: the machine may be busy.
+    assert seconds[1] < 2 * seconds[0] + 3

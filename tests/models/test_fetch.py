@@ -196,27 +196,31 @@ def test_the_folder_for_downloads_can_be_chosen(server, tmp_path):
     assert fetch(REPO, cache_dir=tmp_path / "mine").folder.is_relative_to(tmp_path / "mine")
 
 
-def test_an_unreachable_hub_is_told_within_five_seconds(tmp_path):
-    # A port that nothing listens on, in a process of its own: the hub's variables are read at import.
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "HF_HOME": str(tmp_path),
-        "HF_HUB_OFFLINE": "0",
-        "PYTHONPATH": str(ROOT / "src"),
-    }
-    started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", "import tunerun.cli; tunerun.cli.main()", "pull", REPO],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert time.monotonic() - started < 5
-    assert done.returncode == 1
-    assert "127.0.0.1:9 cannot be reached" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_an_unreachable_hub_is_told_at_once(tmp_path):
+    seconds = []
+    for offline, message in (("1", "HF_HUB_OFFLINE"), ("0", "127.0.0.1:9 cannot be reached")):
+        # A port that nothing listens on, in a process of its own: the hub's variables are read at import.
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": "http://127.0.0.1:9",
+            "HF_HOME": str(tmp_path),
+            "HF_HUB_OFFLINE": offline,
+            "PYTHONPATH": str(ROOT / "src"),
+        }
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", "import tunerun.cli; tunerun.cli.main()", "pull", REPO],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        seconds.append(time.monotonic() - started)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    # Beside a process that asks nobody: the machine may be busy.
+    assert seconds[1] < 2 * seconds[0] + 3
 
 
 def local(folder: Path) -> Path:
