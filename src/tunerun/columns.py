@@ -11,6 +11,8 @@ from itertools import zip_longest
 _WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uffef"
 _UNIT = re.compile(rf"\s+|[{_WIDE}]|[^\s{_WIDE}]+")
 ELLIPSIS = "..."
+MAX_COLUMNS = 100
+"""Longest line that is printed, however wide the terminal is."""
 _BAR = " | "
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.run import scenario
 from tunerun import artifacts, columns
-from tunerun.launch.terminal import MAX_COLUMNS
+from tunerun.columns import MAX_COLUMNS
 from tunerun.run import compare, results
 from tunerun.run.compare import Difference
 

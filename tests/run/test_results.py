@@ -20,6 +20,13 @@ from tunerun.train.batches import total_steps
 _VOID = {"meta", "br"}
 
 
+def test_a_path_is_shown_as_it_can_be_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert summary.short(tmp_path / "outputs" / "项目") == "outputs/项目"
+    assert summary.short(tmp_path / "my outputs") == "'my outputs'"
+    assert summary.short(tmp_path.parent) == str(tmp_path.parent)
+
+
 class Page(HTMLParser):
     """Checks that elements close in order, and collects the text and what would be loaded."""
 

@@ -111,20 +111,16 @@ def to_markdown(table: Table) -> str:
 
 def to_html(table: Table) -> str:
     """Writes a table as a page of its own."""
-    scores = "".join(
-        f"<tr><td>{escape(name)}</td>{''.join(f'<td class=number>{found[key]:.1f}</td>' for key in _SCORES)}</tr>"
-        for name, found in table.scores.items()
-    )
-    heads = "".join(f"<th class=number>{label}</th>" for label in _SCORES.values())
-    measured = f'<section class="scroll"><table><tr><th></th>{heads}</tr>{scores}</table></section>' if scores else ""
-    rows = "".join(
-        f"<tr>{''.join(f'<td class=answer>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in _cells(table)
-    )
-    names = "".join(f"<th>{escape(head)}</th>" for head in _heads(table))
     title = " / ".join(table.models)
-    header = f"<header><h1>{escape(title)}</h1><p>{escape(_settings(table))}</p></header>"
-    answers = f'<section class="scroll"><table><tr>{names}</tr>{rows}</table></section>'
-    return page.render(title, [header, measured, answers])
+    parts = [f"<header><h1>{escape(title)}</h1><p>{escape(_settings(table))}</p></header>"]
+    if table.scores:
+        scores = [
+            [(name, ""), *((f"{found[key]:.1f}", "number") for key in _SCORES)] for name, found in table.scores.items()
+        ]
+        parts.append(page.section("Scores", page.table(["", *_SCORES.values()], scores)))
+    answers = [[(cell, "answer") for cell in cells] for cells in _cells(table)]
+    parts.append(page.section("Answers", page.table(_heads(table), answers)))
+    return page.render(title, parts)
 
 
 RENDERERS: Mapping[str, Callable[[Table], str]] = {".md": to_markdown, ".html": to_html, ".json": to_json}

@@ -27,6 +27,7 @@ from tunerun.launch.process import Process, Start, StopSignals, Supervision, spa
 from tunerun.launch.terminal import Terminal
 from tunerun.plan.plan import Plan
 from tunerun.run import runner
+from tunerun.run.summary import short
 from tunerun.sweep import measures, outcomes, table, trials, wandb
 from tunerun.sweep.sources import Base, MakeSource
 from tunerun.sweep.trials import Outcome, Source, Trial
@@ -341,11 +342,11 @@ class _Driver:
         metrics, sweep_dir = self.sweep.metric, self.request.sweep_dir
         print(f"\n{table.render(rows, metrics)}\n")
         if self.stopped:
-            print(f"go on: tunerun resume {sweep_dir}")
+            print(f"go on: tunerun resume {short(sweep_dir)}")
         elif table.best(rows, metrics) is None:
             print(f"there is no best one: {table.why_none(rows, metrics)}")
         else:
-            print(f"the best as a recipe: tunerun sweep best {sweep_dir}")
+            print(f"the best as a recipe: tunerun sweep best {short(sweep_dir)}")
         print(f"sweep: {sweep_dir}")
         if self.stopped:
             return ExitCode.PREEMPTED

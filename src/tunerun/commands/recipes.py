@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunerun import columns, paths
+from tunerun.columns import MAX_COLUMNS
 from tunerun.commands import arguments
 from tunerun.config.reference import head_comment
 from tunerun.errors import ExitCode, UserError
-
-_WIDTH = 100
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,5 +26,5 @@ def main(argv: Sequence[str]) -> int:
             if file.is_file() and file.stem not in seen:
                 seen.add(file.stem)
                 name = columns.pad(file.stem, 26)
-                print("\n".join(columns.fill(head_comment(file), _WIDTH, first=name, rest=" " * 26)))
+                print("\n".join(columns.fill(head_comment(file), MAX_COLUMNS, first=name, rest=" " * 26)))
     return ExitCode.DONE

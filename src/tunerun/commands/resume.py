@@ -14,6 +14,7 @@ from tunerun.errors import Problem, UserError
 from tunerun.launch.cluster import Typed
 from tunerun.plan.steps import Step, TrainStep
 from tunerun.run import record, rundir, submit
+from tunerun.run.summary import short
 from tunerun.sweep import trials
 
 
@@ -39,7 +40,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("run_dir cannot be changed: the run goes on where it is.")
     if (named / artifacts.RECORD).is_file() and record.read(named).status == "pruned":
         what = "was ended by its sweep, because other trials are better; its training cannot go on."
-        raise UserError(Problem(where=str(named), what=what, fix=f"To run it to its end: tunerun replay {named}"))
+        fix = f"To run it to its end: tunerun replay {short(named)}"
+        raise UserError(Problem(where=str(named), what=what, fix=fix))
     config = resolve.rebuild(typed.plain(rundir.load_config(named)), overrides)
     prepared = plan_for(replace(config, run_dir=str(named.absolute())))
     require_ready(prepared)

@@ -10,14 +10,13 @@ from typing import Any
 
 from tunerun import artifacts
 from tunerun.data import read, report
-from tunerun.data.detect import OPTIONS, Format, format_of
+from tunerun.data.detect import KINDS, OPTIONS, Format, format_of
 from tunerun.data.normalise import normalise
 from tunerun.data.read.index import INDEX
 from tunerun.data.report import Tally
 from tunerun.data.rows import BadRow, Content, Conversation, DataFile, Labelled, Preference, RowFault, RowKind, Text
 from tunerun.errors import Problem, UserError
 
-KINDS: tuple[RowKind, ...] = ("conversations", "pairs", "labels", "text")
 """What rows may be, in the order in which a row that could be several is tried."""
 
 

@@ -31,7 +31,7 @@ _NAMES = {
     "label": ("kto_tag", "label"),
 }
 
-_KINDS: tuple[RowKind, ...] = ("conversations", "pairs", "labels", "text")
+KINDS: tuple[RowKind, ...] = ("conversations", "pairs", "labels", "text")
 
 Parts = dict[str, str]
 """Key of each part of a row; beside `DATA_PARTS` alpaca's `input`."""
@@ -120,7 +120,7 @@ def _check_columns(row: Row, name: str, columns: Mapping[str, str], key: str) ->
 
 
 def _find(row: Mapping[str, Any], name: str, columns: Mapping[str, str], wanted: Sequence[RowKind]) -> Format | None:
-    for kind in dict.fromkeys((*wanted, *_KINDS)):
+    for kind in dict.fromkeys((*wanted, *KINDS)):
         parts = dict(columns)
         form = _FINDERS[kind](row, name, parts)
         if form is not None:

@@ -16,7 +16,7 @@ from tunerun.config.schema import DataConfig
 from tunerun.data.detect import Format
 from tunerun.data.keys import Ledger
 from tunerun.data.rows import BadRow, Place
-from tunerun.data.selection import Copies, Copy, Selection
+from tunerun.data.selection import MAX_EXAMPLES, Copies, Copy, Selection
 from tunerun.errors import Problem
 from tunerun.formats.pairs import CHOSEN, REJECTED, PairStore
 from tunerun.formats.tokens import Manifest, TokenStore
@@ -24,7 +24,6 @@ from tunerun.formats.tokens import Manifest, TokenStore
 SCHEMA = 2
 BAD_ROWS = "bad_rows.jsonl"
 """File that lists every row that could not be used; there only where there are such rows."""
-MAX_EXAMPLES = 20
 _SHOWN_ROWS = 3
 _SHOWN_LINES = 12
 _BARS = 8

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from tunerun import artifacts
 from tunerun.data import read, report
-from tunerun.data.convert import KINDS, Reading
-from tunerun.data.detect import OPTIONS, Format, format_of
+from tunerun.data.convert import Reading
+from tunerun.data.detect import KINDS, OPTIONS, Format, format_of
 from tunerun.data.keys import row_keys
 from tunerun.data.normalise import normalise
 from tunerun.data.read.source import UTF8_MARK

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tunerun import columns
+from tunerun.columns import MAX_COLUMNS
 
-_COLUMNS = 100
 _BAR_COLUMNS = 40
 _PATH_COLUMNS = 40
 _SHOWN_SOURCES = 8
@@ -38,7 +38,7 @@ def summary(report: Mapping[str, Any]) -> str:
     if report["overlap"]:
         lines += _copies("overlap", report["overlap"], report["dropped"])
     lines += _histogram(report["length_tokens"])
-    return "\n".join(columns.cut(line, _COLUMNS) for line in lines)
+    return "\n".join(columns.cut(line, MAX_COLUMNS) for line in lines)
 
 
 def short(place: str) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-MAX_COLUMNS = 100
+from tunerun.columns import MAX_COLUMNS
+
 _BAR_COLUMNS = 24
 _LINE_EVERY_SECONDS = 15.0
 _SHORT_SECONDS = 2.0

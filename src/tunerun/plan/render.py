@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunerun import artifacts, columns
+from tunerun.columns import MAX_COLUMNS
 from tunerun.config import typed
 from tunerun.config.schema import AnswerConfig, GgufType
 from tunerun.plan import accelerate
@@ -24,7 +25,6 @@ from tunerun.plan.steps import (
 )
 from tunerun.plan.verification import Verification
 
-_WIDTH = 100
 _LABEL_WIDTH = 14
 
 
@@ -39,7 +39,7 @@ def render(
         files: Text of what is handed to a cluster, by file name.
         obstacles: What keeps this machine from running the plan.
     """
-    lines = [*columns.fill(f"plan: {plan.name} -> {plan.run_dir}", _WIDTH, rest="  "), ""]
+    lines = [*columns.fill(f"plan: {plan.name} -> {plan.run_dir}", MAX_COLUMNS, rest="  "), ""]
     lines += _row("stages", " -> ".join(step.stage for step in plan.steps))
     lines += [line for step in plan.steps if isinstance(step, AnswerStep) for line in _teacher(step.answer)]
     train = plan.train
@@ -56,7 +56,7 @@ def render(
     lines += ["", "commands", *_commands(commands)]
     for name, config in ({} if train is None else accelerate.launch_files(train)).items():
         lines += ["", f"{artifacts.LAUNCH}/{name}"]
-        lines += columns.fill(_settings(config), _WIDTH, first="  ", rest="  ")
+        lines += columns.fill(_settings(config), MAX_COLUMNS, first="  ", rest="  ")
     for name, text in files.items():
         # Not folded: it can be copied from here.
         lines += ["", name, *(f"  {line}".rstrip() for line in text.splitlines())]
@@ -65,7 +65,7 @@ def render(
             lines += [
                 "",
                 title,
-                *(line for text in texts for line in columns.fill(text, _WIDTH, first="  - ", rest="    ")),
+                *(line for text in texts for line in columns.fill(text, MAX_COLUMNS, first="  - ", rest="    ")),
             ]
     return "\n".join(lines)
 
@@ -106,7 +106,8 @@ def _training(train: TrainStep, volume: Volume | None) -> list[str]:
     lines = _row("train", f"{train.objective.kind}, {train.method.kind}, {placement.precision}")
     lines += _row("processes", f"{spread} ({placement.strategy}), {where}")
     batch = train.micro_batch_size * train.accumulation_steps * placement.world_size
-    parts = f"{train.micro_batch_size} x {train.accumulation_steps} accumulated x {placement.world_size} processes"
+    ranks = f"{placement.world_size} process{'es' * (placement.world_size > 1)}"
+    parts = f"{train.micro_batch_size} x {train.accumulation_steps} accumulated x {ranks}"
     lines += _row("batch", f"{batch} = {parts}")
     if volume is not None and volume.optimiser_steps is not None:
         about = "" if volume.rows is None else f", about {quantity(volume.rows)} rows"
@@ -192,7 +193,7 @@ def _commands(commands: Mapping[str, Sequence[str]]) -> list[str]:
     lines = []
     for command, names in stages.items():
         text = command + (f" {names[0]}" if len(names) == 1 else f" STAGE   (STAGE: {', '.join(names)})")
-        lines += columns.fill(text, _WIDTH, first="  ", rest=" " * 6)
+        lines += columns.fill(text, MAX_COLUMNS, first="  ", rest=" " * 6)
     return lines
 
 
@@ -205,4 +206,4 @@ def _seconds(value: float) -> str:
 
 
 def _row(label: str, text: str) -> list[str]:
-    return columns.fill(text, _WIDTH, first=f"{label:<{_LABEL_WIDTH}}", rest=" " * _LABEL_WIDTH)
+    return columns.fill(text, MAX_COLUMNS, first=f"{label:<{_LABEL_WIDTH}}", rest=" " * _LABEL_WIDTH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tunerun.paths import looks_local
 from tunerun.plan.steps import PublishStep
 from tunerun.run import results
 from tunerun.run.results import Results
+from tunerun.run.summary import digits
 
 
 def write(run_dir: Path, secrets: tuple[str, ...]) -> None:
@@ -80,7 +82,9 @@ def _body(found: Results) -> list[str]:
 
 def _header(found: Results, base: str | None, library: str) -> list[str]:
     config = found.config
-    lines = ["---", *([f"base_model: {_yaml(base)}"] if base else []), f"library_name: {library}"]
+    # A JSON string is one of YAML.
+    named = [f"base_model: {json.dumps(base, ensure_ascii=False)}"] if base else []
+    lines = ["---", *named, f"library_name: {library}"]
     lines += ["tags:", "- tunerun", f"- {config.objective.kind}", f"- {config.method.kind}", "---"]
     return ["\n".join(lines), f"# {found.record.name}"]
 
@@ -143,7 +147,7 @@ def _measures(found: Results) -> str:
     if found.evaluation is None:
         return ""
     rows = [
-        (name, _number(values["loss"]), _number(values["perplexity"]))
+        (name, digits(values["loss"]), digits(values["perplexity"]))
         for name, values in found.evaluation["models"].items()
     ]
     where = "held-out" if found.evaluation["split"] == "eval" else "training"
@@ -214,11 +218,3 @@ def _row(cells: tuple[str, ...]) -> str:
     # Text of a model may hold what Markdown would read as a table, a line end or HTML.
     safe = (cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;") for cell in cells)
     return "| " + " | ".join("<br>".join(cell.splitlines()) for cell in safe) + " |"
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4g}"
-
-
-def _yaml(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from tunerun import artifacts, columns
 from tunerun.base_model import read_teacher
+from tunerun.columns import MAX_COLUMNS
 from tunerun.config import typed
-from tunerun.launch.terminal import MAX_COLUMNS
 from tunerun.run.results import Results
 
 Section = Literal["config", "base model", "data", "environment", "metrics", "artifacts"]

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from tunerun import artifacts, columns
+from tunerun.columns import MAX_COLUMNS
 from tunerun.errors import Problem, UserError
-from tunerun.launch.terminal import MAX_COLUMNS, duration, size
+from tunerun.launch.terminal import duration, size
 from tunerun.run import job as jobs
 from tunerun.run import record, results, rundir
 from tunerun.run.record import Record

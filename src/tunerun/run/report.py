@@ -13,6 +13,7 @@ from tunerun import artifacts, redact
 from tunerun.launch.terminal import duration, size
 from tunerun.run import charts, page, results
 from tunerun.run.charts import Point, Series, number
+from tunerun.run.page import Html, section, table
 from tunerun.run.results import Results
 
 _VERDICTS = {"pass": "good", "fail": "bad", "not_proved": "open"}
@@ -100,7 +101,7 @@ def _curves(found: Results) -> str:
         if _points(found.metrics, key)
     ]
     body = f'<div class="panel"><div class="legend">{legend}</div>{chart}</div><div class="pair">{"".join(small)}</div>'
-    return _section("Training", body)
+    return section("Training", body)
 
 
 def _small_chart(metrics: Sequence[Mapping[str, Any]], key: str, title: str) -> str:
@@ -114,7 +115,7 @@ def _tasks(found: Results) -> str:
         return ""
     head = ["Task", "Metric", "Base model"] + ([] if rows[0].tuned is None else ["Tuned model"])
     cells = [[(row.task, ""), (row.metric, ""), *((text, "number") for text in row.texts)] for row in rows]
-    return _section("Tasks", _table(head, cells))
+    return section("Tasks", table(head, cells))
 
 
 def _answers(found: Results) -> str:
@@ -123,7 +124,7 @@ def _answers(found: Results) -> str:
         return ""
     head = ["Question", "Base model", "Tuned model"] if rows[0][2] is not None else ["Question", "Answer"]
     cells = [[(text, "answer" if index else "") for index, text in enumerate(row) if text is not None] for row in rows]
-    return _section("Answers", _table(head, cells))
+    return section("Answers", table(head, cells))
 
 
 def _teacher(found: Results) -> str:
@@ -137,12 +138,12 @@ def _teacher(found: Results) -> str:
         _tile("Refusals", f"{report['look_like_refusals']:,}", "kept answers begin like one"),
     ]
     body = f'<div class="tiles">{"".join(tiles)}</div>'
-    body += _table(["Answered by", "Answers"], [[(name, ""), (n, "number")] for name, n in report["models"].items()])
+    body += table(["Answered by", "Answers"], [[(name, ""), (n, "number")] for name, n in report["models"].items()])
     body += _reasons({**report["bad_prompts"], **report["dropped"]})
     if report["examples"]:
         rows = [[(item["where"], "path"), (item["reason"], ""), (item["detail"], "")] for item in report["examples"]]
-        body += _table(["Prompt", "Why", "What"], rows)
-    return _section("Teacher", body)
+        body += table(["Prompt", "Why", "What"], rows)
+    return section("Teacher", body)
 
 
 def _data(found: Results) -> str:
@@ -161,7 +162,7 @@ def _data(found: Results) -> str:
     body += _examples(report)
     body += _copies("Rows that are copies of earlier ones", report["duplicates"])
     body += _copies("Training rows that are among the rows to evaluate on", report["overlap"])
-    return _section("Data", body)
+    return section("Data", body)
 
 
 def _data_tiles(report: Mapping[str, Any]) -> Iterable[str]:
@@ -200,20 +201,20 @@ def _sources(report: Mapping[str, Any]) -> str:
         ]
         for item in report["sources"]
     ]
-    return _table(["Source", "Rows", "Weight", "Format", "Found by"], rows) if rows else ""
+    return table(["Source", "Rows", "Weight", "Format", "Found by"], rows) if rows else ""
 
 
 def _dropped(report: Mapping[str, Any]) -> str:
     body = _reasons(report["dropped"])
     faults = [[(item["where"], "path"), (item["what"], "")] for item in report["unreadable"]]
     if faults:
-        body += _table(["Cannot be read", "Reason"], faults)
+        body += table(["Cannot be read", "Reason"], faults)
     return body
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:
     counts = [[(why, ""), (n, "number")] for why, n in dropped.items()]
-    return _table(["Dropped because", "Rows"], counts) if counts else ""
+    return table(["Dropped because", "Rows"], counts) if counts else ""
 
 
 def _examples(report: Mapping[str, Any]) -> str:
@@ -223,8 +224,8 @@ def _examples(report: Mapping[str, Any]) -> str:
     ]
     if not rows:
         return ""
-    table = _table(["Row", "Reason", "Detail"], rows)
-    return f"<details><summary>Rows that were dropped or cut</summary>{table}</details>"
+    listing = table(["Row", "Reason", "Detail"], rows)
+    return f"<details><summary>Rows that were dropped or cut</summary>{listing}</details>"
 
 
 def _copies(title: str, copies: Mapping[str, Any] | None) -> str:
@@ -238,7 +239,7 @@ def _copies(title: str, copies: Mapping[str, Any] | None) -> str:
         ]
         for item in copies["examples"]
     ]
-    return f"<details><summary>{title}</summary>{_table(['Row', 'Copy of', 'Alike'], rows)}</details>"
+    return f"<details><summary>{title}</summary>{table(['Row', 'Copy of', 'Alike'], rows)}</details>"
 
 
 def _gates(found: Results) -> str:
@@ -247,21 +248,21 @@ def _gates(found: Results) -> str:
     rows = [
         [
             (gate["name"].replace("_", " "), "path"),
-            (_Html(_badge(gate["verdict"].replace("_", " "), _VERDICTS[gate["verdict"]])), ""),
+            (Html(_badge(gate["verdict"].replace("_", " "), _VERDICTS[gate["verdict"]])), ""),
             (_values(gate["measured"]), "values"),
             (_values(gate["bound"]), "values"),
             (gate["reason"], ""),
         ]
         for gate in found.verification["gates"]
     ]
-    return _section("Verification", _table(["Gate", "Verdict", "Measured", "Bound", "Reason"], rows))
+    return section("Verification", table(["Gate", "Verdict", "Measured", "Bound", "Reason"], rows))
 
 
 def _stages(found: Results) -> str:
     rows = [
         [
             (stage, ""),
-            (_Html(_badge(entry.status, _STATUS[entry.status])), ""),
+            (Html(_badge(entry.status, _STATUS[entry.status])), ""),
             (entry.started[:19].replace("T", " "), ""),
             ("" if entry.seconds is None else f"{entry.seconds:,.1f} s", "number"),
         ]
@@ -272,21 +273,21 @@ def _stages(found: Results) -> str:
         for stage, entry in found.record.stages.items()
         if entry.error is not None
     ]
-    return _section("Stages", "".join([*errors, _table(["Stage", "Status", "Started (UTC)", "Took"], rows)]))
+    return section("Stages", "".join([*errors, table(["Stage", "Status", "Started (UTC)", "Took"], rows)]))
 
 
 def _files(found: Results) -> str:
     rows = [
-        [(item.path, "path"), (item.kind, ""), (size(item.bytes), "number"), (_Html(_digest(item.sha256)), "")]
+        [(item.path, "path"), (item.kind, ""), (size(item.bytes), "number"), (Html(_digest(item.sha256)), "")]
         for entry in found.record.stages.values()
         for item in entry.artifacts
     ]
-    return _section("Files", _table(["Path", "Kind", "Size", "SHA-256"], rows)) if rows else ""
+    return section("Files", table(["Path", "Kind", "Size", "SHA-256"], rows)) if rows else ""
 
 
 def _settings(found: Results) -> str:
     text = (found.run_dir / artifacts.CONFIG).read_text(encoding="utf-8")
-    return _section("Config", f"<details><summary>config.yaml</summary><pre>{escape(text)}</pre></details>")
+    return section("Config", f"<details><summary>config.yaml</summary><pre>{escape(text)}</pre></details>")
 
 
 def _environment(found: Results) -> str:
@@ -300,34 +301,7 @@ def _environment(found: Results) -> str:
     if diff:
         parts.append(f"<details><summary>Uncommitted changes</summary><pre>{escape(diff)}</pre></details>")
     command = " ".join(found.record.invocations[-1].command)
-    return _section("Environment", f"<pre>{escape(command)}</pre>{''.join(parts)}")
-
-
-class _Html(str):
-    """Text that is markup already."""
-
-    __slots__ = ()
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[tuple[Any, str]]]) -> str:
-    """Lays a table out; a cell is its value and its class."""
-    classes = [style if style == "number" else "" for _, style in rows[0]]
-    cells = "".join(f"<th{_class(style)}>{escape(title)}</th>" for title, style in zip(head, classes, strict=True))
-    lines = ["".join(f"<td{_class(style)}>{_cell(value)}</td>" for value, style in row) for row in rows]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _class(style: str) -> str:
-    return f' class="{style}"' if style else ""
-
-
-def _cell(value: Any) -> str:
-    return value if isinstance(value, _Html) else escape(f"{value:,}" if isinstance(value, int) else str(value))
+    return section("Environment", f"<pre>{escape(command)}</pre>{''.join(parts)}")
 
 
 def _tile(label: str, value: str, detail: str) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from pathlib import Path
 
 from tunerun import artifacts, columns
-from tunerun.launch.terminal import MAX_COLUMNS, size
+from tunerun.columns import MAX_COLUMNS
+from tunerun.launch.terminal import size
 from tunerun.run import results
 from tunerun.run.results import Results
 
@@ -28,9 +31,11 @@ def render(run_dir: Path, name: str) -> str:
 
 
 def short(path: Path) -> str:
-    """Returns a path as one would type it from here."""
+    """Returns a path as one would type it from here, in quotes where a shell wants them."""
     relative = os.path.relpath(path)
-    return os.path.normpath(path) if relative.startswith("..") else relative
+    typed = os.path.normpath(path) if relative.startswith("..") else relative
+    # shlex would quote Chinese, too.
+    return shlex.quote(typed) if re.search(r"[^\w@%+=:,./-]", typed) else typed
 
 
 def _loss(found: Results) -> list[str]:
@@ -39,9 +44,9 @@ def _loss(found: Results) -> list[str]:
         return []
     rows = f"{found.evaluation['rows']:,} {'held-out' if found.evaluation['split'] == 'eval' else 'training'} rows"
     if tuned is None:
-        return [f"loss on {rows}: {_number(base['loss'])} (perplexity {_number(base['perplexity'])})"]
-    losses = f"{_number(base['loss'])} before, {_number(tuned['loss'])} after"
-    return [f"loss on {rows}: {losses} (perplexity {_number(base['perplexity'])} -> {_number(tuned['perplexity'])})"]
+        return [f"loss on {rows}: {digits(base['loss'])} (perplexity {digits(base['perplexity'])})"]
+    losses = f"{digits(base['loss'])} before, {digits(tuned['loss'])} after"
+    return [f"loss on {rows}: {losses} (perplexity {digits(base['perplexity'])} -> {digits(tuned['perplexity'])})"]
 
 
 def _tasks(found: Results) -> list[str]:
@@ -52,7 +57,8 @@ def _tasks(found: Results) -> list[str]:
     return [*lines, f"and {more:,} more in {short(found.run_dir / artifacts.REPORT)}"] if more else lines
 
 
-def _number(value: float | None) -> str:
+def digits(value: float | None) -> str:
+    """Returns a measure with four digits; None stands for one that was not finite."""
     return "not finite" if value is None else f"{value:.4g}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shlex
 import signal
@@ -89,7 +90,8 @@ def read_key(serve: ServeConfig) -> str | None:
 
 def announcement(names: Sequence[str], url: str, key_env: str | None) -> str:
     """Returns how to reach the models: addresses, a curl line and lines for the `openai` client."""
-    body = f'{{"model": {_quoted(names[0])}, "messages": [{{"role": "user", "content": "Who are you?"}}]}}'
+    question = {"model": names[0], "messages": [{"role": "user", "content": "Who are you?"}]}
+    body = json.dumps(question, ensure_ascii=False)
     authorization = "" if key_env is None else f' \\\n    -H "Authorization: Bearer ${key_env}"'
     key = '"none"' if key_env is None else f'os.environ["{key_env}"]'
     imports = "from openai import OpenAI" if key_env is None else "import os; from openai import OpenAI"
@@ -182,7 +184,3 @@ def _own_signals() -> Iterator[None]:
 def _url(host: str, listener: socket.socket) -> str:
     port = listener.getsockname()[1]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

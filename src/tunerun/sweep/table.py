@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tunerun import artifacts, columns
+from tunerun.columns import MAX_COLUMNS
 from tunerun.errors import Problem, UserError
-from tunerun.launch.terminal import MAX_COLUMNS, duration
+from tunerun.launch.terminal import duration
 from tunerun.run import page
 from tunerun.run.charts import number
+from tunerun.run.summary import short
 from tunerun.sweep import plots
 from tunerun.sweep.measures import better
 from tunerun.sweep.trials import Outcome, is_sweep
@@ -106,20 +108,17 @@ def read(sweep_dir: Path) -> tuple[list[Outcome], tuple[str, ...]]:
     """Reads results.json: the rows by rank, and the metrics that rank them.
 
     Raises:
-        UserError: There is none, or it is of a newer tunerun.
+        UserError: There is none, or it is damaged, or was written by a newer tunerun.
     """
     path = sweep_dir / f"{RESULTS}.json"
     if not path.is_file():
         if is_sweep(sweep_dir):
-            fix = f"If it does not run any more: tunerun resume {sweep_dir}"
+            fix = f"If it does not run any more: tunerun resume {short(sweep_dir)}"
             raise UserError(Problem(where=str(sweep_dir), what="no trial of the sweep has ended yet.", fix=fix))
         raise UserError(Problem(where=str(sweep_dir), what=f"is not the directory of a sweep: no {path.name}."))
-    data = artifacts.read_json(path)
-    if data["schema"] > _SCHEMA:
-        what = f"was written by a newer tunerun (schema {data['schema']}, this one reads up to {_SCHEMA})."
-        raise UserError(Problem(where=str(path), what=what, fix="Update tunerun."))
+    schema, data = artifacts.read_versioned(path, _SCHEMA)
     # Schema 1 had one metric.
-    metrics = tuple(data["metrics"]) if data["schema"] > 1 else (data["metric"],)
+    metrics = tuple(data["metrics"]) if schema > 1 else (data["metric"],)
     keys = ("trial", "parameters", "status", "exit_code", "seconds", "metrics")
     return [Outcome(**{key: trial[key] for key in keys}) for trial in data["trials"]], metrics
 
@@ -188,22 +187,11 @@ def _page(name: str, order: Sequence[Outcome], metrics: Sequence[str], importanc
         if not measured:
             continue
         history = sorted((float(row.trial), row.metrics[metric]) for row in measured)
-        parts.append(_section(f"{metric} by trial", plots.history(history, metric, better(metric))))
+        parts.append(page.section(f"{metric} by trial", plots.history(history, metric, better(metric))))
         lines = [(row.parameters, row.metrics[metric]) for row in measured]
-        parts.append(_section(f"Parameters and {metric}", plots.parallel(lines, metric)))
+        parts.append(page.section(f"Parameters and {metric}", plots.parallel(lines, metric)))
     if importances:
-        parts.append(_section(f"What {metrics[0]} depends on", plots.importances(importances)))
+        parts.append(page.section(f"What {metrics[0]} depends on", plots.importances(importances)))
     head, cells = _cells(order)
-    body = "".join(f"<tr>{_row_html('td', row)}</tr>" for row in cells)
-    parts.append(
-        _section("Trials", f"<table><thead><tr>{_row_html('th', head)}</tr></thead><tbody>{body}</tbody></table>")
-    )
+    parts.append(page.section("Trials", page.table(head, [[(cell, "") for cell in row] for row in cells])))
     return page.render(f"sweep {name}", parts)
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
-
-
-def _row_html(tag: str, cells: Sequence[str]) -> str:
-    return "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells)
