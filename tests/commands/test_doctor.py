@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import tomllib
 
 import pytest
 
+from tests.conftest import ROOT
 from tunerun import cli
+from tunerun.commands import doctor
 from tunerun.errors import ExitCode, UserError
 
 
@@ -27,6 +30,11 @@ def test_the_machine_and_every_package_have_a_line(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["tunerun", "CPU", "disk"]
     assert {"torch", "hydra-core", "gguf", "vllm"} <= {line.split()[0] for line in lines}
+
+
+def test_every_extra_is_looked_for():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {extra for _, _, extra in doctor._MODULES if extra is not None} == set(extras) - {"all", "dev"}
 
 
 def test_a_missing_extra_is_named_and_is_no_failure(without, capsys):

@@ -31,6 +31,7 @@ _MODULES = (
     ("swanlab", "swanlab", "swanlab"),
     ("optuna", "optuna", "sweep"),
     ("modelscope", "modelscope", "hub"),
+    ("lm_eval", "lm-eval", "lm-eval"),
 )
 
 

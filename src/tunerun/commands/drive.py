@@ -247,7 +247,7 @@ class _Driver:
 
     def _title(self, entry: Entry) -> str:
         count = f"{entry.trial.number + 1 if self.source.is_complete else len(self.entries)} of {self.source.total}"
-        return f"trial {count}: {' '.join(entry.trial.varied)}"
+        return f"trial {count}: {' '.join(entry.trial.varied) or 'nothing is varied'}"
 
     def _prepare(self, trial: Trial) -> Entry:
         resolved = resolve([*trial.point, *self.request.search_path], self.request.config_dir)

@@ -29,10 +29,10 @@ def main(argv: Sequence[str]) -> int:
     if len(rest) > 1:
         raise UserError("name one folder, or none for ./outputs.")
     orders = typing.get_args(_Order)
-    for option, known in (("--state", inspect.STATES), ("--sort", orders)):
+    for option, what, known in (("--state", "state", inspect.STATES), ("--sort", "order", orders)):
         for value in options.get(option, ()):
             if value not in known:
-                raise UserError(f"{option}={value}: {nearest(value, known)}")
+                raise UserError(f"{option}={value}: there is no such {what}. {nearest(value, known)}")
     if not rest and not OUTPUTS.is_dir():
         print("no runs in ./outputs yet. Start one: tunerun +recipe=quickstart")
         return ExitCode.DONE

@@ -56,7 +56,8 @@ def main(argv: Sequence[str]) -> int:
     # What is left is one run, of no group and with nothing to vary.
     alone = replace(config, name=None, run_dir=None, sweep=SweepConfig(), track=replace(config.track, group=None))
     artifacts.write_text(target, flat_recipe(alone, f"The best of {len(rows)} trials ({measured})."))
-    print(overrides)
+    if overrides:
+        print(overrides)
     print(f"{target}: run it with tunerun +recipe={target.stem}")
     return ExitCode.DONE
 

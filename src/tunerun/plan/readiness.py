@@ -18,6 +18,7 @@ from tunerun.machine import Machine
 from tunerun.plan import delivery, nodes, tasks
 from tunerun.plan.delivery import trains_adapter
 from tunerun.plan.plan import Plan
+from tunerun.plan.render import gigabytes
 from tunerun.plan.steps import PublishStep
 from tunerun.strategies import ZERO_STAGES
 
@@ -348,5 +349,5 @@ def _disk(plan: Plan) -> list[Problem]:
     needed, free = plan.estimate.disk.run_bytes, machines.free_bytes(Path(plan.run_dir))
     if needed <= free:
         return []
-    what = f"the run writes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free."
+    what = f"the run writes about {gigabytes(needed)}, and {gigabytes(free)} are free."
     return [Problem(where="run_dir", what=what, fix="Free some space, or set run_dir to another disk.")]

@@ -117,7 +117,7 @@ def problems(old: StageRecord, new: Fingerprint, allow: frozenset[str]) -> list[
         Problem(
             where=key,
             what=f"{what} This run holds weights trained that way.",
-            fix=f"Choose another run_dir, or go on all the same: tunerun resume RUN --allow {key}",
+            fix=f"Choose another run_dir, or go on all the same: tunerun resume RUN [key=value] --allow {key}",
         )
         for key, what in sorted(changes.items())
         if not step_keys.is_allowed(key, allow)

@@ -258,7 +258,7 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any], allow: C
         else:
             what = f"{checkpoint.folder} was made with {before!r}; now it is {now!r}."
             fix = "Set it back to go on, train anew in another run_dir, or go on all the same: "
-            fix += f"tunerun resume RUN --allow {shown.partition(' ')[0]}"
+            fix += f"tunerun resume RUN [key=value] --allow {shown.partition(' ')[0]}"
             refused[shown] = Problem(where=shown, what=what, fix=fix)
     if refused:
         raise UserError(refused[key] for key in sorted(refused))
