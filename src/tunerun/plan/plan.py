@@ -79,8 +79,15 @@ def read(path: Path) -> Plan:
         UserError: It is damaged, or was written by a newer tunerun.
     """
     schema, data = artifacts.read_versioned(path, SCHEMA)
-    if schema == 1:
-        data = _from_schema_1(data)
+    return from_json(_from_schema_1(data) if schema == 1 else data)
+
+
+def from_json(data: Mapping[str, Any]) -> Plan:
+    """Builds a plan from plain data of this version.
+
+    Raises:
+        ValueError: The data are no plan.
+    """
     return Plan(
         name=data["name"],
         run_dir=data["run_dir"],
