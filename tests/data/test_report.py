@@ -40,8 +40,9 @@ def test_reports_of_every_schema_are_read(schema, tmp_path):
     found = results._data_report(folder)
     newest = json.loads((GOLDEN / "report-2.json").read_text(encoding="utf-8"))
     assert found is not None
-    assert found.keys() >= newest.keys() - {"empty_answers", "role_order_faults", "encoding_faults", "trained_share"}
-    assert found["schema"] == report.SCHEMA == results.DATA_SCHEMA
+    later = {"schema", "empty_answers", "role_order_faults", "encoding_faults", "trained_share"}
+    assert found.keys() >= newest.keys() - later
+    assert report.SCHEMA == results.DATA_SCHEMA
     assert found["sources"][0].keys() == newest["sources"][0].keys()
 
 
