@@ -13,6 +13,8 @@ _MAX_HOVER_POINTS = 240
 _SMOOTH_FROM_POINTS = 60
 _LOG_FROM_RATIO = 30.0
 _TICKS = 5
+# Wider pictures are not made smaller than their texts can be read.
+_NARROW_WIDTH = 500
 
 Point = tuple[float, float]
 
@@ -101,13 +103,13 @@ def histogram(bounds: Sequence[float], counts: Sequence[int], *, title: str, uni
     return "".join([*parts, "</svg>"])
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int = 3) -> str:
     """Writes a number in the digits that matter: `0.0123`, `1.23`, `12,300`, `2e-05`."""
     if value == 0:
         return "0"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:.{digits}g}"
 
 
 def _frame(series: Sequence[Series], width: int, height: int) -> _Frame:
@@ -196,9 +198,17 @@ def _smoothed(points: Sequence[Point]) -> list[Point]:
     return found
 
 
+def panel(picture: str, legend: Sequence[Series] = ()) -> str:
+    """Frames a picture, with the names of its lines above it."""
+    names = "".join(f'<span class="{item.style}">{escape(item.label)}</span>' for item in legend)
+    head = f'<div class="legend">{names}</div>' if names else ""
+    return f'<div class="panel">{head}{picture}</div>'
+
+
 def picture_start(width: int, height: int, title: str) -> str:
     """Returns the opening tag of a picture, whose title is for readers that do not see it."""
-    return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title, quote=True)}">'
+    kind = "chart wide" if width > _NARROW_WIDTH else "chart"
+    return f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title, quote=True)}">'
 
 
 def caption(x: float, y: float, text: str, anchor: str) -> str:

@@ -93,15 +93,13 @@ def _curves(found: Results) -> str:
     if not train.points:
         return ""
     shown = [train, held_out] if held_out.points else [train]
-    legend = "".join(f'<span class="{item.style}">{item.label}</span>' for item in shown)
-    chart = charts.line_chart(shown, title="Loss by optimiser step", x_label="step")
+    chart = charts.panel(charts.line_chart(shown, title="Loss by optimiser step", x_label="step"), legend=shown)
     small = [
         f'<div class="panel"><h3>{title}</h3>{_small_chart(found.metrics, key, title)}</div>'
         for key, title in (("learning_rate", "Learning rate"), ("grad_norm", "Gradient norm, before clipping"))
         if _points(found.metrics, key)
     ]
-    body = f'<div class="panel"><div class="legend">{legend}</div>{chart}</div><div class="pair">{"".join(small)}</div>'
-    return section("Training", body)
+    return section("Training", f'{chart}<div class="pair">{"".join(small)}</div>')
 
 
 def _small_chart(metrics: Sequence[Mapping[str, Any]], key: str, title: str) -> str:
@@ -247,7 +245,7 @@ def _gates(found: Results) -> str:
         return ""
     rows = [
         [
-            (gate["name"].replace("_", " "), "path"),
+            (_gate(gate["name"]), "path"),
             (Html(_badge(gate["verdict"].replace("_", " "), _VERDICTS[gate["verdict"]])), ""),
             (_values(gate["measured"]), "values"),
             (_values(gate["bound"]), "values"),
@@ -256,6 +254,12 @@ def _gates(found: Results) -> str:
         for gate in found.verification["gates"]
     ]
     return section("Verification", table(["Gate", "Verdict", "Measured", "Bound", "Reason"], rows))
+
+
+def _gate(name: str) -> str:
+    """Writes a gate's name in words, and that of the file that it looks at as it is."""
+    gate, colon, file = name.partition(":")
+    return f"{gate.replace('_', ' ')}{colon}{file}"
 
 
 def _stages(found: Results) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from tunerun.run.charts import Point, Series, caption, line_chart, number, picture_start
+from tunerun.run.charts import Point, Series, caption, line_chart, number, panel, picture_start
 from tunerun.sweep.measures import Better
 
 _WIDTH, _HEIGHT = 900, 300
@@ -15,13 +15,15 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 70, 34, 24
 # Values that span more than this are spread over a logarithmic axis, as learning rates are.
 _LOG_FROM_RATIO = 20.0
 _MAX_TICKS = 6
+# Nearer texts would lie on each other.
+_TICK_GAP = 0.06
 
 Line = tuple[Mapping[str, str], float]
 """Parameters of a trial and its measure."""
 
 
 def history(points: Sequence[Point], metric: str, better: Better) -> str:
-    """Draws a measure over the trials, and the best one so far.
+    """Draws a measure over the trials, and the best one so far, in a panel with a legend.
 
     Args:
         points: Trial number and measure, in order of trial.
@@ -36,7 +38,7 @@ def history(points: Sequence[Point], metric: str, better: Better) -> str:
         Series(label=metric, points=points, style="first"),
         Series(label="best so far", points=so_far, style="second"),
     ]
-    return line_chart(lines, title=f"{metric} by trial", x_label="trial")
+    return panel(line_chart(lines, title=f"{metric} by trial", x_label="trial"), legend=lines)
 
 
 def parallel(lines: Sequence[Line], metric: str) -> str:
@@ -110,8 +112,11 @@ def _axis(texts: Sequence[str]) -> _Axis:
         different = list(dict.fromkeys(texts))
         places = [different.index(text) / max(len(different) - 1, 1) for text in texts]
     shown = sorted(dict(zip(texts, places, strict=True)).items(), key=lambda item: item[1])
-    kept = shown if len(shown) <= _MAX_TICKS else [shown[0], shown[-1]]
-    return _Axis(tuple(places), tuple((_tick(text), place) for text, place in kept))
+    kept: list[tuple[str, float]] = []
+    for text, place in shown if len(shown) <= _MAX_TICKS else [shown[0], shown[-1]]:
+        if not kept or place - kept[-1][1] >= _TICK_GAP:
+            kept.append((_tick(text), place))
+    return _Axis(tuple(places), tuple(kept))
 
 
 def _tick(text: str) -> str:

@@ -14,7 +14,7 @@ from tunerun import artifacts, columns
 from tunerun.columns import MAX_COLUMNS
 from tunerun.errors import Problem, UserError
 from tunerun.launch.terminal import duration
-from tunerun.run import page
+from tunerun.run import charts, page
 from tunerun.run.charts import number
 from tunerun.run.summary import short
 from tunerun.sweep import plots
@@ -174,6 +174,24 @@ def _cells(order: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
     return head, cells
 
 
+def _trials(order: Sequence[Outcome]) -> str:
+    """Lays the trials out to be read; the other tables have every digit."""
+    names = list(dict.fromkeys(key for row in order for key in row.parameters))
+    measured = list(dict.fromkeys(key for row in order for key in row.metrics))
+    rows = [
+        [
+            (rank, "number"),
+            (row.trial, "number"),
+            *((row.parameters.get(key, ""), "") for key in names),
+            *((number(row.metrics[key], 5) if key in row.metrics else "", "number") for key in measured),
+            (duration(row.seconds), "number"),
+            (row.status, ""),
+        ]
+        for rank, row in enumerate(order, start=1)
+    ]
+    return page.table(["rank", "trial", *names, *measured, "took", "state"], rows) if rows else ""
+
+
 def _markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in cells)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
@@ -189,9 +207,8 @@ def _page(name: str, order: Sequence[Outcome], metrics: Sequence[str], importanc
         history = sorted((float(row.trial), row.metrics[metric]) for row in measured)
         parts.append(page.section(f"{metric} by trial", plots.history(history, metric, better(metric))))
         lines = [(row.parameters, row.metrics[metric]) for row in measured]
-        parts.append(page.section(f"Parameters and {metric}", plots.parallel(lines, metric)))
+        parts.append(page.section(f"Parameters and {metric}", charts.panel(plots.parallel(lines, metric))))
     if importances:
-        parts.append(page.section(f"What {metrics[0]} depends on", plots.importances(importances)))
-    head, cells = _cells(order)
-    parts.append(page.section("Trials", page.table(head, [[(cell, "") for cell in row] for row in cells])))
+        parts.append(page.section(f"What {metrics[0]} depends on", charts.panel(plots.importances(importances))))
+    parts.append(page.section("Trials", _trials(order)))
     return page.render(f"sweep {name}", parts)
