@@ -53,7 +53,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "ENDPOINT", made.url)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(hub, "_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(hub, "WAIT_SECONDS", 0.01)
     yield made
     made.server.shutdown()
     made.server.server_close()
@@ -218,11 +218,6 @@ def streamed(path=REPO, rows=None):
     return list(itertools.islice(found, rows))
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr("tunerun.data.read.remote._WAIT_SECONDS", 0.01)
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -264,7 +259,7 @@ def test_a_configuration_a_split_and_a_revision_can_be_streamed(server):
 
 
 @pytest.mark.parametrize("ignore_range", [False, True])
-def test_a_stream_that_breaks_is_taken_up_again(server, quick, ignore_range):
+def test_a_stream_that_breaks_is_taken_up_again(server, ignore_range):
     server.files = {"train.jsonl": BIG}
     server.cut_after = [100_000, 300_000]
     server.ignore_range = ignore_range
@@ -274,14 +269,15 @@ def test_a_stream_that_breaks_is_taken_up_again(server, quick, ignore_range):
     assert len(server.downloads()) == 3
 
 
-def test_a_stream_that_breaks_time_and_again_is_told(server, quick):
+def test_a_stream_that_breaks_time_and_again_is_told(server):
     server.files = {"train.jsonl": BIG}
     server.cut_after = [70_000] + [0] * 9
     with pytest.raises(StageError, match="the connection broke 4 times"):
         streamed()
 
 
-def test_a_stream_outlives_a_network_that_is_gone_for_a_moment(quick):
+def test_a_stream_outlives_a_network_that_is_gone_for_a_moment(monkeypatch):
+    monkeypatch.setattr(hub, "WAIT_SECONDS", 0.01)
     def cut():
         yield b"0123"
         raise httpx.ReadError("reset")

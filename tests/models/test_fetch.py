@@ -40,7 +40,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "memo"))
-    monkeypatch.setattr(hub, "_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(hub, "WAIT_SECONDS", 0.01)
     yield made
     made.server.shutdown()
     made.server.server_close()

@@ -30,8 +30,8 @@ from tunerun.errors import StageError
 # Connecting and an answer to the listing: an unreachable hub is told within five seconds.
 _LISTING_TIMEOUT = httpx.Timeout(4.0, connect=3.0)
 _DOWNLOAD_TIMEOUT = httpx.Timeout(20.0, connect=3.0)
-_ATTEMPTS = 4
-_WAIT_SECONDS = 1.0
+ATTEMPTS = 4
+WAIT_SECONDS = 1.0
 _CHUNK_BYTES = 1 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _KINDS = {"model": "model", "dataset": "data set"}
@@ -146,7 +146,7 @@ def list_files(client: httpx.Client, repository: Repository, revision: str) -> L
     try:
         answer = client.get(url, params={"blobs": "true"}, timeout=_LISTING_TIMEOUT)
     except httpx.HTTPError as error:
-        raise Unreachable(f"{repository.endpoint} cannot be reached ({_reason(error)})") from error
+        raise Unreachable(f"{repository.endpoint} cannot be reached ({reason(error)})") from error
     if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise Unreachable(f"{repository.endpoint} answers with HTTP {answer.status_code}")
     _refuse(answer, repository, revision)
@@ -281,15 +281,15 @@ class _Incoming:
 
 
 def _fill(client: httpx.Client, url: str, incoming: _Incoming, size: int) -> None:
-    for attempt in range(1, _ATTEMPTS + 1):
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             _receive(client, url, incoming, size)
             break
         except httpx.TransportError as error:
-            if attempt == _ATTEMPTS:
-                what = f"{url}: the connection broke {_ATTEMPTS} times ({_reason(error)})."
+            if attempt == ATTEMPTS:
+                what = f"{url}: the connection broke {ATTEMPTS} times ({reason(error)})."
                 raise StageError(f"{what} Run it again to go on from {incoming.size / 1e6:.0f} MB.") from error
-            time.sleep(_WAIT_SECONDS * attempt)
+            time.sleep(WAIT_SECONDS * attempt)
     if not incoming.is_complete():
         # What is there cannot be gone on from.
         incoming.restart()
@@ -339,5 +339,6 @@ def _link(blob: Path, target: Path) -> None:
     target.symlink_to(f"{up}/blobs/{blob.name}")
 
 
-def _reason(error: httpx.HTTPError) -> str:
+def reason(error: httpx.HTTPError) -> str:
+    """Says why a hub could not be reached; some errors have no text."""
     return str(error) or type(error).__name__

@@ -1,6 +1,7 @@
 """Content hashes that are computed once: remembered by device, inode, size and time of change.
 
-The memory is a file of the run directory, read and written under the run's lock.
+The memory is a file of the run directory, read and written under the run's lock; it also takes over what stages have
+just hashed. `tunerun.hashes` remembers models and data, which all runs of a user share, in the user's cache.
 """
 
 from __future__ import annotations

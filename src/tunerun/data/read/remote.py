@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _TIMEOUT = httpx.Timeout(20.0, connect=3.0)
-_ATTEMPTS = 4
-_WAIT_SECONDS = 1.0
 _BUFFER_BYTES = 1 << 18
 
 
@@ -56,7 +54,7 @@ class _RemoteFile(io.RawIOBase):
         try:
             self._size = self._open()
         except httpx.TransportError as error:
-            reason = str(error) or type(error).__name__
+            reason = hub.reason(error)
             raise StageError(f"{url}: cannot be reached ({reason}). Check the network and HF_ENDPOINT.") from error
 
     def readable(self) -> bool:
@@ -97,7 +95,7 @@ class _RemoteFile(io.RawIOBase):
 
     def _next(self) -> bytes:
         """Returns the bytes that follow, asking for them again where the connection broke."""
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, hub.ATTEMPTS + 1):
             try:
                 if self._chunks is None:
                     self._open()
@@ -106,11 +104,11 @@ class _RemoteFile(io.RawIOBase):
                     return chunk
                 reason = "it ended early"
             except httpx.TransportError as error:
-                reason = str(error) or type(error).__name__
+                reason = hub.reason(error)
             self._drop()
-            if attempt < _ATTEMPTS:
-                time.sleep(_WAIT_SECONDS * attempt)
-        raise StageError(f"{self._url}: the connection broke {_ATTEMPTS} times ({reason}). Run it again later.")
+            if attempt < hub.ATTEMPTS:
+                time.sleep(hub.WAIT_SECONDS * attempt)
+        raise StageError(f"{self._url}: the connection broke {hub.ATTEMPTS} times ({reason}). Run it again later.")
 
     def _open(self) -> int:
         """Asks for the bytes from the present position on; returns how long the whole file is.
