@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -69,6 +72,43 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chatml = ROOT / "src" / "tunerun" / "chat" / "templates" / "chatml.jinja"
     (folder / "chat_template.jinja").write_text(chatml.read_text(encoding="utf-8"), encoding="utf-8")
     return folder
+
+
+# Variables that pytest and libraries set; those of libraries when they are imported.
+_NOT_OURS = {"PYTEST_CURRENT_TEST", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "PYTORCH_NVML_BASED_CUDA_CHECK"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    """Fails a file that changes what the next file of the same worker meets."""
+    before = _process()
+    yield
+    if "torch" in sys.modules:
+        import torch
+
+        # A stage sets these for a process of its own, and tests run stages in this one.
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.use_deterministic_algorithms(False)
+    now = _process()
+    changed = {name: (before.get(name), now.get(name)) for name in {*before, *now} if before.get(name) != now.get(name)}
+    assert changed == {}
+
+
+def _process() -> dict[str, Any]:
+    """Returns what one test can change in the process for another."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
+    return {
+        **{f"${name}": value for name, value in os.environ.items() if name not in _NOT_OURS},
+        **{number.name: signal.getsignal(number) for number in stops},
+        "folder": Path.cwd(),
+        "arguments": list(sys.argv),
+        "import path": list(sys.path),
+        "umask": umask,
+        "log level": logging.root.level,
+        "log handlers": [one for one in logging.root.handlers if not type(one).__module__.startswith("_pytest")],
+    }
 
 
 @pytest.fixture(autouse=True)

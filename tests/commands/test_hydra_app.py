@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 
@@ -11,8 +12,10 @@ from tunerun.errors import UserError
 
 
 @pytest.fixture(autouse=True)
-def _empty_folder(tmp_path, monkeypatch):
+def _own_folder_and_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Hydra reads the arguments there, and the verb puts them there for it.
+    monkeypatch.setattr(sys, "argv", ["tunerun"])
 
 
 @pytest.fixture(autouse=True)
