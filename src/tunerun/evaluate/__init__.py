@@ -1,1 +1,1 @@
-"""Evaluation: loss and answers of the base model and of the tuned one."""
+"""Evaluation: loss, answers and tasks of the base model and of the tuned one."""

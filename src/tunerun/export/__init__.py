@@ -1,1 +1,1 @@
-"""The export stage: GGUF files, an Ollama Modelfile and what a server has to know."""
+"""The export stage: GGUF files, quantised folders, and what servers have to know of them."""

@@ -1,1 +1,1 @@
-"""File formats: safetensors, GGUF and the token store. No torch."""
+"""File formats: safetensors, GGUF, adapters, the token store, and records that stages leave for others. No torch."""

@@ -1,1 +1,1 @@
-"""Serving: an OpenAI-compatible gateway and a terminal chat, both in front of one engine process."""
+"""Serving: an OpenAI-compatible gateway, a terminal chat and comparisons, all in front of engine processes."""
