@@ -74,8 +74,8 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Variables that pytest and libraries set; those of libraries when they are imported.
-_NOT_OURS = {"PYTEST_CURRENT_TEST", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "PYTORCH_NVML_BASED_CUDA_CHECK"}
+# What variables begin with that pytest sets, and libraries when they are imported.
+_NOT_OURS = ("PYTEST_", "KMP_", "PYTORCH_", "TORCHINDUCTOR_", "TRITON_", "TOKENIZERS_")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -100,7 +100,7 @@ def _process() -> dict[str, Any]:
     os.umask(umask)
     stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
     return {
-        **{f"${name}": value for name, value in os.environ.items() if name not in _NOT_OURS},
+        **{f"${name}": value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)},
         **{number.name: signal.getsignal(number) for number in stops},
         "folder": Path.cwd(),
         "arguments": list(sys.argv),

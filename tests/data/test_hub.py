@@ -278,6 +278,7 @@ def test_a_stream_that_breaks_time_and_again_is_told(server):
 
 def test_a_stream_outlives_a_network_that_is_gone_for_a_moment(monkeypatch):
     monkeypatch.setattr(hub, "WAIT_SECONDS", 0.01)
+
     def cut():
         yield b"0123"
         raise httpx.ReadError("reset")

@@ -23,7 +23,7 @@ from tunerun.data.convert import Reading
 from tunerun.data.detect import KINDS, OPTIONS, Format, format_of
 from tunerun.data.keys import row_keys
 from tunerun.data.normalise import normalise
-from tunerun.data.read.source import UTF8_MARK
+from tunerun.data.read.source import HEAD_BYTES, UTF8_MARK
 from tunerun.data.report import Tally
 from tunerun.data.rows import BadRow, Row, RowFault, Text
 from tunerun.data.split import hold_out_count, hold_out_fraction, ranks
@@ -32,7 +32,6 @@ from tunerun.paths import DELIMITED_SUFFIXES, JSON_SUFFIXES, PACKABLE_SUFFIXES
 
 _GZIP = ".gz"
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_HEAD_BYTES = 1 << 16
 
 # Within a JSON text: a string, or what opens, closes or separates.
 _JSON_PART = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},]', re.DOTALL)
@@ -168,7 +167,7 @@ def _copy(path: Path, lines: list[int], held: npt.NDArray[np.bool_], out: tuple[
         for target in out:
             target.write(mark)
         data.seek(len(mark))
-        if kind in JSON_SUFFIXES and data[len(mark) : _HEAD_BYTES].lstrip().startswith(b"["):
+        if kind in JSON_SUFFIXES and data[len(mark) : HEAD_BYTES].lstrip().startswith(b"["):
             _copy_array(data, held, out)
         else:
             sides = dict(zip(lines, held.tolist(), strict=True))

@@ -16,7 +16,7 @@ from tunerun.serve.conversation import Conversation
 from tunerun.serve.local import LocalEngine
 from tunerun.serve.spawn import Spawned
 
-_PROMPT = "> "
+PROMPT = "> "
 _HELP = """\
 /history       list what was said, questions with their numbers
 /edit N TEXT   ask TEXT instead of question N, and forget what came after it
@@ -94,7 +94,7 @@ def _interactive(conversation: Conversation, name: str) -> None:
     print(f"{name}: {told}; /help lists commands")
     with contextlib.suppress(Leave, EOFError, KeyboardInterrupt):
         while True:
-            _turn(conversation, input(_PROMPT).strip())
+            _turn(conversation, input(PROMPT).strip())
 
 
 def _turn(conversation: Conversation, line: str) -> None:

@@ -24,7 +24,6 @@ from tunerun.serve.targets import Target, by_weights
 MAX_TARGETS = 3
 _STOP_SECONDS = 0.05
 _STOPPED = " [stopped]"
-_PROMPT = "> "
 _HELP = """\
 /retry         ask the last question again, with another seed
 /undo          forget the last question and its answers
@@ -237,6 +236,6 @@ def _typed(names: Sequence[str]) -> Iterator[str]:
     print(f"{', '.join(names)}: ask them the same; /help lists commands")
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            line = input(_PROMPT).strip()
+            line = input(chat.PROMPT).strip()
             if line:
                 yield line

@@ -13,10 +13,8 @@ from tunerun.plan.steps import Quantisation
 from tunerun.serve.conversation import Conversation, Sampling
 from tunerun.serve.local import LocalEngine
 from tunerun.serve.protocol import EngineSpec
+from tunerun.serve.requests import COLDEST
 from tunerun.serve.targets import Target, group_spec, resolve_target
-
-# Below it, probabilities leave the range of float32.
-_COLDEST = 1e-3
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, longest: int | None = None) -> None:
@@ -117,8 +115,8 @@ def within(low: float, high: float, kind: Callable[[str], float]) -> Callable[[s
 
 def _temperature(text: str) -> float:
     value = float(text)
-    if value != 0 and not _COLDEST <= value <= 2:
-        raise argparse.ArgumentTypeError(f"must be 0, or from {_COLDEST:g} to 2")
+    if value != 0 and not COLDEST <= value <= 2:
+        raise argparse.ArgumentTypeError(f"must be 0, or from {COLDEST:g} to 2")
     return value
 
 

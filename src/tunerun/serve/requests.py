@@ -34,8 +34,9 @@ MAX_TOP_LOGPROBS = 20
 _MAX_TOKENS = 1 << 31
 _SEEDS = 1 << 32
 _DEFAULT_COMPLETION_TOKENS = 16
-# Below these, probabilities leave the range of float32; the choice is the same.
-_COLDEST = 1e-3
+COLDEST = 1e-3
+"""Lowest temperature but 0: below it, probabilities leave the range of float32, and the choice is the same."""
+# Of top_p, for the same reason.
 _NARROWEST = 1e-6
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
@@ -338,7 +339,7 @@ def _asked(given: Mapping[str, Any], limit: int | None, logprobs: int | None) ->
         include_usage=options.get("include_usage", False),
         n=given.get("n", 1),
         max_tokens=limit,
-        temperature=0.0 if temperature < _COLDEST else temperature,
+        temperature=0.0 if temperature < COLDEST else temperature,
         top_p=max(_NARROWEST, given.get("top_p", 1.0)),
         top_k=given.get("top_k", 0),
         seed=given["seed"] % _SEEDS if "seed" in given else secrets.randbits(32),

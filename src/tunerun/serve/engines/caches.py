@@ -5,6 +5,9 @@ from __future__ import annotations
 MEMORY_BYTES = 1 << 30
 """Of all caches together, in the memory of the CPU."""
 
+HALF_BYTES = 2
+"""Of a number in llama.cpp's caches, which are float16."""
+
 _MOST_SLOTS = 16
 
 

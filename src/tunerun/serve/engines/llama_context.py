@@ -29,9 +29,6 @@ _ERROR_LEVEL = 4
 """GGML_LOG_LEVEL_ERROR (ggml.h)."""
 _PIECE_BYTES = 64
 
-CACHED_BYTES = 2
-"""Of a number in the key-value cache, which is float16."""
-
 
 class LlamaContext:
     """A loaded file with room for several sequences, numbered from 0."""

@@ -26,7 +26,6 @@ from tunerun.serve.text import Decoder, PieceDecoder
 PROGRAM = "llama-server"
 _TOKENS = "tokenizer.ggml.tokens"
 _BOS, _EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
-_CACHED_BYTES = 2
 _ALL_LAYERS = 999
 _ERRORS = 1
 # It keeps prompts of the past in memory besides the caches: 8 GiB of them when nothing is said. With adapters none are
@@ -66,7 +65,7 @@ def command(spec: EngineSpec, endpoint: Endpoint, header: GgufHeader, context: i
     program = shutil.which(PROGRAM)
     if program is None:
         raise StageError(f"there is no `{PROGRAM}` on the PATH.")
-    parallel = caches.slots(_token_numbers(header), _CACHED_BYTES, context, spec.answers)
+    parallel = caches.slots(_token_numbers(header), caches.HALF_BYTES, context, spec.answers)
     address = httpx.URL(endpoint.url)
     line = [program, "--model", spec.weights, "--host", address.host, "--port", str(address.port)]
     line += ["--parallel", str(parallel), "--ctx-size", str(parallel * context), "--no-kv-unified"]

@@ -11,7 +11,7 @@ from tunerun.errors import StageError
 from tunerun.formats.gguf_header import CHAT_TEMPLATE
 from tunerun.serve.engines import caches
 from tunerun.serve.engines.base import Chosen, Send, Service
-from tunerun.serve.engines.llama_context import BATCH_TOKENS, CACHED_BYTES, LlamaContext
+from tunerun.serve.engines.llama_context import BATCH_TOKENS, LlamaContext
 from tunerun.serve.engines.llama_sampling import Sampler, check_schema, sampler
 from tunerun.serve.engines.schemas import SchemaFault
 from tunerun.serve.engines.scores import likeliest
@@ -68,7 +68,7 @@ class LlamaCppEngine:
                 raise StageError(f"{path}: llama.cpp takes adapters as GGUF files.")
             self._context.load_adapter(name, Path(path))
         numbers, tokens = self._context.token_numbers, self._context.context_tokens
-        self.slots = caches.slots(numbers, CACHED_BYTES, tokens, spec.answers)
+        self.slots = caches.slots(numbers, caches.HALF_BYTES, tokens, spec.answers)
         self._context.reserve(self.slots)
         self._slots = [_Slot(number) for number in range(self.slots)]
         self._requests = 0
