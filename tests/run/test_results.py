@@ -20,6 +20,11 @@ from tunerun.train.batches import total_steps
 _VOID = {"meta", "br"}
 
 
+def test_a_gate_is_named_in_words_and_its_file_as_it_is():
+    assert report._gate("template_tokens:a-q4_k_m.gguf") == "template tokens:a-q4_k_m.gguf"
+    assert report._gate("merge_logits") == "merge logits"
+
+
 def test_a_path_is_shown_as_it_can_be_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert summary.short(tmp_path / "outputs" / "项目") == "outputs/项目"
