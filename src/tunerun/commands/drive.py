@@ -27,7 +27,6 @@ from tunerun.launch.process import Process, Start, StopSignals, Supervision, spa
 from tunerun.launch.terminal import Terminal
 from tunerun.plan.plan import Plan
 from tunerun.run import runner
-from tunerun.run.summary import short
 from tunerun.sweep import measures, outcomes, table, trials, wandb
 from tunerun.sweep.sources import Base, MakeSource
 from tunerun.sweep.trials import Outcome, Source, Trial
@@ -247,7 +246,7 @@ class _Driver:
 
     def _title(self, entry: Entry) -> str:
         count = f"{entry.trial.number + 1 if self.source.is_complete else len(self.entries)} of {self.source.total}"
-        return f"trial {count}: {' '.join(entry.trial.varied) or 'nothing is varied'}"
+        return f"trial {count}: {' '.join(entry.trial.varied)}"
 
     def _prepare(self, trial: Trial) -> Entry:
         resolved = resolve([*trial.point, *self.request.search_path], self.request.config_dir)
@@ -342,11 +341,11 @@ class _Driver:
         metrics, sweep_dir = self.sweep.metric, self.request.sweep_dir
         print(f"\n{table.render(rows, metrics)}\n")
         if self.stopped:
-            print(f"go on: tunerun resume {short(sweep_dir)}")
+            print(f"go on: tunerun resume {sweep_dir}")
         elif table.best(rows, metrics) is None:
             print(f"there is no best one: {table.why_none(rows, metrics)}")
         else:
-            print(f"the best as a recipe: tunerun sweep best {short(sweep_dir)}")
+            print(f"the best as a recipe: tunerun sweep best {sweep_dir}")
         print(f"sweep: {sweep_dir}")
         if self.stopped:
             return ExitCode.PREEMPTED

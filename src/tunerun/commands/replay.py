@@ -120,7 +120,8 @@ def _hashed(recorded: Iterable[str]) -> dict[str, str]:
 def _prepared(recorded: Results, folder: Path) -> Prepared:
     """Builds the plan anew, with what the recorded plan had decided for the user."""
     config, commits, base = recorded.config, recorded.commits(), recorded.record.base_model
-    train = plans.read(recorded.run_dir / artifacts.PLAN).train
+    path = artifacts.read_json(recorded.run_dir / artifacts.PLAN)
+    train = plans.from_json(path).train
     hardware: dict[str, Any] = {}
     if recorded.record.threads is not None:
         hardware["threads"] = recorded.record.threads

@@ -79,15 +79,17 @@ def read(path: Path) -> Plan:
         UserError: It is damaged, or was written by a newer tunerun.
     """
     schema, data = artifacts.read_versioned(path, SCHEMA)
-    return from_json(_from_schema_1(data) if schema == 1 else data)
+    return from_json({"schema": schema, **data})
 
 
 def from_json(data: Mapping[str, Any]) -> Plan:
-    """Builds a plan from plain data of this version.
+    """Builds a plan from plain data of this version or an older one.
 
     Raises:
         ValueError: The data are no plan.
     """
+    if data["schema"] == 1:
+        data = _from_schema_1(data)
     return Plan(
         name=data["name"],
         run_dir=data["run_dir"],

@@ -107,8 +107,7 @@ def load_config(run_dir: Path) -> RunConfig:
     """
     path = run_dir / artifacts.CONFIG
     if not path.is_file():
-        what = f"is not the directory of a run: it has no {artifacts.CONFIG}."
-        raise UserError(Problem(where=str(run_dir), what=what, fix="`tunerun runs` lists the runs."))
+        raise UserError(Problem(where=str(run_dir), what=f"is not the directory of a run: no {artifacts.CONFIG}."))
     try:
         data: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
     except yaml.YAMLError as error:

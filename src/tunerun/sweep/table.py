@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tunerun import artifacts, columns
-from tunerun.columns import MAX_COLUMNS
 from tunerun.errors import Problem, UserError
 from tunerun.launch.terminal import duration
 from tunerun.run import charts, page
@@ -141,7 +140,7 @@ def render(rows: Sequence[Outcome], metrics: Sequence[str]) -> str:
     lines = [head, *cells]
     widths = [max(columns.width(line[index]) for line in lines) for index in range(len(head))]
     padded = [[columns.pad(cell, room) for cell, room in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join(columns.cut("  ".join(line).rstrip(), MAX_COLUMNS) for line in padded)
+    return "\n".join(columns.cut("  ".join(line).rstrip(), columns.MAX_COLUMNS) for line in padded)
 
 
 def _plain(row: Outcome, rank: int, metrics: Sequence[str]) -> dict[str, Any]:
