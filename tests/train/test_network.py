@@ -64,7 +64,11 @@ def test_the_format_of_the_files_counts_and_not_what_the_config_says_of_them(tmp
         assert torch.equal(one, other)
 
 
-def test_training_on_weights_from_files_has_the_losses_of_one_process(tmp_path: Path) -> None:
+def test_training_on_weights_from_files_has_the_losses_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Sharing sets it for the libraries, and it is to go with the test.
+    monkeypatch.setenv("LOCAL_RANK", "0")
     for strategy in ("fsdp2", "single"):
         stage.run(placed(train_step(FULL, max_steps=4), strategy, 1), _stored(tmp_path / strategy))
     assert losses(tmp_path / "fsdp2") == losses(tmp_path / "single")
