@@ -17,8 +17,6 @@ from tunerun.data.report import Tally
 from tunerun.data.rows import BadRow, Content, Conversation, DataFile, Labelled, Preference, RowFault, RowKind, Text
 from tunerun.errors import Problem, UserError
 
-"""What rows may be, in the order in which a row that could be several is tried."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:

@@ -32,6 +32,7 @@ _NAMES = {
 }
 
 KINDS: tuple[RowKind, ...] = ("conversations", "pairs", "labels", "text")
+"""What rows may be, in the order in which a row that could be several is tried."""
 
 Parts = dict[str, str]
 """Key of each part of a row; beside `DATA_PARTS` alpaca's `input`."""
