@@ -1,11 +1,12 @@
 """Host memory of two ranks while they share a model out: weights left in their files, and read whole first.
 
-Run: `python tests/benchmarks/bench_sharing.py [--strategy fsdp2] [--precision bf16]`.
+Run: `python tests/benchmarks/bench_sharing.py [--strategy fsdp2] [--precision bf16] [--ranks 2] [--resumed]`.
 
-The model is a random Qwen2 of 189 million parameters stored in bf16, trained in full. Memory is what belongs to a
-process alone (RssAnon), above what it had when both ranks were connected: files that are mapped are the system's, which
-has them once for all ranks and may drop them. `loaded` is read when the network is there, `peak` until the engine is
-made. Both ways have to come to the same weights.
+The model is a random Qwen2 of 189 million parameters stored in bf16, trained in full; `--resumed` goes on from a
+checkpoint of it, whose weights are float32 that bf16 cannot hold. Memory is what belongs to a process alone (RssAnon),
+above what it had when all ranks were connected: files that are mapped are the system's, which has them once for all
+ranks and may drop them. `loaded` is read when the network is there, `peak` until the engine is made. Both ways have to
+come to the same weights, whose hash is shown. From a checkpoint there is one way: its files have the format trained in.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -40,13 +42,14 @@ WAYS = ("files", "whole")
 
 
 def build(folder: Path) -> int:
-    """Writes the model; returns its number of parameters."""
+    """Writes the model, and a checkpoint's weights into model/; returns its number of parameters."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**SIZES)).to(torch.bfloat16)
-    model.save_pretrained(folder)
+    model = Qwen2ForCausalLM(Qwen2Config(**SIZES))
+    model.save_pretrained(folder / "model")
+    model.to(torch.bfloat16).save_pretrained(folder)
     return int(model.num_parameters())
 
 
@@ -75,7 +78,7 @@ def peak() -> Iterator[list[float]]:
         thread.join()
 
 
-def rank_main(folder: Path, strategy: Any, precision: str, way: str) -> None:
+def rank_main(folder: Path, strategy: Any, precision: str, way: str, start: str) -> None:
     """One rank: shares the model out and prints what that took."""
     if strategy != "fsdp2":
         import deepspeed  # noqa: F401
@@ -83,16 +86,18 @@ def rank_main(folder: Path, strategy: Any, precision: str, way: str) -> None:
     from tests.train.runs import FULL, train_step
     from tunerun.base_model import BaseModel
     from tunerun.train import network, stage
+    from tunerun.train.checkpoint import Checkpoint, Progressed
     from tunerun.train.engines import make_engine
     from tunerun.train.ranks import connected
 
-    step = placed(train_step(FULL, precision=precision), strategy, 2)
+    step = placed(train_step(FULL, precision=precision), strategy, int(os.environ["WORLD_SIZE"]))
     read = step if way == "files" else replace(step, placement=replace(step.placement, strategy="ddp"))
     base = BaseModel(folder=folder, path="bench", revision=None, sha256="0")
+    saved = Checkpoint(folder=folder, progress=Progressed(), identity={}, files=())
     with connected(step.placement) as ranks:
         before, began = own_mib(), time.monotonic()
         with peak() as most:
-            built = network.build(read, base, None)
+            built = network.build(read, base, saved if start == "checkpoint" else None)
             loaded = own_mib() - before
             engine = make_engine(stage._parts(step, built, ranks))
         seconds = time.monotonic() - began
@@ -104,37 +109,43 @@ def rank_main(folder: Path, strategy: Any, precision: str, way: str) -> None:
         ranks.wait()
 
 
-def measure(folder: Path, strategy: str, precision: str, way: str) -> list[dict[str, Any]]:
-    """Runs both ranks; returns what each printed."""
+def measure(folder: Path, chosen: argparse.Namespace, way: str) -> list[dict[str, Any]]:
+    """Runs all ranks; returns what each printed."""
     from tests.train.engines.group import environments
 
-    command = [sys.executable, __file__, "--rank", str(folder), strategy, precision, way]
+    start = "checkpoint" if chosen.resumed else "base"
+    command = [sys.executable, __file__, "--rank", str(folder), chosen.strategy, chosen.precision, way, start]
     ranks = [
         subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for env in environments(2)
+        for env in environments(chosen.ranks)
     ]
     said = [rank.communicate(timeout=300)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert {rank.returncode for rank in ranks} == {0}, said
     return [json.loads(text.splitlines()[-1]) for text in said]
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--rank"]:
-        rank_main(Path(sys.argv[2]), *sys.argv[3:6])
+        rank_main(Path(sys.argv[2]), *sys.argv[3:7])
         return
     options = argparse.ArgumentParser()
     options.add_argument("--strategy", default="fsdp2", choices=["fsdp2", "zero3"])
     options.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    options.add_argument("--ranks", type=int, default=2)
+    options.add_argument("--resumed", action="store_true", help="go on from a checkpoint")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         whole_mib = 4 * build(Path(name)) / 2**20
-        print(f"{chosen.strategy}, {chosen.precision}: in float32 all weights are {whole_mib:.0f} MiB")
+        start = "a checkpoint" if chosen.resumed else "the base"
+        print(f"{chosen.strategy}, {chosen.precision}, {chosen.ranks} ranks, from {start}: all weights in float32")
+        print(f"  are {whole_mib:.0f} MiB, the part of a rank {whole_mib / chosen.ranks:.0f} MiB")
         digests = set()
-        for way in WAYS:
-            found = measure(Path(name), chosen.strategy, chosen.precision, way)
+        for way in WAYS[: 1 if chosen.resumed else 2]:
+            found = measure(Path(name), chosen, way)
             digests.add(found[0]["digest"])
             loaded, most, seconds = (max(rank[key] for rank in found) for key in ("loaded", "peak", "seconds"))
             print(f"  {way:<6} loaded {loaded:5.0f} MiB a rank, peak {most:5.0f} MiB, {seconds:.1f} s")
+    print(f"  weights {' and '.join(str(digest)[:16] for digest in digests)}")
     assert len(digests) == 1, "both ways have to come to the same weights"
 
 

@@ -238,6 +238,30 @@ def test_a_task_names_the_folder_of_configs_within_the_project(tmp_path):
         task(outside, **ONE)
 
 
+def test_a_task_names_only_what_is_copied_with_the_project(tmp_path):
+    project = tmp_path / "project"
+    project.mkdir()
+    within = Typed(arguments=("+recipe=x", "hydra.searchpath=[file://more,pkg://mine.conf]"), directory=project)
+    kept = {"hardware__strategy": "zero2", "hardware__processes": 2}
+    found = yaml.safe_load(task(within, **ONE, **kept, hardware__deepspeed="zero.json"))
+    assert "'hydra.searchpath=[file://more,pkg://mine.conf]'" in found["run"]
+
+    typed = Typed(arguments=(f'hydra.searchpath=["file://{project}/more",file://../other]',), directory=project)
+    named = {"hardware__deepspeed": str(project / "zero.json"), "hardware__accelerate": "/etc/accelerate.yaml"}
+    with pytest.raises(UserError) as refused:
+        task(replace(typed, config_dir=tmp_path), **ONE, **kept, **named)
+    told = [f"{problem.where}: {problem.what} {problem.fix}" for problem in refused.value.problems]
+    elsewhere = f"SkyPilot copies {project} to another place. Name it from there:"
+    absent = f"is not in {project}, which SkyPilot copies to the nodes. Move it there, or type the command further up."
+    assert told == [
+        f"hardware.deepspeed: the nodes do not have {project}/zero.json: {elsewhere} zero.json",
+        f"hardware.accelerate: /etc/accelerate.yaml {absent}",
+        f"hydra.searchpath: the nodes do not have {project}/more: {elsewhere} more",
+        f"hydra.searchpath: {tmp_path}/other {absent}",
+        f"--config-dir: {tmp_path} {absent}",
+    ]
+
+
 def test_a_task_that_goes_on_types_the_first_command_with_what_is_new():
     first = replace(TYPED, config_dir=Path("/home/me/my project/more"))
     more = Typed(arguments=("data.vars.name=C", "train.epochs=3"), directory=Path("/elsewhere"))

@@ -75,6 +75,10 @@ def test_a_follower_learns_its_number_and_where_the_run_is(pair, place):
     line.send({"ended": 1, "error": None})
     time.sleep(0.1)
     assert leader.fault() is None
+    assert not line.has_more()
+    leader.over()
+    until(line.has_more)
+    assert line.receive(5) == {"over": 1}
     leader.end(75)
     assert line.receive(5) == {"end": 75}
 

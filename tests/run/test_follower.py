@@ -12,11 +12,18 @@ import scenario
 from tunerun import artifacts, redact
 from tunerun.config.schema import AnswerConfig
 from tunerun.errors import ExitCode
+from tunerun.launch import command
 from tunerun.launch.nodes import Leader, Meeting
 from tunerun.run import follower
 
 BODY = ("MIIEvQIBADANplanted0", "G9w0BAQEFAASCplanted1")
 PEM = "\n".join(("-----BEGIN PRIVATE KEY-----", *BODY, "-----END PRIVATE KEY-----"))
+
+
+def meeting():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return Meeting(host="127.0.0.1", port=port, nodes=2, is_leader=False)
 
 
 def test_ranks_do_not_get_the_key_of_a_teacher_and_no_secret_reaches_the_log(small, run_dir, tmp_path, monkeypatch):
@@ -30,9 +37,7 @@ def test_ranks_do_not_get_the_key_of_a_teacher_and_no_secret_reaches_the_log(sma
     made = dataclasses.replace(
         scenario.config(tmp_path / "rows.txt", tmp_path / "model"), answer=AnswerConfig(api_key_env="TEACHER")
     )
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    place = Meeting(host="127.0.0.1", port=port, nodes=2, is_leader=False)
+    place = meeting()
     leader, status = Leader(place, str(run_dir)), artifacts.STATUS + "/train.json"
     (run_dir / status).unlink()
 
@@ -54,3 +59,42 @@ def test_ranks_do_not_get_the_key_of_a_teacher_and_no_secret_reaches_the_log(sma
     assert "DEPLOY=[redacted]" in text
     assert "as TEACHER" not in text
     assert not any(secret in text for secret in (*BODY, "plain-looking-value"))
+
+
+def test_ranks_that_hang_are_ended_when_those_of_the_leader_are_gone_and_started_again(
+    small, run_dir, tmp_path, monkeypatch
+):
+    small()
+    monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:sleep")
+    monkeypatch.setattr(follower, "LOST_SECONDS", 0.5)
+    stand_in = command.command
+    monkeypatch.setattr(command, "command", lambda *a, **b: dataclasses.replace(stand_in(*a, **b), ranks=True))
+    place, ready = meeting(), run_dir / "logs/ready"
+    leader, faults = Leader(place, str(run_dir)), []
+
+    def lead():
+        for _ in range(2):
+            ready.unlink(missing_ok=True)
+            leader.launch("train", bool)
+            until(ready.exists)
+            # Its own ranks died, or were killed for the sake of one that did.
+            leader.over()
+            until(lambda: leader.fault() is not None)
+            faults.append(leader.fault())
+        leader.end(1)
+
+    leading, began = threading.Thread(target=lead), time.monotonic()
+    leading.start()
+    config = scenario.config(tmp_path / "rows.txt", tmp_path / "model")
+    assert follower.follow(place, config) == ExitCode.STAGE_FAILED
+    leading.join(60)
+    # Each would sleep for a minute.
+    assert time.monotonic() - began < 40
+    assert len(faults) == 2 and all(fault.endswith("have ended, and those of this node did not") for fault in faults)
+
+
+def until(condition):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not condition():
+        time.sleep(0.05)
+    assert condition()

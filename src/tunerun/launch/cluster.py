@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -24,7 +25,7 @@ SLURM_LOG = f"{artifacts.LOGS}/slurm-%j.log"
 ARRAY_LOG = f"{artifacts.LOGS}/slurm-%A_%a.log"
 SKYPILOT_TASK = "task.yaml"
 
-_ALLOW, _CONFIG_DIR = "--allow", "--config-dir"
+_ALLOW, _CONFIG_DIR, _SEARCH_PATH = "--allow", "--config-dir", "hydra.searchpath"
 _STORAGE = "/tunerun"
 # System, Python environment and CUDA libraries, besides the model and the run.
 _SYSTEM_BYTES = 100 * 10**9
@@ -206,7 +207,7 @@ def files(plan: Plan, config: RunConfig, typed: Typed) -> dict[str, str]:
         typed: The command.
 
     Raises:
-        UserError: The nodes would not find the folder of `--config-dir`.
+        UserError: The nodes would not find something that the command names.
     """
     if config.cluster.kind == "slurm":
         return {SLURM_SCRIPT: slurm_script(plan, config, typed)}
@@ -228,8 +229,10 @@ def skypilot_task(plan: Plan, config: RunConfig, typed: Typed) -> str:
         typed: The command; its directory is the project (recipes, options and data), copied to each node.
 
     Raises:
-        UserError: The folder of `--config-dir` is not in the project.
+        UserError: A folder of configs, or a file for DeepSpeed or accelerate, is not in the project, or the nodes would
+            look for it elsewhere.
     """
+    _check_copied(config, typed)
     cluster = config.cluster
     folder = Path(plan.run_dir)
     run_dir = f"{_STORAGE}/{plan.name}/{folder.name}" if cluster.storage else f"outputs/{plan.name}/{folder.name}"
@@ -279,11 +282,45 @@ def continued(task: str, more: Typed) -> Typed:
 def _config_dir(typed: Typed) -> list[str]:
     if typed.config_dir is None:
         return []
-    folder, project = typed.config_dir.resolve(), typed.directory.resolve()
-    if not folder.is_relative_to(project):
-        what = f"{folder} is not in {project}, which SkyPilot copies to the nodes."
-        raise UserError(Problem(where=_CONFIG_DIR, what=what, fix="Move it there, or type the command further up."))
-    return [_CONFIG_DIR, str(folder.relative_to(project))]
+    return [_CONFIG_DIR, str(typed.config_dir.resolve().relative_to(typed.directory.resolve()))]
+
+
+def _check_copied(config: RunConfig, typed: Typed) -> None:
+    """Refuses what a command names and its nodes would not find: they have a copy of the project, in another place.
+
+    Raises:
+        UserError: Names each of these.
+    """
+    project, hardware = typed.directory.resolve(), config.hardware
+    named = {
+        "hardware.deepspeed": [hardware.deepspeed] if hardware.deepspeed is not None else [],
+        "hardware.accelerate": [hardware.accelerate] if hardware.accelerate is not None else [],
+        _SEARCH_PATH: _search_path(typed.arguments),
+        # Its path is written anew for the nodes.
+        _CONFIG_DIR: [os.path.relpath(typed.config_dir.resolve(), project)] if typed.config_dir is not None else [],
+    }
+    found = (_lost(key, text, project) for key, texts in named.items() for text in texts)
+    problems = [problem for problem in found if problem is not None]
+    if problems:
+        raise UserError(problems)
+
+
+def _lost(key: str, text: str, project: Path) -> Problem | None:
+    path = (project / text).resolve()
+    if not path.is_relative_to(project):
+        what = f"{path} is not in {project}, which SkyPilot copies to the nodes."
+        return Problem(where=key, what=what, fix="Move it there, or type the command further up.")
+    if Path(text).is_absolute():
+        what = f"the nodes do not have {path}: SkyPilot copies {project} to another place."
+        return Problem(where=key, what=what, fix=f"Name it from there: {path.relative_to(project)}")
+    return None
+
+
+def _search_path(arguments: tuple[str, ...]) -> list[str]:
+    """Returns the folders of typed search paths; without a scheme an entry is a folder, too."""
+    values = [overrides.key_and_value(item)[1] for item in arguments if overrides.key_of(item) == _SEARCH_PATH]
+    entries = [str(entry).rpartition("://") for value in values for entry in (value if isinstance(value, list) else [])]
+    return [folder for scheme, _, folder in entries if scheme in ("", "file")]
 
 
 def _resources(plan: Plan, config: RunConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Every node runs the same command. The others connect to the leader, learn its ru
 objects, one a line; each side says something every few seconds, so that the other notices when it is gone, whatever
 became of it.
 
-    leader    {"run_dir": folder, "node": n}   {"launch": stage, "attempt": n}   {"end": exit code}
+    leader    {"run_dir": folder, "node": n}   {"launch": stage, "attempt": n}   {"over": attempt}   {"end": exit code}
     follower  {"name": host}                   {"ended": attempt, "error": text or null}
     both      {}                               a sign of life
 """
@@ -127,6 +127,10 @@ class Line:
         except queue.Empty:
             return None
 
+    def has_more(self) -> bool:
+        """Says whether the other side said something that was not received yet."""
+        return not self.inbox.empty()
+
     def close(self) -> None:
         """Ends the connection."""
         self._closed.set()
@@ -209,6 +213,11 @@ class Leader:
         for line in self._lines:
             line.send({"launch": stage, "attempt": self._attempt})
         return _node(self._place, 0, self._lines[0].own_address)
+
+    def over(self) -> None:
+        """Tells the other nodes that this one's ranks have ended, by themselves or not: theirs wait for nothing now."""
+        for line in self._lines:
+            line.send({"over": self._attempt})
 
     def fault(self) -> str | None:
         """Looks at the other nodes; returns what is wrong with one of them, by its name."""

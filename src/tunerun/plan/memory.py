@@ -7,7 +7,11 @@ Assumptions, measured against real runs in tests/plan/test_memory.py and, for wh
 - bf16: full training keeps fp32 weights and computes in bf16 (autocast keeps a bf16 copy of them), ZeRO keeps bf16
   weights and fp32 gradients and puts an fp32 copy beside AdamW's two moments; a frozen base is bf16, adapters are fp32;
 - ZeRO-3 keeps small parameters whole in every process, those of an adapter as a rule, beside its part of each;
-- gradients of an accumulated step exist while the next micro-batch is computed.
+- gradients of an accumulated step exist while the next micro-batch is computed;
+- a model whose own weights ZeRO-3 or FSDP2 trains is cut layer by layer out of mapped files, also when it comes from a
+  checkpoint: that takes a rank's part and one layer, and less than training. Every rank still has a whole copy on the
+  host while it loads random weights, a reward model, weights of several formats or with added tokens, and the base of
+  an adapter whose files have another format than the computation.
 """
 
 from __future__ import annotations

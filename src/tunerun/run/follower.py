@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from tunerun import artifacts, redact
@@ -15,6 +17,7 @@ from tunerun.launch import command, nodes, process
 from tunerun.launch.command import Node
 from tunerun.launch.nodes import Line, Meeting
 from tunerun.launch.process import Ended, StopSignals, Supervision
+from tunerun.launch.ranks import LOST_SECONDS
 from tunerun.launch.terminal import Terminal
 from tunerun.launch.waiting import with_wait_policy
 from tunerun.plan import plan as plans
@@ -48,13 +51,13 @@ def follow(place: Meeting, config: RunConfig) -> ExitCode:
                 told = line.receive(_POLL_SECONDS)
                 if told is not None and "end" in told:
                     return ExitCode(told["end"])
-                if told is not None:
+                if told is not None and "launch" in told:
                     ended = _launch(told["launch"], Path(folder), node, line, stop, config)
                     line.send({"ended": told["attempt"], "error": ended.fault})
                     if stop.received:
                         # The leader is still saving: it must not miss this node.
                         return _end(line)
-                elif gone is not None:
+                elif told is None and gone is not None:
                     raise StageError(_lost(line, gone))
             return ExitCode.PREEMPTED
         finally:
@@ -62,7 +65,8 @@ def follow(place: Meeting, config: RunConfig) -> ExitCode:
 
 
 def _end(line: Line) -> ExitCode:
-    told = line.receive(STOP_GRACE_SECONDS)
+    while (told := line.receive(STOP_GRACE_SECONDS)) is not None and "over" in told:
+        pass
     return ExitCode.PREEMPTED if told is None or "end" not in told else ExitCode(told["end"])
 
 
@@ -72,10 +76,6 @@ def _launch(stage: str, run_dir: Path, node: Node, line: Line, stop: StopSignals
         raise StageError(f"{path} is not here: the run directory has to be on a disk that all nodes share.")
     step = next(item for item in plans.read(path).steps if item.stage == stage)
     launch = with_wait_policy(command.command(step, run_dir, node=node))
-
-    def others() -> str | None:
-        gone = line.lost()
-        return None if gone is None else _lost(line, gone)
 
     descriptor = os.open(os.devnull, os.O_RDONLY)
     try:
@@ -88,10 +88,32 @@ def _launch(stage: str, run_dir: Path, node: Node, line: Line, stop: StopSignals
             # The run's lock is the leader's.
             lock=descriptor,
             stall_seconds=config.hardware.stall_seconds,
-            others=others,
+            others=_Leader(line).fault,
         )
     finally:
         os.close(descriptor)
+
+
+@dataclass(slots=True)
+class _Leader:
+    """The leader, as this node sees it while its ranks work."""
+
+    line: Line
+    done: float | None = None
+    """When it was found to have no ranks any more."""
+
+    def fault(self) -> str | None:
+        """Says why the ranks of this node cannot go on."""
+        gone = self.line.lost()
+        if gone is not None:
+            return _lost(self.line, gone)
+        # While they work it says nothing: whatever it says comes after the end of its own ranks. NCCL does not notice
+        # that they are gone, and would wait.
+        if self.done is None and self.line.has_more():
+            self.done = time.monotonic()
+        if self.done is None or time.monotonic() - self.done < LOST_SECONDS:
+            return None
+        return f"the ranks of the leader ({self.line.name}) have ended, and those of this node did not"
 
 
 def _lost(line: Line, how: str) -> str:

@@ -236,6 +236,8 @@ class _Runner:
                 stall_seconds=hardware.stall_seconds,
                 others=self.leader.fault if self.leader is not None and node is not None else None,
             )
+            if self.leader is not None and node is not None:
+                self.leader.over()
             rundir.clean_logs_of_ranks(self.run_dir, step.stage, self.secrets)
             found = statuses.outcome(self.run_dir, step.stage, ended, stopped=bool(received))
             if received or not (found.again or (found.died and restarts < hardware.max_restarts)):

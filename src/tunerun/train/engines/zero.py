@@ -30,14 +30,13 @@ class Zero:
         deepspeed: Any = require("deepspeed", "deepspeed")
         self._deepspeed, self._network, self._ranks = deepspeed, parts.network, parts.ranks
         self.parameters = trainable(parts.network)
-        if parts.placement.precision == "fp32":
-            # For bf16 DeepSpeed itself changes the format of whatever it is given.
-            parts.settle(parts.network)
         rounded = _rounded(self.parameters) if parts.placement.precision == "bf16" else {}
         (self._optimiser,) = parts.optimisers(self.parameters)
         if parts.placement.device == "cpu":
             _do_without_shared_memory(deepspeed)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        if parts.placement.strategy == "zero3":
+            _share_out(deepspeed, parts)
         self._engine, *_ = deepspeed.initialize(
             model=Body(parts.network, parts.placement), optimizer=self._optimiser, config=dict(parts.deepspeed)
         )
@@ -159,6 +158,28 @@ class Zero:
 def _do_without_shared_memory(deepspeed: Any) -> None:
     """Keeps DeepSpeed from compiling its CPU collectives, which takes a compiler and waits for one that was killed."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+@torch.no_grad()
+def _share_out(deepspeed: Any, parts: Parts) -> None:
+    """Cuts parameters layer by layer; `initialize` would first put all of them on the device, in the format trained in.
+
+    What DeepSpeed is given has memory of its own: it writes the first rank's values into it, and a mapped page that is
+    written stays in memory for as long as any weight of its file does.
+    """
+    placement = parts.placement
+    half = placement.precision == "bf16"
+    for unit in (*parts.network.get_decoder().layers, parts.network):
+        if not half:
+            parts.settle(unit)
+        for parameter in unit.parameters():
+            if not hasattr(parameter, "ds_id"):
+                wanted = torch.bfloat16 if half and parameter.is_floating_point() else parameter.dtype
+                parameter.data = parameter.data.to(placement.device, wanted, copy=True)
+        deepspeed.zero.Init(module=unit, config_dict_or_path=dict(parts.deepspeed))
+    # Those are left where they are when DeepSpeed finds parameters already cut.
+    for buffer in parts.network.buffers():
+        buffer.data = buffer.data.to(placement.device)
 
 
 def _rounded(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
