@@ -240,6 +240,13 @@ def test_vllm_is_started_with_what_the_model_needs(vllm, stand_in, adapter):
     assert stand_in.events("body")[-1]["key"].startswith("Bearer ")
 
 
+def test_the_server_shares_the_session_but_gets_no_ctrl_c(vllm, stand_in):
+    # Linux shares the cores among sessions, and a server keeps all it gets.
+    started = stand_in.events("started")[-1]
+    assert started["session"] == os.getsid(0)
+    assert started["group"] not in (os.getpgrp(), os.getpgid(vllm._process.pid))
+
+
 def test_lmdeploy_is_asked_with_its_key_on_a_port_of_its_own(spec, stand_in):
     with loaded(spec("lmdeploy", context_tokens=256, server={"processes": 2})) as engine:
         answer(engine, max_new_tokens=3, temperature=0.7)
