@@ -113,8 +113,9 @@ def _compare(client: httpx.Client, trained: Trained) -> tuple[dict[str, int], li
         if found != wanted:
             faults.append(_fault(asked, found, wanted))
         elif wanted is not None and answered < VERIFY_SERVED_ANSWERS:
-            answered += 1
-            faults += _answer_faults(client, asked, len(wanted))
+            answer = _answer_faults(client, asked, len(wanted))
+            answered += answer is not None
+            faults += answer or []
     measured = {"texts": compared, "different_texts": len(faults), "answers": answered}
     return measured, faults
 
@@ -128,14 +129,13 @@ def _tokens(client: httpx.Client, asked: dict[str, Any]) -> list[int] | None:
     return found
 
 
-def _answer_faults(client: httpx.Client, asked: dict[str, Any], tokens: int) -> list[str]:
-    """Asks for a short answer, whose usage counts the tokens that were computed."""
+def _answer_faults(client: httpx.Client, asked: dict[str, Any], tokens: int) -> list[str] | None:
+    """Asks for a short answer, whose usage counts the tokens that were computed; None where the context has no room."""
     path = "/v1/completions" if "prompt" in asked else "/v1/chat/completions"
     answer = client.post(path, json={**asked, "max_tokens": VERIFY_SERVED_TOKENS, "temperature": 0})
     if answer.is_error:
-        # `serve.context`, or the model's own, may be shorter than the conversation.
         if answer.status_code == httpx.codes.BAD_REQUEST and answer.json()["error"]["code"] == _TOO_LONG:
-            return []
+            return None
         return [f"{asked!r} gets no answer: {' '.join(answer.text.split())}."]
     found = answer.json()["usage"]["prompt_tokens"]
     return [] if found == tokens else [f"{asked!r} is answered on {found} tokens where training has {tokens}."]
