@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tunerun import artifacts
-from tunerun.config import typed
+from tunerun.config import resolve, typed
 from tunerun.config.schema import RunConfig
 from tunerun.errors import UserError
 from tunerun.machine import Gpu, Machine
@@ -396,3 +396,25 @@ def test_a_limit_far_above_the_longest_row_is_told(longest, packing, told):
 def test_verification_serves_by_the_cheapest_engine_or_by_all_at_hand(changes, engines):
     (step,) = (step for step in planned(**changes).steps if step.stage == "verify")
     assert step.engines == engines
+
+
+@pytest.mark.parametrize(
+    ("serve", "keys"),
+    [
+        ({"context": 512}, {"llamacpp": ("serve.context=512",), "transformers": ("serve.context=512",)}),
+        ({"port": 9, "max_n": 1, "max_prompt_tokens": 3}, {}),
+        (
+            {"engine": "vllm", "gpus": 2, "extra_args": {"max_num_seqs": 8, "dtype": "a b"}},
+            {"vllm": ("serve.gpus=2", 'serve.extra_args={max_num_seqs:8,dtype:"a b"}')},
+        ),
+    ],
+)
+def test_verification_starts_an_engine_with_what_the_serve_stage_starts_it_with(serve, keys):
+    found = planned(verify__level="full", serve=serve)
+    assert step(found, "verify").serve_keys == keys
+    # As `tunerun serve` reads them.
+    for engine, arguments in keys.items():
+        read = resolve.rebuild({}, [f"serve.engine={engine}", *arguments], section=("serve.",)).serve
+        assert (read.context, read.gpus, read.extra_args) == tuple(
+            serve.get(key, default) for key, default in (("context", None), ("gpus", None), ("extra_args", {}))
+        )

@@ -140,7 +140,7 @@ def vllm(line: list[str]) -> None:
         Route("/tokenizer_info", info),
         Route("/v1/completions", complete, methods=["POST"]),
     ]
-    note(started="vllm", line=line, key=os.environ["VLLM_API_KEY"])
+    note(started="vllm", line=line, key=os.environ["VLLM_API_KEY"], session=os.getsid(0), group=os.getpgrp())
     uvicorn.run(Starlette(routes=routes), uds=options.uds, log_level="warning")
 
 

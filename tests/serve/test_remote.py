@@ -17,7 +17,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from tests.conftest import ROOT
-from tests.serve.conftest import WITH_TOOLS
+from tests.serve.conftest import WITH_TOOLS, end
+from tests.serve.conftest import serve as start_serve
 from tests.serve.local import loaded
 from tests.tiny import tiny_qwen2
 from tunerun.commands import serve
@@ -239,6 +240,13 @@ def test_vllm_is_started_with_what_the_model_needs(vllm, stand_in, adapter):
     assert stand_in.events("body")[-1]["key"].startswith("Bearer ")
 
 
+def test_the_server_shares_the_session_but_gets_no_ctrl_c(vllm, stand_in):
+    # Linux shares the cores among sessions, and a server keeps all it gets.
+    started = stand_in.events("started")[-1]
+    assert started["session"] == os.getsid(0)
+    assert started["group"] not in (os.getpgrp(), os.getpgid(vllm._process.pid))
+
+
 def test_lmdeploy_is_asked_with_its_key_on_a_port_of_its_own(spec, stand_in):
     with loaded(spec("lmdeploy", context_tokens=256, server={"processes": 2})) as engine:
         answer(engine, max_new_tokens=3, temperature=0.7)
@@ -247,6 +255,25 @@ def test_lmdeploy_is_asked_with_its_key_on_a_port_of_its_own(spec, stand_in):
     assert line[line.index("--session-len") + 1] == "256"
     assert line[line.index("--tp") + 1] == "2"
     assert stand_in.last_body()["temperature"] == 0.7
+
+
+def test_a_seed_that_lmdeploy_cannot_be_told_is_refused(folder, stand_in):
+    python = f"env.serve.python={stand_in.folder / 'python'}"
+    served = start_serve(folder, "serve.engine=lmdeploy", python)
+    asked = {"prompt": "fox", "max_tokens": 3, "seed": 3}
+    try:
+        with served.client() as client:
+            refused = client.post("/v1/completions", json=asked)
+            # Where the likeliest token is taken, a seed decides nothing.
+            greedy = client.post("/v1/completions", json={**asked, "temperature": 0})
+            free = client.post("/v1/completions", json={**asked, "seed": None})
+    finally:
+        end(served)
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported", "seed")
+    assert "lmdeploy" in error["message"]
+    assert greedy.status_code == free.status_code == 200
 
 
 def test_ollama_gets_the_file_and_the_rendered_text(spec, stand_in, gguf):

@@ -115,3 +115,14 @@ def test_an_engine_that_is_not_installed_proves_nothing(out: Path, python: str) 
     found = serving_gate("vllm", out, trained(out), python)
     assert found.verdict == "not_proved"
     assert python in found.reason
+
+
+def test_the_run_is_served_with_the_keys_it_will_be_served_with(served: Path) -> None:
+    found = serving_gate("llamacpp", served, trained(served), None, ("serve.context=12",))
+    # Tokens are compared all the same; nothing with an answer fits such a context.
+    assert found.verdict == "pass", found.reason
+    assert found.measured["texts"] >= 50
+    assert found.measured["answers"] == 0
+    unknown = serving_gate("llamacpp", served, trained(served), None, ("serve.gpus=2",))
+    assert unknown.verdict == "fail"
+    assert "serve.gpus" in unknown.reason

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from tunerun.config import typed
 from tunerun.config.schema import RunConfig
 from tunerun.config.sources import recipe_file
 from tunerun.errors import Problem
@@ -22,6 +25,9 @@ _KEY = re.compile(r"(?P<sign>~|\+{0,2})(?P<key>[^=]*)(?P<rest>=.*)?", re.DOTALL)
 _NAME = re.compile(r"[\w.@:/$-]+", re.ASCII)
 # What the lexer takes outside quotes: words, numbers and a few signs.
 _READABLE = re.compile(r"[\w/\-\\+.$%*@?|]*", re.ASCII)
+# What the grammar reads as a text without quotes.
+_WORD = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
+_CONSTANTS = ("null", "true", "false", "nan", "inf")
 _PIECES = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[,\[\]{}:])""")
 
 
@@ -115,6 +121,17 @@ def quote(text: str) -> str:
     """Quotes a text for Hydra's grammar."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+def spelled(value: Any) -> str:
+    """Returns a value as it is written in an override."""
+    if isinstance(value, str):
+        return value if _WORD.fullmatch(value) and value not in _CONSTANTS else quote(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{spelled(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(spelled(item) for item in value) + "]"
+    return typed.shown(value)
 
 
 def _parts(override: str) -> tuple[str, str, str | None]:

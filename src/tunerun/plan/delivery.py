@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import typing
-from typing import Literal
+from typing import Any, Literal
 
+from tunerun.config import overrides
 from tunerun.config.checks import size_bytes
 from tunerun.config.credentials import secret_variables
 from tunerun.config.data_sources import data_sources
@@ -64,6 +65,7 @@ def steps(config: RunConfig, placement: Placement, gpu_bytes: tuple[int, ...] = 
     if "export" in config.stages:
         found.append(_export_step(config, folder, merged=merged))
     if "verify" in config.stages and config.verify.level != "off":
+        engines = _verified_engines(config, merged=merged, adapted=folder is not None)
         found.append(
             VerifyStep(
                 level=config.verify.level,
@@ -78,8 +80,9 @@ def steps(config: RunConfig, placement: Placement, gpu_bytes: tuple[int, ...] = 
                 placement=placement,
                 seed=config.seed,
                 quantisation=base_quantisation(config),
-                engines=_verified_engines(config, merged=merged, adapted=folder is not None),
+                engines=engines,
                 python=config.env.serve.python,
+                serve_keys={engine: keys for engine in engines if (keys := _serve_keys(config, engine))},
                 bounds=config.verify.bounds,
             )
         )
@@ -104,6 +107,19 @@ def _verified_engines(config: RunConfig, *, merged: bool, adapted: bool) -> tupl
         usual.append("vllm")
     found = tuple(engine for engine in dict.fromkeys(usual) if serving.get(engine))
     return found if config.verify.level == "full" else found[:1]
+
+
+def _serve_keys(config: RunConfig, engine: EngineChoice) -> tuple[str, ...]:
+    """Returns what the serve stage starts an engine with, as arguments of `tunerun serve`.
+
+    Address, key and limits are left out: they decide who is answered, not what.
+    """
+    serve = config.serve
+    values: dict[str, Any] = {"context": serve.context}
+    # What is said to a server is said to the chosen one.
+    if engine == ("vllm" if serve.engine == "auto" else serve.engine):
+        values |= {"gpus": serve.gpus, "extra_args": serve.extra_args or None}
+    return tuple(f"serve.{key}={overrides.spelled(value)}" for key, value in values.items() if value is not None)
 
 
 def unused_bounds(config: RunConfig) -> list[str]:

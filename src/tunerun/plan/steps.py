@@ -266,6 +266,8 @@ class VerifyStep:
     """What the run is served by, to see whether the tokens of training arrive."""
     python: str | None = None
     """Interpreter that has an engine's server; null takes tunerun's own."""
+    serve_keys: Mapping[EngineChoice, tuple[str, ...]] = field(default_factory=dict)
+    """Of engines that are started with more than their name: `key=value` arguments of `tunerun serve`."""
     bounds: Mapping[QuantisedForm, BoundConfig] = field(default_factory=dict)
     """What forms of the model are held to instead of tunerun's own bounds."""
 

@@ -234,6 +234,8 @@ class Gateway:
     ) -> Response:
         if asked.logprobs is not None:
             _need(model, "logprobs", "logprobs")
+        if asked.seeded and asked.temperature > 0:
+            _need(model, "seed", "seed")
         deadline = asyncio.get_running_loop().time() + self._serve.request_seconds
         answers = await _while_connected(request, self._ask(model, generate, asked.seeds, deadline))
         watch = Watch(self.measured, model.target.name, started)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from tunerun.plan.steps import Quantisation
 
 EngineName = Literal["llamacpp", "transformers", "vllm", "lmdeploy", "ollama", "llama_server"]
-Ability = Literal["logprobs", "json"]
+Ability = Literal["seed", "logprobs", "json"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -177,6 +177,8 @@ class Asked:
     top_p: float
     top_k: int
     seed: int
+    seeded: bool
+    """Whether the client chose the seed."""
     stop: tuple[str, ...]
     logprobs: int | None
     """How many of the likeliest tokens are told with each token; None tells no probabilities."""
@@ -343,6 +345,7 @@ def _asked(given: Mapping[str, Any], limit: int | None, logprobs: int | None) ->
         top_p=max(_NARROWEST, given.get("top_p", 1.0)),
         top_k=given.get("top_k", 0),
         seed=given["seed"] % _SEEDS if "seed" in given else secrets.randbits(32),
+        seeded="seed" in given,
         stop=given.get("stop", ()),
         logprobs=logprobs,
     )

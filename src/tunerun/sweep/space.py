@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,6 @@ from tunerun.config.schema import ParameterConfig, RunConfig
 from tunerun.errors import Problem, UserError
 
 _LOG = "log"
-# What Hydra's grammar reads as a text without quotes.
-_WORD = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
-_CONSTANTS = ("null", "true", "false", "nan", "inf")
 # A sweep has these once, not each of its trials.
 _NOT_VARIED = ("run_dir", "sweep")
 
@@ -127,7 +123,7 @@ def _typed_axis(item: str, parsed: Override, config_dir: Path | None) -> Axis:
 
 def _param_axis(key: str, param: ParameterConfig) -> Axis:
     if param.choices:
-        return Axis(key=key, points=tuple(spelled(choice) for choice in param.choices))
+        return Axis(key=key, points=tuple(overrides.spelled(choice) for choice in param.choices))
     axis = Axis(key=key, low=param.low, high=param.high, step=param.step, log=param.log, integer=_is_integer(key))
     if param.step is None or param.low is None or param.high is None or param.step <= 0:
         return axis
@@ -163,17 +159,6 @@ def _problems(axis: Axis) -> list[Problem]:
         what = "a step goes with an even range only, and is above 0."
         problems.append(Problem(where=axis.key, what=what, fix="Drop log or the step, or list choices."))
     return problems
-
-
-def spelled(value: Any) -> str:
-    """Returns a value as it is written in an override."""
-    if isinstance(value, str):
-        return value if _WORD.fullmatch(value) and value not in _CONSTANTS else overrides.quote(value)
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{spelled(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(spelled(item) for item in value) + "]"
-    return typed.shown(value)
 
 
 def _is_integer(key: str) -> bool:

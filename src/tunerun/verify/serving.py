@@ -34,6 +34,7 @@ NAME = "serving"
 _ANNOUNCED = re.compile(r"serving \S+ at (http://\S+)/v1")
 _PACKAGES = {"llamacpp": "llama_cpp"}
 _STOP_SECONDS = 15
+_TOO_LONG = "context_length_exceeded"
 _SAID_CHARACTERS = 1000
 
 
@@ -66,7 +67,7 @@ class Trained:
                 yield asked, self.tokenizer.encode(text, add_special_tokens=False)
 
 
-def serving_gate(engine: str, run: Path, trained: Trained, python: str | None) -> Gate:
+def serving_gate(engine: str, run: Path, trained: Trained, python: str | None, keys: Sequence[str] = ()) -> Gate:
     """Serves the run by an engine and compares the tokens of conversations with those of training.
 
     Args:
@@ -74,13 +75,14 @@ def serving_gate(engine: str, run: Path, trained: Trained, python: str | None) -
         run: The run directory.
         trained: The training side.
         python: Interpreter that has the engine's server, where it is one.
+        keys: Further arguments of `tunerun serve`.
     """
     name, bound = f"{NAME}:{engine}", {"different_texts": 0}
     absent = _absent(engine, python)
     if absent is not None:
         return Gate(name=name, measured={}, bound=bound, verdict="not_proved", reason=absent)
     try:
-        with _endpoint(engine, run, python) as client:
+        with _endpoint(engine, run, python, keys) as client:
             measured, faults = _compare(client, trained)
     except (StageError, httpx.HTTPError) as error:
         reason = f"the run cannot be served: {error}"
@@ -110,8 +112,9 @@ def _compare(client: httpx.Client, trained: Trained) -> tuple[dict[str, int], li
         if found != wanted:
             faults.append(_fault(asked, found, wanted))
         elif wanted is not None and answered < VERIFY_SERVED_ANSWERS:
-            answered += 1
-            faults += _answer_faults(client, asked, len(wanted))
+            answer = _answer_faults(client, asked, len(wanted))
+            answered += answer is not None
+            faults += answer or []
     measured = {"texts": compared, "different_texts": len(faults), "answers": answered}
     return measured, faults
 
@@ -125,11 +128,13 @@ def _tokens(client: httpx.Client, asked: dict[str, Any]) -> list[int] | None:
     return found
 
 
-def _answer_faults(client: httpx.Client, asked: dict[str, Any], tokens: int) -> list[str]:
-    """Asks for a short answer, whose usage counts the tokens that were computed."""
+def _answer_faults(client: httpx.Client, asked: dict[str, Any], tokens: int) -> list[str] | None:
+    """Asks for a short answer, whose usage counts the tokens that were computed; None where the context has no room."""
     path = "/v1/completions" if "prompt" in asked else "/v1/chat/completions"
     answer = client.post(path, json={**asked, "max_tokens": VERIFY_SERVED_TOKENS, "temperature": 0})
     if answer.is_error:
+        if answer.status_code == httpx.codes.BAD_REQUEST and answer.json()["error"]["code"] == _TOO_LONG:
+            return None
         return [f"{asked!r} gets no answer: {' '.join(answer.text.split())}."]
     found = answer.json()["usage"]["prompt_tokens"]
     return [] if found == tokens else [f"{asked!r} is answered on {found} tokens where training has {tokens}."]
@@ -146,7 +151,7 @@ def _fault(asked: dict[str, Any], found: list[int] | None, wanted: list[int] | N
 
 
 @contextlib.contextmanager
-def _endpoint(engine: str, run: Path, python: str | None) -> Iterator[httpx.Client]:
+def _endpoint(engine: str, run: Path, python: str | None, keys: Sequence[str]) -> Iterator[httpx.Client]:
     """Starts the endpoint, and ends it.
 
     Raises:
@@ -154,7 +159,7 @@ def _endpoint(engine: str, run: Path, python: str | None) -> Iterator[httpx.Clie
     """
     # A path with an equals sign would be taken for a key.
     command = [sys.executable, "-P", "-m", "tunerun", "serve", ".", "--force", "--names", "model"]
-    command += [f"serve.engine={engine}", "serve.port=0"]
+    command += [f"serve.engine={engine}", "serve.port=0", *keys]
     if python is not None:
         command.append(f"env.serve.python={Path(shutil.which(python) or python).absolute()}")
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:

@@ -91,7 +91,7 @@ def _gates(step: VerifyStep, out: Path) -> Iterator[Gate]:
     if whole == found:
         trained = serving.Trained(tokenizer, template, step.prompts)
         for engine in step.engines:
-            yield serving.serving_gate(engine, out, trained, step.python)
+            yield serving.serving_gate(engine, out, trained, step.python, step.serve_keys.get(engine, ()))
     texts = [*_texts(step, tokenizer, template), *rows]
     prompts = probes.prompt_rows(tokenizer, template, step.prompts, VERIFY_PROMPTS)
     yield from _logit_gates(step, out, base, _Rows(texts, prompts), whole)

@@ -29,6 +29,8 @@ def main(argv: list[str]) -> int:
     # This process leads the group, and gets every signal that it sends there.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # The group is in the background of a terminal, where `stty tostop` would stop whoever writes.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     descriptor, folder, *command = argv
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_as_usual)
     threading.Thread(target=_hold, args=(int(descriptor), server, folder), daemon=True).start()

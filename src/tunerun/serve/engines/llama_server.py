@@ -140,7 +140,7 @@ class LlamaServerApi:
     """llama-server's /completion (tools/server/README.md of llama.cpp)."""
 
     # Of the tokens that make up one character it tells the last one only, so that probabilities would have gaps.
-    abilities: tuple[Ability, ...] = ("json",)
+    abilities: tuple[Ability, ...] = ("seed", "json")
 
     def __init__(self, spec: EngineSpec) -> None:
         """Takes what was loaded."""

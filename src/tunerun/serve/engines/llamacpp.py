@@ -49,7 +49,7 @@ class _Slot:
 class LlamaCppEngine:
     """A GGUF file loaded by llama.cpp."""
 
-    abilities: tuple[Ability, ...] = ("logprobs", "json")
+    abilities: tuple[Ability, ...] = ("seed", "logprobs", "json")
 
     def __init__(self, spec: EngineSpec) -> None:
         """Loads the file, and the adapters on top of it.

@@ -57,7 +57,7 @@ class LmdeployApi:
         self._end_ids = end_ids
 
     def question(self, request: Generate, prompt_ids: Sequence[int], limit: int) -> tuple[str, Mapping[str, Any]]:
-        """Asks for token ids; its seed cannot be set for a request."""
+        """Asks for token ids; there is no seed among its fields, which is why it has not that ability."""
         return "/generate", {
             "input_ids": list(prompt_ids),
             "max_tokens": limit,

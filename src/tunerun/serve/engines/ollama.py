@@ -86,7 +86,7 @@ def _check(server: Server, api: OllamaApi, model: Model) -> None:
 class OllamaApi:
     """Ollama's /api/generate with `raw`, which leaves the prompt as it is (docs/api.md)."""
 
-    abilities: tuple[Ability, ...] = ("json",)
+    abilities: tuple[Ability, ...] = ("seed", "json")
 
     def __init__(self, name: str, spec: EngineSpec, model: Model) -> None:
         """Takes what the model is called there, and what it was made from."""

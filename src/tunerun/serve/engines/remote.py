@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import httpx
+import aiohttp
 
 from tunerun import artifacts
 from tunerun.chat.tokenizer import Tokenizer, load_tokenizer
@@ -41,6 +41,7 @@ from tunerun.serve.text import Decoder, StopFilter, WindowDecoder, showing
 _CONFIG = "config.json"
 _LENGTH = "max_position_embeddings"
 _SAID_CHARACTERS = 500
+_SERVER_ERROR = 500
 _DATA, _DONE = "data: ", "[DONE]"
 PROBE = "Who are you?  你好，世界！ 123\n\n\tnaïve 🙂"
 """A text that servers are asked the tokens of; whitespace, digits and bytes are where tokenizers differ."""
@@ -191,7 +192,7 @@ class RemoteService:
         self._loop = asyncio.new_event_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._answers: dict[int, asyncio.Task[None]] = {}
-        self._client = server.endpoint.async_client()
+        self._session = self._loop.run_until_complete(server.endpoint.session())
         self.ready = ready(model, api.abilities)
 
     def receive(self, message: Generate | Cancel | Tokenize) -> None:
@@ -250,21 +251,32 @@ class RemoteService:
             finish = telling.finish()
         except asyncio.CancelledError:
             finish = Finish(id=request.id, reason="cancelled", completion_tokens=telling.computed)
-        except (httpx.HTTPError, ValueError, KeyError) as error:
+        except (aiohttp.ClientError, OSError, ValueError, KeyError) as error:
             finish = telling.failed(f"{type(error).__name__}: {error}")
         self._send(finish)
 
     async def _pieces(self, request: Generate, ids: list[int], limit: int) -> AsyncIterator[Piece]:
         path, body = self._api.question(request, ids, limit)
-        async with self._client.stream("POST", path, json=body) as response:
-            if response.is_error:
-                said = (await response.aread()).decode(errors="replace")[:_SAID_CHARACTERS]
-                yield Piece(failure=f"status {response.status_code}: {said}", refused=response.is_client_error)
+        async with self._session.post(path, json=body) as response:
+            if not response.ok:
+                said = (await response.text(errors="replace"))[:_SAID_CHARACTERS]
+                yield Piece(failure=f"status {response.status}: {said}", refused=response.status < _SERVER_ERROR)
                 return
-            async for line in response.aiter_lines():
+            async for line in _lines(response.content):
                 piece = self._api.piece(line, request)
                 if piece is not None:
                     yield piece
+
+
+async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[str]:
+    """Yields a stream's lines; those of the library have a longest length."""
+    begun = b""
+    async for chunk in stream.iter_any():
+        *lines, begun = (begun + chunk).split(b"\n")
+        for line in lines:
+            yield line.removesuffix(b"\r").decode()
+    if begun:
+        yield begun.decode()
 
 
 class _Telling:

@@ -29,7 +29,7 @@ class TransformersEngine:
 
     # A template in the folder is read by the gateway.
     chat_template: str | None = None
-    abilities: tuple[Ability, ...] = ("logprobs",)
+    abilities: tuple[Ability, ...] = ("seed", "logprobs")
 
     def __init__(self, spec: EngineSpec) -> None:
         """Loads the folder, and the adapters on top of it.

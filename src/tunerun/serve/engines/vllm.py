@@ -165,7 +165,7 @@ def _check(server: Server, names: Sequence[str], spec: EngineSpec, model: Model)
 class VllmApi:
     """vLLM's /v1/completions (vllm/entrypoints/openai/completion/protocol.py)."""
 
-    abilities: tuple[Ability, ...] = ("logprobs", "json")
+    abilities: tuple[Ability, ...] = ("seed", "logprobs", "json")
 
     def __init__(self, name: str, model: Model) -> None:
         """Takes what the weights without an adapter are called, and the model."""
