@@ -49,7 +49,7 @@ def _write(
     def fill(staging: Path) -> None:
         (staging / "adapter").mkdir()
         (staging / "adapter" / "weights.bin").write_bytes(bytes([step] * 100))
-        checkpoint.save_state(staging, state, None, Ranks())
+        checkpoint.save_state(staging, state, {}, Ranks())
         if failing:
             raise OSError(28, "No space left on device")
 
@@ -58,7 +58,7 @@ def _write(
         Progressed(step=step, best_step=best),
         identity=IDENTITY,
         fill=fill,
-        needed_bytes=checkpoint.state_bytes(engine.parameters, state, None),
+        needed_bytes=checkpoint.state_bytes(engine.parameters, state, {}),
         train=TrainConfig(keep_checkpoints=keep, checkpoint_steps=every),
         ranks=Ranks(),
     )

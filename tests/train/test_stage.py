@@ -152,13 +152,16 @@ def test_the_running_average_is_published_instead_of_the_last_weights(tmp_path: 
     averaged, plain = make_run(tmp_path / "averaged"), make_run(tmp_path / "plain")
     run(train_step(ema_decay=0.9, checkpoint_steps=5), averaged)
     run(train_step(), plain)
-    before = load_file(averaged / artifacts.CHECKPOINTS / "step-5" / checkpoint.AVERAGE)
-    last, published = (load_file(out / artifacts.ADAPTER / adapters.WEIGHTS) for out in (plain, averaged))
+    step = averaged / artifacts.CHECKPOINTS / "step-5"
+    before, last, published = (
+        load_file(out / artifacts.ADAPTER / adapters.WEIGHTS) for out in (step, plain, averaged)
+    )
+    moving = load_file(step / checkpoint.MOVING)
     # The last step is the sixth, number 5 from 0: the decay is still (1 + 5) / (10 + 5).
     for name, weight in before.items():
-        saved = "base_model.model." + name.replace(".default.", ".")
-        assert torch.allclose(published[saved], 0.4 * weight + 0.6 * last[saved], atol=1e-7)
-        assert not torch.equal(published[saved], last[saved])
+        assert torch.allclose(published[name], 0.4 * weight + 0.6 * last[name], atol=1e-7)
+        assert not torch.equal(published[name], last[name])
+    assert {"base_model.model." + name.replace(".default.", ".") for name in moving} == {*before}
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,8 @@ def disk(size: Sizes, work: Work, *, checkpoints: int, merged: bool, export: Exp
     Args:
         size: Of the model.
         work: What is trained.
-        checkpoints: Checkpoints kept: weights in fp32 and the optimiser's state.
+        checkpoints: Checkpoints kept: weights in fp32, the optimiser's state, and with an average of the weights those
+            that move.
         merged: Whether merged/ is written, in bf16.
         export: What is exported.
     """

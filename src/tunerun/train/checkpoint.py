@@ -1,13 +1,16 @@
 """Checkpoints that are complete or absent: staged, flushed, hashed, renamed, and verified before use.
 
     step-40/
-        adapter/ or model/       loadable as they are, in the precision that is trained (float32)
+        adapter/ or model/       loadable as they are, in the precision that is trained (float32): what answered and was
+                             measured, with train.ema_decay the running average of the weights
         optimiser.safetensors    the optimiser's tensors by parameter; optimiser.json has its numbers. Of several ranks,
                              optimiser-0-of-2.safetensors and so on: each writes those of some parameters, whole, so
                              that any number of ranks under any strategy can go on
-        average.safetensors      the running average of the weights, with train.ema_decay
+        moving.safetensors       with train.ema_decay, the weights that training goes on with, by parameter
         answers.jsonl            answers to eval.prompts
         manifest.json            step, what it belongs to, and the sha256 of every other file; written last
+
+Schema 2 had it the other way round: the average lay in average.safetensors.
 
 Random numbers need no state: dropout and noise are seeded by (seed, step), the order of the data by (seed, epoch).
 """
@@ -38,12 +41,13 @@ from tunerun.train.engines import Engine
 from tunerun.train.engines.engine import State
 from tunerun.train.ranks import ALONE, Ranks
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 OPTIMISER = "optimiser"
-AVERAGE = "average.safetensors"
+MOVING = "moving.safetensors"
 ANSWERS = "answers.jsonl"
 _PREFIX = artifacts.CHECKPOINT_PREFIX
+_AVERAGE_OF_SCHEMA_2 = "average.safetensors"
 # What a file system takes besides the bytes of tensors: headers, JSON, blocks.
 _SPARE_BYTES = 1 << 20
 
@@ -139,27 +143,33 @@ def write(
     return target
 
 
-def save_state(staging: Path, state: State, average: Average | None, ranks: Ranks) -> None:
-    """Writes what training needs besides the weights into a staging folder.
+def save_state(staging: Path, state: State, moving: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Writes what training needs besides the weights that are used into a staging folder.
 
     Args:
         staging: The folder.
         state: This rank's share of the optimiser's state.
-        average: Of the weights; written by the first rank.
+        moving: The weights that training goes on with, where others are used; written by the first rank.
         ranks: This process among those that train.
     """
     share = "" if ranks.world == 1 else f"-{ranks.rank}-of-{ranks.world}"
     save_file(dict(state.tensors), staging / f"{OPTIMISER}{share}.safetensors")
     artifacts.write_json(staging / f"{OPTIMISER}{share}.json", {"schema": 1, "numbers": state.numbers})
-    if average is not None and ranks.is_first:
-        save_file(average.weights, staging / AVERAGE)
+    if moving and ranks.is_first:
+        save_file({name: weight.contiguous() for name, weight in moving.items()}, staging / MOVING)
 
 
 def restore_state(checkpoint: Checkpoint, engine: Engine, average: Average | None) -> None:
-    """Gives the optimiser and the average the state of a checkpoint, whatever number of ranks wrote it.
+    """Gives parameters, average and optimiser the state of a checkpoint, whatever number of ranks wrote it.
 
-    An average that was turned on since then (`--allow train.ema_decay`) begins with the checkpoint's weights.
+    The parameters have the weights of its adapter/ or model/. An average that was turned on since then (`--allow
+    train.ema_decay`) begins with these; one that was turned off is forgotten.
     """
+    if average is not None:
+        old = _AVERAGE_OF_SCHEMA_2
+        ema.restore(average, load_file(checkpoint.folder / old) if old in checkpoint.files else engine.parameters)
+    if MOVING in checkpoint.files:
+        engine.assign(load_file(checkpoint.folder / MOVING))
     tensors: dict[str, Tensor] = {}
     for name in checkpoint.state_files(".safetensors"):
         tensors.update(load_file(checkpoint.folder / name))
@@ -168,15 +178,12 @@ def restore_state(checkpoint: Checkpoint, engine: Engine, average: Average | Non
     for name in checkpoint.state_files(".json"):
         numbers.update(artifacts.read_json(checkpoint.folder / name)["numbers"])
     engine.restore(State(tensors=tensors, numbers=numbers))
-    if average is not None and (checkpoint.folder / AVERAGE).is_file():
-        ema.restore(average, load_file(checkpoint.folder / AVERAGE))
 
 
-def state_bytes(weights: Mapping[str, Tensor], state: State, average: Average | None) -> int:
-    """Returns about what a checkpoint takes on disk: weights, optimiser state of this rank and average."""
-    averaged = {} if average is None else average.weights
+def state_bytes(weights: Mapping[str, Tensor], state: State, moving: Mapping[str, Tensor]) -> int:
+    """Returns about what a checkpoint takes on disk: both kinds of weights, and the optimiser state of this rank."""
     return sum(tensor.numel() * 4 for tensor in weights.values()) + sum(
-        tensor.nbytes for tensor in (*state.tensors.values(), *averaged.values())
+        tensor.nbytes for tensor in (*state.tensors.values(), *moving.values())
     )
 
 

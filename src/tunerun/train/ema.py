@@ -37,8 +37,9 @@ def update(average: Average, parameters: Mapping[str, Parameter], step: int) -> 
     torch._foreach_lerp_(list(average.weights.values()), [parameters[name] for name in average.weights], 1.0 - decay)
 
 
+@torch.no_grad()
 def restore(average: Average, weights: Mapping[str, Tensor]) -> None:
-    """Gives an average the weights it was saved with."""
+    """Gives an average the weights that it had."""
     for name, weight in average.weights.items():
         weight.copy_(weights[name])
 

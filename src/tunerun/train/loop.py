@@ -343,7 +343,10 @@ def _log(trackers: Sequence[Tracker], progress: Progressed, values: Mapping[str,
 
 def _save(job: Job, progress: Progressed, *, answers: bool) -> None:
     # All that ranks do together comes before the first write, which may fail on one of them.
-    weights, state = job.engine.weights(trainable=job.trainable_only), job.engine.state()
+    with ema.applied(job.average, job.parameters):
+        weights = job.engine.weights(trainable=job.trainable_only)
+    moving = {} if job.average is None else job.engine.weights(trainable=True)
+    state = job.engine.state()
     told = _answers(job, job.questions, progress.step) if answers and job.questions is not None else None
 
     def fill(staging: Path) -> None:
@@ -351,14 +354,14 @@ def _save(job: Job, progress: Progressed, *, answers: bool) -> None:
             job.save_weights(staging, weights)
             if told is not None:
                 artifacts.write_text(staging / checkpoint.ANSWERS, told)
-        checkpoint.save_state(staging, state, job.average, job.ranks)
+        checkpoint.save_state(staging, state, moving, job.ranks)
 
     checkpoint.write(
         job.checkpoints,
         progress,
         identity=job.identity,
         fill=fill,
-        needed_bytes=checkpoint.state_bytes(weights, state, job.average),
+        needed_bytes=checkpoint.state_bytes(weights, state, moving),
         train=job.step.train,
         ranks=job.ranks,
     )

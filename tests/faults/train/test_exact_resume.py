@@ -9,6 +9,7 @@ import pytest
 
 from tests.train.objective_runs import OBJECTIVES, make_objective_run, objective_step
 from tests.train.runs import FULL, LORA, Killed, kill_before, losses, make_run, train_step
+from tunerun.config.schema import MethodConfig
 from tunerun.plan.steps import TrainStep
 from tunerun.train.stage import run
 
@@ -21,6 +22,8 @@ CASES = {
     "accumulation 4": train_step(LORA, micro_batch_size=2),
     "noise and average": train_step(LORA, neftune_alpha=5.0, ema_decay=0.9),
     "full, average": train_step(FULL, ema_decay=0.9),
+    "pissa, average": train_step(replace(LORA, kind="pissa"), ema_decay=0.9),
+    "frozen, average": train_step(MethodConfig(kind="freeze", layers=1), ema_decay=0.9),
     "8-bit AdamW": train_step(FULL, optimizer="adamw_8bit", learning_rate=1e-3),
     "Lion": train_step(LORA, optimizer="lion", learning_rate=1e-3),
     "Adafactor": train_step(FULL, optimizer="adafactor", learning_rate=1e-3),

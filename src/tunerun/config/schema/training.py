@@ -112,7 +112,7 @@ class TrainConfig:
     """Uniform noise on the embeddings while training, alpha / sqrt(tokens x width) at most; null adds none."""
     ema_decay: float | None = None
     """Publish a running average of the trained weights with this decay, such as 0.999; null publishes the weights.
-    Checkpoints hold the weights that training goes on with, and the average in a file of its own."""
+    Checkpoints hold the average as what is used, and the weights that training goes on with in a file of their own."""
     activation_checkpointing: bool | None = None
     """Recompute activations to save memory; null lets the plan decide by its estimate. It is turned on while
     training where memory runs out with one sample at a time."""
