@@ -88,6 +88,23 @@ def test_an_adapter_alone_can_be_exported():
         ({"train__on_nonfinite": "rollback"}, "train.on_nonfinite", "Set train.checkpoint_steps"),
         ({"eval__generate_rows": 5, "objective__kind": "kto"}, "eval.generate_rows", "no single answer"),
         ({"train__ema_decay": 1.0}, "train.ema_decay", "between 0 and 1"),
+        ({"train__generate_rows": 5}, "train.generate_rows", "Set train.eval_steps"),
+        ({"eval__generate_rows": 5, "objective__kind": "dpo"}, "eval.generate_rows", "no single answer"),
+        (
+            {"train": {"generate_rows": 5, "eval_steps": 2}, "data__eval_rows": 9, "objective__kind": "kto"},
+            "train.generate_rows",
+            "no single answer",
+        ),
+        (
+            {"train": {"best_metric": "rougeL", "eval_steps": 2, "keep_best": True}, "data__eval_rows": 9},
+            "train.best_metric",
+            "Set train.generate_rows",
+        ),
+        (
+            {"train": {"best_metric": "rougeL", "eval_steps": 2, "generate_rows": 5}, "data__eval_rows": 9},
+            "train.best_metric",
+            "nothing goes by it",
+        ),
         ({"data__columns": {"usr": "q"}}, "data.columns.usr", "Parts:"),
         (
             {"data__path": [], "data__sources": {"s": {"path": ["d"], "columns": {"usr": "q"}}}},

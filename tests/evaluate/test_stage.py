@@ -121,18 +121,18 @@ def test_answers_to_held_out_rows_are_compared_with_the_rows_own(
 
 
 def test_the_last_answer_of_a_row_is_asked_for_with_all_that_comes_before(tmp_path: Path) -> None:
-    from tunerun.evaluate import held_out
     from tunerun.formats.tokens import TokenStore
     from tunerun.models import ask
+    from tunerun.models import references as row_references
 
     out = make_run(tmp_path)
     like = ask.read_questions(out / "base", (), chat=False, chat_template=None)
     rows = [[([1, 2, 3, 4, 5, 6], [0, 1, 1, 0, 1, 1])], [([7, 8], [1, 1])], [([9, 10, 11], [0, 1, 0])]]
     store = TokenStore.open(write_store(tmp_path / "store", rows))
-    questions, references = held_out.questions(store, like, count=5)
+    questions, references = row_references.questions(store, like, count=5)
     assert questions.token_ids == ((1, 2, 3, 4), (9,))
     assert references == [like.tokenizer.backend.decode(ids) for ids in ([5, 6], [10])]
-    assert len(held_out.questions(store, like, count=1)[1]) == 1
+    assert len(row_references.questions(store, like, count=1)[1]) == 1
 
 
 @pytest.mark.parametrize("name", ["dpo", "kto"])

@@ -80,6 +80,14 @@ def test_full_training_writes_merged_itself_and_has_nothing_to_merge():
     assert any("nothing to merge" in note for note in found.notes)
 
 
+def test_what_answers_cost_while_training_is_told():
+    changes = {"train": {"max_steps": 25, "eval_steps": 10, "generate_rows": 20}, "data__eval_rows": 30}
+    (note,) = [note for note in planned(**changes).notes if "train.generate_rows" in note]
+    assert "up to 20 answers of up to 64 tokens are generated every 10 steps" in note
+    assert "192 passes through the model, 3 x 64, 3 times" in note
+    assert not [note for note in planned().notes if "train.generate_rows" in note]
+
+
 def test_an_adapter_made_elsewhere_is_merged_and_exported_without_training():
     found = planned(stages=["merge", "export", "verify"], model__adapter="/else/adapter")
     assert names(found) == ["model", "merge", "export", "verify"]

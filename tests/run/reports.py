@@ -92,7 +92,7 @@ def metrics(steps=5):
         }
         for step in range(1, steps + 1)
     ]
-    return [*rows, {"step": steps, "eval_loss": 0.7}]
+    return [*rows, {"step": steps, "eval_loss": 0.7, "eval_rougeL": 31.25, "eval_bleu4": 12.5}]
 
 
 def put(run_dir, **reports):

@@ -152,6 +152,8 @@ def test_the_report_is_self_contained_and_shows_every_part(finished):
         "held-out loss",
         "Learning rate",
         "Gradient norm",
+        "Answers to held-out rows",
+        "step 5: ROUGE-L 31.25",
         reports.CHINESE,
         "480",
         "empty-answer",

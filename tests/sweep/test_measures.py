@@ -38,6 +38,7 @@ def plan(*arguments: str) -> Plan:
         ("train_loss", ["stages=[data,train]"]),
         ("tokens_per_second", ["stages=[data,train]"]),
         ("rougeL", ["stages=[data,train,eval]", "eval.generate_rows=2"]),
+        ("rougeL", ["stages=[data,train]", *HELD_OUT, "train.generate_rows=2"]),
         ("gguf_bytes", ["stages=[export]", GGUF]),
         ("quantisation_kl", ["stages=[data,train,merge,export,verify]", GGUF]),
     ],

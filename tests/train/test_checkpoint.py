@@ -2,19 +2,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import Parameter
 
+from tests.tiny import random_samples, write_store
+from tests.train.runs import Killed, kill_before, losses, make_run, train_step
+from tunerun import artifacts
 from tunerun.config.schema import TrainConfig
 from tunerun.errors import StageError, UserError
+from tunerun.models import adapters
 from tunerun.plan.placement import Placement
 from tunerun.train import checkpoint, optim
 from tunerun.train.checkpoint import Progressed
 from tunerun.train.engines import Engine, Parts, make_engine
 from tunerun.train.ranks import Ranks
+from tunerun.train.stage import run
 
 STATE = f"{checkpoint.OPTIMISER}.safetensors"
 NUMBERS = f"{checkpoint.OPTIMISER}.json"
@@ -157,6 +164,50 @@ def test_a_checkpoint_of_schema_1_is_read(tmp_path: Path) -> None:
     engine = _engine(0.0)
     checkpoint.restore_state(found, engine, None)
     assert engine.state().tensors["p|step"] == 1
+
+
+def _to_schema_2(folder: Path) -> None:
+    """Rewrites a checkpoint of an adapter as schema 2 had it: the average apart, and the moving weights in adapter/."""
+    adapter, moving = folder / "adapter" / adapters.WEIGHTS, load_file(folder / checkpoint.MOVING)
+    parameters = {"base_model.model." + name.replace(".default.", "."): name for name in moving}
+    average = {parameters[name]: weight for name, weight in load_file(adapter).items()}
+    save_file(average, folder / "average.safetensors")
+    save_file({name: moving[parameter] for name, parameter in parameters.items()}, adapter, metadata={"format": "pt"})
+    (folder / checkpoint.MOVING).unlink()
+    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+    progress = manifest["progress"]
+    progress["best_loss"] = progress.pop("best_value")
+    names = checkpoint._names(folder) - {checkpoint.MANIFEST}
+    files = {name: artifacts.sha256(folder / name) for name in sorted(names)}
+    old = {"schema": 2, "progress": progress, "identity": manifest["identity"], "files": files}
+    artifacts.write_json(folder / checkpoint.MANIFEST, {**old, "sha256": checkpoint._digest(old)})
+
+
+def test_a_checkpoint_of_schema_2_is_gone_on_with_to_the_same_bits(tmp_path: Path) -> None:
+    step = train_step(ema_decay=0.9, checkpoint_steps=2, eval_steps=1, keep_best=True)
+    straight, stopped = make_run(tmp_path / "straight"), make_run(tmp_path / "stopped")
+    for out in (straight, stopped):
+        write_store(out / artifacts.EVAL_DATA, [[sample] for sample in random_samples(4, seed=9)])
+    wanted = run(step, straight)[0]
+    with kill_before(3), pytest.raises(Killed):
+        run(step, stopped)
+    for folder in (stopped / artifacts.CHECKPOINTS).iterdir():
+        _to_schema_2(folder)
+    assert run(step, stopped)[0] == wanted
+    assert losses(stopped) == losses(straight)
+
+
+@pytest.mark.parametrize(("before", "now"), [(0.9, None), (None, 0.9)])
+def test_an_average_may_be_turned_off_and_on(tmp_path: Path, before: float | None, now: float | None) -> None:
+    plain, changed = make_run(tmp_path / "plain"), make_run(tmp_path / "changed")
+    run(train_step(), plain)
+    with kill_before(3), pytest.raises(Killed):
+        run(train_step(checkpoint_steps=2, ema_decay=before), changed)
+    run(replace(train_step(ema_decay=now), allow=("train.ema_decay",)), changed)
+    # An average moves no weight that the losses come from.
+    assert losses(changed) == losses(plain)
+    one, other = (artifacts.sha256(out / "adapter" / adapters.WEIGHTS) for out in (changed, plain))
+    assert (one == other) == (now is None)
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from dataclasses import replace
@@ -29,11 +28,9 @@ from tests.train.runs import (
     train_step,
 )
 from tunerun import artifacts
-from tunerun.config.schema import EvalConfig
 from tunerun.errors import Preempted, StageError
 from tunerun.models import adapters
-from tunerun.plan.steps import TrainStep
-from tunerun.train import checkpoint, fitting, gradients, health, held_out, loop, recovery
+from tunerun.train import fitting, gradients, health, held_out, loop, recovery
 from tunerun.train.checkpoint import Progressed
 from tunerun.train.stage import run
 
@@ -218,33 +215,10 @@ def test_a_signal_in_the_step_that_ends_training_early_is_followed_by_no_further
 
 
 def test_a_loss_that_is_nan_is_never_the_best() -> None:
-    first = recovery.judge(Progressed(step=1), float("nan"))
+    first = recovery.judge(Progressed(step=1), float("nan"), higher_is_better=False)
     assert (first.best_step, first.evals_since_best) == (None, 1)
-    second = recovery.judge(replace(first, step=2), 5.0)
-    assert (second.best_step, second.best_loss, second.evals_since_best) == (2, 5.0, 0)
-
-
-def _with_prompts(**train: Any) -> TrainStep:
-    config = EvalConfig(prompts=("Who are you?", "你好"), max_new_tokens=4)
-    return replace(train_step(**train), eval=config)
-
-
-def test_prompts_are_answered_at_each_checkpoint_and_change_no_bit(tmp_path: Path) -> None:
-    asked, plain = make_run(tmp_path / "asked"), make_run(tmp_path / "plain")
-    assert run(_with_prompts(checkpoint_steps=2, ema_decay=0.9), asked)[0] == run(train_step(ema_decay=0.9), plain)[0]
-    for number in (2, 4):
-        found = checkpoint.read(asked / artifacts.CHECKPOINTS, number)
-        assert found is not None
-        lines = [json.loads(line) for line in (found.folder / checkpoint.ANSWERS).read_text().splitlines()]
-        assert [line["prompt"] for line in lines] == ["Who are you?", "你好"]
-        assert all(line["tokens"] <= 4 for line in lines)
-
-
-def test_a_checkpoint_made_for_a_signal_takes_no_time_for_answers(tmp_path: Path) -> None:
-    out = make_run(tmp_path)
-    with before_step(1, lambda: signal.raise_signal(signal.SIGTERM)), pytest.raises(Preempted):
-        run(_with_prompts(), out)
-    assert not (out / artifacts.CHECKPOINTS / "step-2" / checkpoint.ANSWERS).exists()
+    second = recovery.judge(replace(first, step=2), 5.0, higher_is_better=False)
+    assert (second.best_step, second.best_value, second.evals_since_best) == (2, 5.0, 0)
 
 
 def test_the_guards_take_less_than_2_percent_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.tiny import random_samples, write_store
 from tests.train.runs import Killed, kill_before, losses, make_run, train_step
 from tunerun import artifacts
 from tunerun.config.schema import MethodConfig, ModelConfig
@@ -35,6 +36,8 @@ METHODS = {
     "patterns": MethodConfig(rank=4, alpha=8.0, rank_pattern={"down_proj": 6}, alpha_pattern={"layers.0.*v_proj": 3.0}),
     "saved": MethodConfig(rank=4, alpha=8.0, target_modules=("v_proj",), modules_to_save=("embed_tokens",)),
 }
+FEWER = {"vocab_size": 310, "pad_token_id": 0, "eos_token_id": 1}
+"""Of a base whose weights lack ten of the tokenizer's tokens."""
 PROMPT = torch.arange(5, 45)[None]
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -166,8 +169,7 @@ def test_an_adapter_of_another_kind_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["full", "dora", "saved", "qlora"])
 def test_tokens_that_the_weights_lack_are_learned_and_merged(tmp_path: Path, name: str, tied: bool) -> None:
     method = {**METHODS, "full": MethodConfig(kind="full")}[name]
-    sizes = {"vocab_size": 310, "tie_word_embeddings": tied, "pad_token_id": 0, "eos_token_id": 1}
-    out = make_run(tmp_path, base=sizes)
+    out = make_run(tmp_path, base={**FEWER, "tie_word_embeddings": tied})
     with pytest.raises(UserError, match=r"model.resize_embeddings=true"):
         run(train_step(method), out)
     model = ModelConfig(path="org/tiny", resize_embeddings=True)
@@ -182,3 +184,33 @@ def test_tokens_that_the_weights_lack_are_learned_and_merged(tmp_path: Path, nam
     if name != "full":
         adapted = adapters.load_adapter(_base(out), out / artifacts.ADAPTER, trainable=False)
         torch.testing.assert_close(_logits(merged), _logits(adapted), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("patterns", [(), ("*embed_tokens*",)])
+def test_new_tokens_that_freezing_would_leave_alone_are_refused(tmp_path: Path, patterns: tuple[str, ...]) -> None:
+    out = make_run(tmp_path, base={**FEWER, "tie_word_embeddings": False})
+    model = ModelConfig(path="org/tiny", resize_embeddings=True)
+    left = "lm_head" if patterns else "embed_tokens and lm_head"
+    with pytest.raises(UserError, match=rf"the rows that {left} get for new tokens would not be trained"):
+        run(train_step(MethodConfig(kind="freeze", patterns=patterns), model=model), out)
+    run(train_step(MethodConfig(kind="freeze", patterns=("*embed_tokens*", "lm_head.*")), model=model), out)
+
+
+@pytest.mark.parametrize(
+    ("name", "goes_on"), [("lora", False), ("saved", False), ("grown", True), ("grown saved", True)]
+)
+def test_an_adapter_that_does_not_train_new_tokens_is_not_gone_on_with(
+    tmp_path: Path, name: str, goes_on: bool
+) -> None:
+    first, second = (make_run(tmp_path / part, base=FEWER) for part in ("first", "second"))
+    for out in (first, second):
+        write_store(out / artifacts.DATA, [[sample] for sample in random_samples(20, vocabulary=310)])
+    method = METHODS["saved"] if "saved" in name else MethodConfig(rank=4)
+    run(train_step(method, model=ModelConfig(path="org/tiny", resize_embeddings="grown" in name), max_steps=1), first)
+    adapter = str(first / artifacts.ADAPTER)
+    step = train_step(method, model=ModelConfig(path="org/tiny", resize_embeddings=True, adapter=adapter), max_steps=1)
+    if goes_on:
+        run(step, second)
+        return
+    with pytest.raises(UserError, match=r"the rows that embed_tokens get for new tokens would not be trained: .*first"):
+        run(step, second)

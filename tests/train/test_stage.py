@@ -153,9 +153,7 @@ def test_the_running_average_is_published_instead_of_the_last_weights(tmp_path: 
     run(train_step(ema_decay=0.9, checkpoint_steps=5), averaged)
     run(train_step(), plain)
     step = averaged / artifacts.CHECKPOINTS / "step-5"
-    before, last, published = (
-        load_file(out / artifacts.ADAPTER / adapters.WEIGHTS) for out in (step, plain, averaged)
-    )
+    before, last, published = (load_file(out / artifacts.ADAPTER / adapters.WEIGHTS) for out in (step, plain, averaged))
     moving = load_file(step / checkpoint.MOVING)
     # The last step is the sixth, number 5 from 0: the decay is still (1 + 5) / (10 + 5).
     for name, weight in before.items():

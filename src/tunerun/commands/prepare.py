@@ -23,7 +23,7 @@ from tunerun.formats.trained_base import read_quantisation
 from tunerun.launch import allocation
 from tunerun.launch import nodes as launch_nodes
 from tunerun.launch.cluster import Typed
-from tunerun.plan import accelerate, build, dataset, deepspeed, nodes, readiness, shape
+from tunerun.plan import accelerate, build, dataset, deepspeed, new_tokens, nodes, readiness, shape
 from tunerun.plan.plan import Plan
 from tunerun.plan.tasks import TASK_SUFFIXES
 from tunerun.run import follower, runner, submit, summary
@@ -70,6 +70,8 @@ def plan_for(config: RunConfig, notes: Sequence[str] = ()) -> Prepared:
     folder = None if config.model.path is None else Path(paths.resolve_asset(config.model.path))
     if folder is not None and (folder / "config.json").is_file():
         config = replace(config, model=replace(config.model, shape=shape.read_shape(folder)))
+    if found := new_tokens.problems(config):
+        raise UserError(found)
     own = None if config.hardware.deepspeed is None else _read("hardware.deepspeed", config.hardware.deepspeed)
     # What a teacher will say is not known yet.
     size = None if "answer" in config.stages else dataset.measure(config.data)

@@ -10,7 +10,7 @@ import re
 import typing
 from collections.abc import Callable
 
-from tunerun.config import clusters, processes, ranges, teacher
+from tunerun.config import clusters, measuring, processes, ranges, teacher
 from tunerun.config.data_sources import data_paths, data_sources, holds_out
 from tunerun.config.schema import ADAPTER_METHODS, DATA_PARTS, ExportConfig, RunConfig, Stage
 from tunerun.errors import Problem
@@ -250,28 +250,6 @@ def merge_base(config: RunConfig) -> list[Problem]:
     return [Problem(where="export.merge_base", what=what, fix="Remove it, or choose method=qlora.")]
 
 
-def _selection(config: RunConfig) -> list[Problem]:
-    train, problems = config.train, []
-    if train.eval_steps is None:
-        chosen = {"keep_best": train.keep_best, "early_stopping_evals": train.early_stopping_evals is not None}
-        problems += [
-            Problem(where=f"train.{key}", what="no held-out loss is measured.", fix="Set train.eval_steps.")
-            for key, used in chosen.items()
-            if used
-        ]
-    if train.on_nonfinite == "rollback" and train.checkpoint_steps is None:
-        what = "rollback goes back to a checkpoint, and none are written."
-        problems.append(Problem(where="train.on_nonfinite", what=what, fix="Set train.checkpoint_steps."))
-    return problems
-
-
-def _generation(config: RunConfig) -> list[Problem]:
-    if not config.eval.generate_rows or config.objective.kind in ("sft", "distill"):
-        return []
-    what = f"rows of objective {config.objective.kind} have no single answer to compare with."
-    return [Problem(where="eval.generate_rows", what=what, fix="Set eval.generate_rows=0.")]
-
-
 def _sizes(config: RunConfig) -> list[Problem]:
     problems = []
     for key, text in (
@@ -374,8 +352,8 @@ RULES: tuple[Rule, ...] = (
     clusters.check,
     processes.micro_batch,
     _method,
-    _selection,
-    _generation,
+    measuring.selection,
+    measuring.generation,
     _sizes,
     _names,
     _serve,

@@ -134,6 +134,7 @@ def _train_ranges(train: TrainConfig) -> list[Range]:
         ("train.checkpoint_steps", train.checkpoint_steps, positive(train.checkpoint_steps), ">= 1"),
         ("train.keep_checkpoints", train.keep_checkpoints, train.keep_checkpoints >= 1, ">= 1"),
         ("train.eval_steps", train.eval_steps, positive(train.eval_steps), ">= 1"),
+        ("train.generate_rows", train.generate_rows, train.generate_rows >= 0, ">= 0"),
         ("train.early_stopping_evals", train.early_stopping_evals, positive(train.early_stopping_evals), ">= 1"),
         ("train.log_steps", train.log_steps, train.log_steps >= 1, ">= 1"),
     ]  # fmt: skip

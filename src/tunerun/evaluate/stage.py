@@ -16,11 +16,11 @@ import torch
 from tunerun import artifacts, text_metrics
 from tunerun.artifacts import Artifact
 from tunerun.base_model import BaseModel, read_base
-from tunerun.evaluate import harness, held_out
+from tunerun.evaluate import harness
 from tunerun.evaluate.preference import Preference, compare, measure
 from tunerun.formats.pairs import PairStore, open_store
 from tunerun.formats.tokens import TokenStore
-from tunerun.models import ask, held, load, vocabulary
+from tunerun.models import ask, held, load, references, vocabulary
 from tunerun.models.ask import Questions
 from tunerun.models.attention import SEGMENTS
 from tunerun.models.score import Score, score
@@ -67,7 +67,7 @@ def run(step: EvalStep, out: Path) -> list[Artifact]:
     store = open_store(out / folder)
     if split == "train":
         print("eval: no rows were held out (data.eval_fraction, data.eval_path): the loss is that of training rows")
-    work = _Work(prompts, *held_out.questions(_imitated(store), prompts, count=step.eval.generate_rows))
+    work = _Work(prompts, *references.questions(_imitated(store), prompts, count=step.eval.generate_rows))
     models: dict[str, Any] = {}
     tokens = 0
     generated: dict[str, list[str]] = {}

@@ -155,6 +155,22 @@ def check_kind(folder: Path, method: MethodConfig) -> None:
         raise UserError(Problem(where="method.kind", what=what, fix=f"Choose method={kind}."))
 
 
+def check_new_rows(model: Any, folder: Path, known_tokens: int) -> None:
+    """Raises when an adapter to go on with leaves rows alone that the embedding was given for new tokens.
+
+    Args:
+        model: The grown model, without the adapter.
+        folder: The adapter's.
+        known_tokens: Rows that the weights came with.
+
+    Raises:
+        UserError: It trains none of them, or only those of other tokens.
+    """
+    left = vocabulary.untrained(model, known_tokens, *_read(folder))
+    if left:
+        raise UserError(vocabulary.untrained_problem(left, f"{folder} does not train all of them"))
+
+
 def save_adapter(
     adapted: Any,
     target: Path,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,11 @@ from peft import LoraConfig
 from torch import Tensor
 
 from tunerun.chat.tokenizer import load_tokenizer
+from tunerun.errors import Problem
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
+# Ends of an adapter's tensors, and the dimension along which those of embedding and head have the tokens.
+_TOKEN_PARTS = ((".lora_embedding_A", 1), (".lora_B.weight", 0), (".weight", 0))
 
 
 @torch.no_grad()
@@ -29,7 +32,7 @@ def grow(model: Any, rows: int) -> None:
     before = model.get_input_embeddings().weight.shape[0]
     assert rows >= before, f"{rows} rows are fewer than {before}"
     model.resize_token_embeddings(rows, mean_resizing=False)
-    for weight in _matrices(model).values():
+    for weight in matrices(model).values():
         weight[before:] = weight[:before].float().mean(0).to(weight.dtype)
 
 
@@ -93,14 +96,49 @@ def new_rows(model: Any, before: int, modules_to_save: tuple[str, ...]) -> dict[
         before: Rows that it had.
         modules_to_save: Modules trained whole; of two tied ones, either.
     """
-    matrices = _matrices(model)
+    grown = matrices(model)
     rows = list(range(before, model.get_input_embeddings().weight.shape[0]))
-    if not rows or (len(matrices) == 1 and {*matrices, "lm_head"} & set(modules_to_save)):
+    if not rows or (len(grown) == 1 and {*grown, "lm_head"} & set(modules_to_save)):
         return None
-    return {name: rows for name in matrices if name not in modules_to_save} or None
+    return {name: rows for name in grown if name not in modules_to_save} or None
 
 
-def _matrices(model: Any) -> dict[str, Any]:
+def untrained(model: Any, before: int, tensors: Mapping[str, Tensor], config: LoraConfig) -> list[str]:
+    """Returns the matrices, by name, of whose added rows an adapter does not train all.
+
+    Args:
+        model: The grown model, without the adapter.
+        before: Rows that it had.
+        tensors: The adapter's.
+        config: The adapter's.
+    """
+    grown = matrices(model)
+    rows, single = model.get_input_embeddings().weight.shape[0], token_rows(config)
+    whole = _with_rows(tensors, rows)
+    if len(grown) == 1 and "lm_head" in whole:
+        return []
+    added = set(range(before, rows))
+    return [name for name in grown if name not in whole and not added <= set(single.get(name, ()))]
+
+
+def untrained_problem(names: Sequence[str], why: str) -> Problem:
+    """Returns what a user is told of matrices whose added rows would not be trained."""
+    what = f"the rows that {' and '.join(names)} get for new tokens would not be trained: {why}."
+    fix = "Choose method=full or a new adapter, name them in method.patterns of method=freeze, or set it to false."
+    return Problem(where="model.resize_embeddings", what=what, fix=fix)
+
+
+def _with_rows(tensors: Mapping[str, Tensor], rows: int) -> set[str]:
+    """Returns the last names of the modules for which an adapter has so many rows, whole or as factors."""
+    found: set[str] = set()
+    for name, value in tensors.items():
+        ending, dimension = next((part for part in _TOKEN_PARTS if name.endswith(part[0])), ("", 0))
+        if ending and value.shape[dimension] == rows:
+            found.add(name.removesuffix(ending).rpartition(".")[2])
+    return found
+
+
+def matrices(model: Any) -> dict[str, Any]:
     """Returns embedding and head by the last part of their names; tied ones once."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}

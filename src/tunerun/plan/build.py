@@ -10,7 +10,18 @@ from tunerun.config.checks import size_bytes
 from tunerun.config.data_sources import holds_out
 from tunerun.config.schema import PAGED_OPTIMIZERS, ExportConfig, RunConfig
 from tunerun.machine import Machine
-from tunerun.plan import answers, dataset, deepspeed, delivery, devices, estimate, nodes, shape, verification
+from tunerun.plan import (
+    answers,
+    dataset,
+    deepspeed,
+    delivery,
+    devices,
+    estimate,
+    generation,
+    nodes,
+    shape,
+    verification,
+)
 from tunerun.plan.compiling import compiles
 from tunerun.plan.dataset import DataSize
 from tunerun.plan.devices import Device
@@ -92,6 +103,8 @@ def _decide(config: RunConfig, facts: Facts) -> _Decisions:
     row_tokens = dataset.row_tokens(config, facts.data)
     found = _estimate(config, facts, train, device, row_tokens) if "train" in config.stages else None
     notes = dataset.length_notes(config, facts.data) if "train" in config.stages else []
+    if "train" in config.stages:
+        notes += generation.notes(config.train, config.eval, _volume(config, facts).optimiser_steps)
     if _makes_scorer(config):
         left_out = ", ".join(stage for stage in config.stages if stage in ("eval", "merge", "export", "verify"))
         notes.append(

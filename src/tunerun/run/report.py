@@ -99,7 +99,20 @@ def _curves(found: Results) -> str:
         for key, title in (("learning_rate", "Learning rate"), ("grad_norm", "Gradient norm, before clipping"))
         if _points(found.metrics, key)
     ]
-    return section("Training", f'{chart}<div class="pair">{"".join(small)}</div>')
+    return section("Training", f'{chart}<div class="pair">{"".join(small)}</div>{_scores(found)}')
+
+
+def _scores(found: Results) -> str:
+    """Returns what answers to held-out rows were worth while training."""
+    lines = [
+        Series(label=label, points=_points(found.metrics, key), style=style)
+        for key, label, style in (("eval_rougeL", "ROUGE-L", "first"), ("eval_bleu4", "BLEU-4", "second"))
+    ]
+    if not lines[0].points:
+        return ""
+    title = "Answers to held-out rows"
+    chart = charts.line_chart(lines, title=title, x_label="step", height=200)
+    return f"<h3>{title}</h3>{charts.panel(chart, legend=lines)}"
 
 
 def _small_chart(metrics: Sequence[Mapping[str, Any]], key: str, title: str) -> str:

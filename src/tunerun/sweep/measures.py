@@ -87,7 +87,7 @@ def _bleu(found: Results) -> float | None:
 def _generated(found: Results, name: str) -> float | None:
     tuned = found.measured("tuned")
     scores: Mapping[str, float] | None = tuned["text"] if tuned is not None and "text" in tuned else None
-    return None if scores is None else scores[name]
+    return _last(found, f"eval_{name}") if scores is None else scores[name]
 
 
 def _tokens_per_second(found: Results) -> float | None:
@@ -130,6 +130,8 @@ def _lacks_eval_loss(plan: Plan) -> Lack | None:
 
 
 def _lacks_answers(plan: Plan) -> Lack | None:
+    if plan.train is not None and plan.train.train.generate_rows:
+        return None
     if not _compares_models(plan):
         return "no trained model answers questions.", "Add train and eval to the stages."
     if not any(step.eval.generate_rows for step in _steps(plan, EvalStep)):

@@ -69,11 +69,11 @@ class Progressed:
     last_loss: float | None = None
     """Loss of the last step done."""
     best_step: int | None = None
-    """Step with the lowest held-out loss so far."""
-    best_loss: float | None = None
-    """That loss."""
+    """Step with the best `train.best_metric` so far."""
+    best_value: float | None = None
+    """Its value."""
     evals_since_best: int = 0
-    """Measurements of the held-out loss since then."""
+    """Measurements of the held-out rows since then."""
     skipped_steps: tuple[int, ...] = ()
     """Steps whose loss or gradients were not finite and moved no weight, from 1."""
 
@@ -188,7 +188,7 @@ def state_bytes(weights: Mapping[str, Tensor], state: State, moving: Mapping[str
 
 
 def is_due(progress: Progressed, train: TrainConfig) -> bool:
-    """Says whether a checkpoint is to be written: every so many steps, and where the held-out loss is the lowest."""
+    """Says whether a checkpoint is to be written: every so many steps, and where training has been best so far."""
     is_best = train.keep_best and progress.best_step == progress.step
     return is_best or (train.checkpoint_steps is not None and progress.step % train.checkpoint_steps == 0)
 
@@ -232,8 +232,12 @@ def _is_whole(folder: Path, number: int) -> bool:
 def _open(folder: Path, number: int) -> Checkpoint:
     path = folder / f"{_PREFIX}{number}"
     manifest = artifacts.read_json(path / MANIFEST)
-    skipped = tuple(manifest["progress"].pop("skipped_steps", ()))
-    progress = Progressed(**manifest["progress"], skipped_steps=skipped)
+    found = manifest["progress"]
+    skipped = tuple(found.pop("skipped_steps", ()))
+    if "best_loss" in found:
+        # Schema 2 compared by nothing else.
+        found["best_value"] = found.pop("best_loss")
+    progress = Progressed(**found, skipped_steps=skipped)
     files = tuple(sorted(manifest["files"]))
     return Checkpoint(folder=path, progress=progress, identity=manifest["identity"], files=files)
 
@@ -306,8 +310,8 @@ def _check_space(folder: Path, step: int, needed_bytes: int) -> None:
 def _rotate(folder: Path, progress: Progressed, train: TrainConfig) -> None:
     """Removes what is beyond the newest `train.keep_checkpoints`, the one just written being the newest.
 
-    The one with the lowest held-out loss stays, and the newest that was due, to which a rollback goes. A checkpoint of
-    a later step can only be a damaged one that was passed over: it must not push out a good one.
+    The best one stays, and the newest that was due, to which a rollback goes. A checkpoint of a later step can only be
+    a damaged one that was passed over: it must not push out a good one.
     """
     numbers = _numbers(folder)
     older = [number for number in numbers if number <= progress.step]

@@ -53,6 +53,8 @@ class Job:
     """Gives the parameters the weights of a checkpoint."""
     questions: Questions | None
     """Answered at each checkpoint."""
+    imitated: tuple[Questions, list[str]] | None
+    """Those of held-out rows and the answers they should have, when these are compared while training."""
     reads_late: bool = False
     """Whether the host looks at the numbers of a step while the device is at the next one."""
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +20,10 @@ from tunerun import artifacts
 from tunerun.child import RankReport
 from tunerun.config.schema import TrainConfig
 from tunerun.errors import Preempted, Pruned
-from tunerun.models import ask
-from tunerun.models.ask import Questions
 from tunerun.plan.steps import TrainStep
 from tunerun.progress import Progress, goes_on
 from tunerun.train import checkpoint, ema, fitting, gradients, health, held_out, metrics, optim, readings, recovery
+from tunerun.train.answers import scores, to_prompts
 from tunerun.train.checkpoint import Progressed
 from tunerun.train.gradients import GlobalBatch
 from tunerun.train.job import Job
@@ -57,7 +53,7 @@ class StepResult:
 
 
 def run(job: Job, start: Progressed, stop: StopRequest, trackers: Sequence[Tracker]) -> Progressed:
-    """Trains from where `start` says to the last step, or until the held-out loss no longer falls.
+    """Trains from where `start` says to the last step, or until the held-out rows are no longer measured as better.
 
     Args:
         job: What to train, on what.
@@ -255,17 +251,18 @@ def agreed_signal(job: Job, stop: StopRequest) -> signal.Signals | None:
 
 
 def _measure(job: Job, progress: Progressed, trackers: Sequence[Tracker]) -> Progressed:
-    """Measures the held-out loss, and goes on if that is worth it.
+    """Measures the held-out rows, and goes on if that is worth it.
 
     Raises:
         Pruned: The sweep that this is a trial of sees no use in it.
     """
-    measured = held_out.measure(job)
+    measured = {**held_out.measure(job), **scores(job)}
     _log(trackers, progress, measured)
     loss = measured["eval_loss"]
     if progress.step < job.total_steps and not _is_worth_it(job, progress.step, loss):
         raise Pruned(f"ended at step {progress.step} with held-out loss {loss:.4f}.")
-    return recovery.judge(progress, loss)
+    metric = job.step.train.best_metric
+    return recovery.judge(progress, measured[f"eval_{metric}"], higher_is_better=metric != "loss")
 
 
 def _is_worth_it(job: Job, step: int, loss: float) -> bool:
@@ -347,7 +344,7 @@ def _save(job: Job, progress: Progressed, *, answers: bool) -> None:
         weights = job.engine.weights(trainable=job.trainable_only)
     moving = {} if job.average is None else job.engine.weights(trainable=True)
     state = job.engine.state()
-    told = _answers(job, job.questions, progress.step) if answers and job.questions is not None else None
+    told = to_prompts(job, job.questions, progress.step) if answers and job.questions is not None else None
 
     def fill(staging: Path) -> None:
         if job.ranks.is_first:
@@ -365,24 +362,3 @@ def _save(job: Job, progress: Progressed, *, answers: bool) -> None:
         train=job.step.train,
         ranks=job.ranks,
     )
-
-
-def _answers(job: Job, questions: Questions, step: int) -> str | None:
-    """Returns what the model that would be published answers, one JSON object a line; None where memory runs out."""
-    longest, fit = job.step.eval.max_new_tokens, job.fitting
-
-    def ask_all(network: Any) -> list[dict[str, Any]]:
-        return ask.answer(network, questions, max_new_tokens=longest, batch_size=fit.now.eval_batch_size)
-
-    # Every length of a text would be compiled anew.
-    stance = torch.compiler.set_stance("force_eager") if job.step.compile else nullcontext()
-    try:
-        with stance, ema.applied(job.average, job.parameters):
-            found = fit.measure(lambda: job.engine.run(ask_all))
-    except fitting.OutOfMemory as error:
-        if job.ranks.world > 1:
-            raise
-        # The checkpoint is worth more than the answers.
-        print(f"warning: step {step}: eval.prompts are not answered: {error}", file=sys.stderr)
-        return None
-    return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in found)

@@ -89,10 +89,12 @@ def _whole(step: TrainStep, base: BaseModel, found: Checkpoint | None) -> Networ
     stored = load.saved_dtype(base.folder)
     in_files = _left_in_files(step, source) if found is None else None
     module = _weights(step, source, torch.float32, resumed=found is not None) if in_files is None else in_files
-    if found is None and step.model.resize_embeddings:
-        vocabulary.grow_to_tokenizer(module, base.folder)
+    grows = found is None and step.model.resize_embeddings
+    known_tokens = vocabulary.grow_to_tokenizer(module, base.folder) if grows else None
     if step.method.kind == "freeze":
         freeze(module, step.method)
+    if known_tokens is not None:
+        _check_new_rows(module)
     # Kept as they are stored where that is all the computation needs: they come out as they went in.
     kept = step.placement.precision == "bf16" and stored == torch.bfloat16
     settle = partial(_settle, frozen=stored if kept else torch.float32)
@@ -161,6 +163,12 @@ def freeze(module: Any, method: MethodConfig) -> None:
         parameter.requires_grad_(chosen)
 
 
+def _check_new_rows(module: Any) -> None:
+    left = [name for name, weight in vocabulary.matrices(module).items() if not weight.requires_grad]
+    if left:
+        raise UserError(vocabulary.untrained_problem(left, "freeze leaves them as they are"))
+
+
 def _complete(write: Callable[..., None], folder: Path, dtype: torch.dtype, step: TrainStep, base: BaseModel) -> None:
     write(folder, dtype=dtype)
     if step.model.chat_template is not None:
@@ -219,6 +227,8 @@ def _adapter(
         return adapters.load_adapter(module, found.folder / artifacts.ADAPTER, trainable=True), None
     if step.model.adapter is not None:
         adapters.check_kind(Path(step.model.adapter), method)
+        if known_tokens is not None:
+            adapters.check_new_rows(module, Path(step.model.adapter), known_tokens)
         print(f"going on with the adapter {step.model.adapter}, at its own rank and modules")
         return adapters.load_adapter(module, Path(step.model.adapter), trainable=True), None
     return adapters.add_adapter(module, method, seed=step.seed, known_tokens=known_tokens), None

@@ -52,8 +52,9 @@ def recover(job: Job, progress: Progressed, fault: NotFinite) -> Progressed:
     return replace(progress, step=failed, skipped_steps=skipped)
 
 
-def judge(progress: Progressed, loss: float) -> Progressed:
-    """Notes a held-out loss measured after the step just done; one that is NaN is never the lowest."""
-    if loss < (float("inf") if progress.best_loss is None else progress.best_loss):
-        return replace(progress, best_step=progress.step, best_loss=loss, evals_since_best=0)
+def judge(progress: Progressed, value: float, *, higher_is_better: bool) -> Progressed:
+    """Notes what `train.best_metric` came to after the step just done; NaN is never the best."""
+    sign, best = -1.0 if higher_is_better else 1.0, progress.best_value
+    if sign * value < (float("inf") if best is None else sign * best):
+        return replace(progress, best_step=progress.step, best_value=value, evals_since_best=0)
     return replace(progress, evals_since_best=progress.evals_since_best + 1)

@@ -17,7 +17,8 @@ from tunerun import artifacts
 from tunerun.artifacts import Artifact
 from tunerun.base_model import BaseModel, read_base, read_teacher
 from tunerun.errors import Preempted, Problem, StageError, UserError
-from tunerun.models import adapters, ask
+from tunerun.formats.tokens import TokenStore
+from tunerun.models import adapters, ask, references
 from tunerun.models.ask import Questions
 from tunerun.plan import step_keys
 from tunerun.plan.steps import TrainStep
@@ -154,6 +155,7 @@ def _prepare(
         trainable_only=network.adapter,
         reload=lambda checkpoint: _reload(step, base, checkpoint, engine),
         questions=_questions(step, base),
+        imitated=_imitated(step, base, out),
         # What has to be undone, or is computed from the weights, cannot wait for the next step.
         reads_late=engine.moves_on_device and average is None and step.train.on_nonfinite != "rollback",
     )
@@ -216,6 +218,22 @@ def _questions(step: TrainStep, base: BaseModel) -> Questions | None:
         return None
     chat = step.objective.kind != "pretrain"
     return ask.read_questions(base.folder, step.eval.prompts, chat=chat, chat_template=step.model.chat_template)
+
+
+def _imitated(step: TrainStep, base: BaseModel, out: Path) -> tuple[Questions, list[str]] | None:
+    """Returns the questions of held-out rows and the answers they should have, when answers are to be compared.
+
+    Raises:
+        UserError: No held-out row has both.
+    """
+    if not step.train.generate_rows:
+        return None
+    like = ask.read_questions(base.folder, (), chat=False, chat_template=None)
+    found = references.questions(TokenStore.open(out / artifacts.EVAL_DATA), like, count=step.train.generate_rows)
+    if not found[1]:
+        what = "none of the held-out rows has a question and an answer."
+        raise UserError(Problem(where="train.generate_rows", what=what, fix="Set it to 0."))
+    return found
 
 
 def _with_reference(
@@ -320,19 +338,21 @@ def _write(target: Path, save: Callable[[Path], None]) -> None:
 
 
 def _return_to_best(job: Job, end: Progressed) -> None:
-    """Gives the network the weights of the step with the lowest held-out loss.
+    """Gives the network the weights of the step with the best `train.best_metric`.
 
     Raises:
         StageError: Its checkpoint is damaged.
     """
     assert end.best_step is not None
+    metric = job.step.train.best_metric
+    told = "the lowest held-out loss" if metric == "loss" else f"the highest {metric}"
     best = checkpoint.read(job.checkpoints, end.best_step, job.ranks)
     if best is None:
-        raise StageError(f"the weights of step {end.best_step}, which has the lowest held-out loss, are damaged.")
+        raise StageError(f"the weights of step {end.best_step}, which has {told}, are damaged.")
     job.reload(best)
     checkpoint.restore_state(best, job.engine, job.average)
     if job.ranks.is_first:
-        print(f"publishing the weights of step {end.best_step}, with the lowest held-out loss: {end.best_loss:.4f}")
+        print(f"publishing the weights of step {end.best_step}, with {told}: {end.best_value:.4f}")
 
 
 def _identity(step: TrainStep, base: BaseModel, out: Path) -> dict[str, Any]:

@@ -48,8 +48,8 @@ def _step(method: MethodConfig, **train: Any) -> Any:
 
 
 def _observed(step: Any) -> Any:
-    """Measures the held-out rows and answers a question at step 10."""
-    watched = replace(step.train, eval_steps=10, checkpoint_steps=10)
+    """Measures the held-out rows, answers them and a question at steps 10 and 20."""
+    watched = replace(step.train, eval_steps=10, checkpoint_steps=10, generate_rows=5)
     return replace(step, train=watched, eval=EvalConfig(prompts=("Who are you?",), max_new_tokens=5, batch_size=2))
 
 
@@ -164,6 +164,11 @@ def test_held_out_rows_and_answers_are_those_of_one_process(alone: Path, togethe
     assert len(measured) == 2 and measured == pytest.approx(wanted, abs=1e-5)
     answers = [(out / name / "checkpoints/step-10/answers.jsonl").read_text() for out in (folder, alone)]
     assert answers[0] == answers[1]
+    scored, wanted = (
+        [(row["eval_rouge1"], row["eval_bleu4"]) for row in metrics(out / name) if "eval_rouge1" in row]
+        for out in (folder, alone)
+    )
+    assert len(scored) == 2 and scored == wanted and scored[1][0] > 0
 
 
 @pytest.mark.parametrize("name", ["full", "lora"])

@@ -128,10 +128,16 @@ class TrainConfig:
     """Number of newest checkpoints kept."""
     eval_steps: int | None = None
     """Measure the loss on the held-out rows every so many steps; null measures it in the eval stage only."""
+    generate_rows: int = 0
+    """Held-out rows whose last answer is generated at each of these measurements and compared with the row's own by
+    BLEU-4 and ROUGE (`eval_bleu4`, `eval_rouge1`, `eval_rouge2`, `eval_rougeL` in the metrics), up to
+    `eval.max_new_tokens` long; `eval.generate_rows` does so after training."""
+    best_metric: Literal["loss", "bleu4", "rouge1", "rouge2", "rougeL"] = "loss"
+    """What `keep_best` and `early_stopping_evals` go by: the held-out loss, or a score of `generate_rows`."""
     keep_best: bool = False
-    """Write a checkpoint where the held-out loss is the lowest so far, and publish its weights instead of the last."""
+    """Write a checkpoint where `best_metric` is the best so far, and publish its weights instead of the last."""
     early_stopping_evals: int | None = None
-    """End training after so many measurements in a row without a lower held-out loss; null trains to the end."""
+    """End training after so many measurements in a row without a better `best_metric`; null trains to the end."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     """What to do when a loss or a gradient is NaN or infinite: stop, skip the step, or go back to the newest
     checkpoint that was due and on with the rows after the step."""
