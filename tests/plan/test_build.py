@@ -80,6 +80,13 @@ def test_full_training_writes_merged_itself_and_has_nothing_to_merge():
     assert any("nothing to merge" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_checkpoints_with_an_average_hold_the_weights_twice(method):
+    plain, averaged = (planned(method__kind=method, train={"ema_decay": decay}).estimate for decay in (None, 0.9))
+    added = averaged.disk.checkpoints_bytes - plain.disk.checkpoints_bytes
+    assert added == 4 * averaged.trainable_parameters
+
+
 def test_what_answers_cost_while_training_is_told():
     changes = {"train": {"max_steps": 25, "eval_steps": 10, "generate_rows": 20}, "data__eval_rows": 30}
     (note,) = [note for note in planned(**changes).notes if "train.generate_rows" in note]
