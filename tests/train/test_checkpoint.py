@@ -17,7 +17,7 @@ from tunerun.config.schema import TrainConfig
 from tunerun.errors import StageError, UserError
 from tunerun.models import adapters
 from tunerun.plan.placement import Placement
-from tunerun.train import checkpoint, optim
+from tunerun.train import checkpoint, held_out, optim
 from tunerun.train.checkpoint import Progressed
 from tunerun.train.engines import Engine, Parts, make_engine
 from tunerun.train.ranks import Ranks
@@ -208,6 +208,21 @@ def test_an_average_may_be_turned_off_and_on(tmp_path: Path, before: float | Non
     assert losses(changed) == losses(plain)
     one, other = (artifacts.sha256(out / "adapter" / adapters.WEIGHTS) for out in (changed, plain))
     assert (one == other) == (now is None)
+
+
+def test_the_best_weights_are_those_that_were_measured_whatever_became_of_the_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = make_run(tmp_path)
+    write_store(out / artifacts.EVAL_DATA, [[sample] for sample in random_samples(4, seed=9)])
+    losses_told = iter([1.0, *range(2, 20)])
+    monkeypatch.setattr(held_out, "measure", lambda job: {"eval_loss": next(losses_told)})
+    best = {"eval_steps": 2, "keep_best": True}
+    with kill_before(3), pytest.raises(Killed):
+        run(train_step(ema_decay=0.9, **best), out)
+    measured = (out / artifacts.CHECKPOINTS / "step-2" / "adapter" / adapters.WEIGHTS).read_bytes()
+    run(replace(train_step(**best), allow=("train.ema_decay",)), out)
+    assert (out / "adapter" / adapters.WEIGHTS).read_bytes() == measured
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,12 +162,10 @@ def save_state(staging: Path, state: State, moving: Mapping[str, Tensor], ranks:
 def restore_state(checkpoint: Checkpoint, engine: Engine, average: Average | None) -> None:
     """Gives parameters, average and optimiser the state of a checkpoint, whatever number of ranks wrote it.
 
-    The parameters have the weights of its adapter/ or model/. An average that was turned on since then (`--allow
-    train.ema_decay`) begins with these; one that was turned off is forgotten.
+    The parameters have the weights of its adapter/ or model/. An average that was turned off since then (`--allow
+    train.ema_decay`) is forgotten.
     """
-    if average is not None:
-        old = _AVERAGE_OF_SCHEMA_2
-        ema.restore(average, load_file(checkpoint.folder / old) if old in checkpoint.files else engine.parameters)
+    restore_average(checkpoint, engine.parameters, average)
     if MOVING in checkpoint.files:
         engine.assign(load_file(checkpoint.folder / MOVING))
     tensors: dict[str, Tensor] = {}
@@ -178,6 +176,20 @@ def restore_state(checkpoint: Checkpoint, engine: Engine, average: Average | Non
     for name in checkpoint.state_files(".json"):
         numbers.update(artifacts.read_json(checkpoint.folder / name)["numbers"])
     engine.restore(State(tensors=tensors, numbers=numbers))
+
+
+def restore_average(checkpoint: Checkpoint, parameters: Mapping[str, Tensor], average: Average | None) -> None:
+    """Gives an average what a checkpoint was written from.
+
+    Args:
+        checkpoint: Where it comes from.
+        parameters: They have the weights of its adapter/ or model/: that average, or what one begins with that was
+            turned on since then.
+        average: None does nothing.
+    """
+    old = _AVERAGE_OF_SCHEMA_2
+    if average is not None:
+        ema.restore(average, load_file(checkpoint.folder / old) if old in checkpoint.files else parameters)
 
 
 def state_bytes(weights: Mapping[str, Tensor], state: State, moving: Mapping[str, Tensor]) -> int:

@@ -350,7 +350,7 @@ def _return_to_best(job: Job, end: Progressed) -> None:
     if best is None:
         raise StageError(f"the weights of step {end.best_step}, which has {told}, are damaged.")
     job.reload(best)
-    checkpoint.restore_state(best, job.engine, job.average)
+    checkpoint.restore_average(best, job.parameters, job.average)
     if job.ranks.is_first:
         print(f"publishing the weights of step {end.best_step}, with {told}: {end.best_value:.4f}")
 
