@@ -124,31 +124,42 @@ def test_the_key_that_a_stage_asks_with_is_not_in_its_status(run_dir, monkeypatc
     assert told["error"] == "RuntimeError: [redacted]"
 
 
-ASK_FOR_TRAINING = """
+LOAD = """
 import json, sys
 from pathlib import Path
 from tunerun import worker
 from tunerun.plan import steps
 folder = Path(sys.argv[1])
 step = steps.from_json(json.loads((folder / "step.json").read_text()))
-needed = worker.needs_bitsandbytes(step, folder)
-with worker.without_bitsandbytes(needed=needed):
-    worker.load_stage("train")
-print(needed, "bitsandbytes" in sys.modules)
+left_out = worker.unneeded(step, folder)
+with worker.leaving_out(left_out):
+    worker.load_stage(step.stage)
+found = [name for name in worker.SELDOM_NEEDED if name in sys.modules]
+assert not set(left_out) & set(found)
+# What peft asks when it puts an adapter on.
+from peft.import_utils import is_bnb_available
+print(worker.misses(folder, step.stage), "bitsandbytes" in found, is_bnb_available())
 """
 
 
-@pytest.mark.parametrize(("kind", "found"), [("lora", False), ("qlora", True)])
-def test_training_imports_bitsandbytes_only_for_quantised_weights(tmp_path, kind, found):
+@pytest.mark.parametrize(
+    ("stage", "kind", "found"), [("train", "lora", False), ("train", "qlora", True), ("eval", "lora", False)]
+)
+def test_bitsandbytes_is_imported_only_for_quantised_weights(tmp_path, stage, kind, found):
     """peft would import it, and torch's compiler with it, in every training."""
     pytest.importorskip("bitsandbytes")
     made = scenario.config(tmp_path / "rows.txt", tmp_path / "model")
     step = next(step for step in scenario.plan(tmp_path, made).steps if step.stage == "train")
-    artifacts.write_json(tmp_path / "step.json", steps.to_json(replace(step, method=MethodConfig(kind=kind))))
+    step = replace(step, method=MethodConfig(kind=kind))
+    if stage == "eval":
+        parts = {"model": step.model, "eval": step.eval, "placement": step.placement, "seed": 1}
+        step = steps.EvalStep(**parts, adapter="adapter", tuned=None, chat=True)
+    artifacts.write_json(tmp_path / "step.json", steps.to_json(step))
+    artifacts.write_json(tmp_path / artifacts.PLAN, {"steps": [steps.to_json(step)]})
     (tmp_path / "base").mkdir()
     artifacts.write_json(tmp_path / "base" / "config.json", {})
     write_base(tmp_path, BaseModel(folder=tmp_path / "base", path="org/tiny", revision=None, sha256="0"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    argv = [sys.executable, "-c", ASK_FOR_TRAINING, str(tmp_path)]
+    argv = [sys.executable, "-c", LOAD, str(tmp_path)]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-2:] == [str(found), str(found)]
+    assert done.stdout.split()[-3:] == [str(found)] * 3

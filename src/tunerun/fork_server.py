@@ -12,6 +12,7 @@ died. `tunerun.launch.forks` is the other side.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -37,11 +38,15 @@ def main(argv: Sequence[str]) -> int:
         argv: Number of the socket's descriptor, and the stages to import.
     """
     requests = socket.socket(fileno=int(argv[0]))
-    for stage in argv[1:]:
-        worker.load_stage(stage)
+    with worker.leaving_out(worker.SELDOM_NEEDED):
+        for stage in argv[1:]:
+            worker.load_stage(stage)
     # What is there now is never collected, so that a collection in a copy does not touch, and copy, its pages.
     gc.collect()
     gc.freeze()
+    # Says, to who looks, that it answers at once from now on.
+    with contextlib.suppress(BrokenPipeError):
+        requests.send(b"\n")
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -98,6 +103,9 @@ def _run(request: Mapping[str, Any], descriptors: Sequence[int]) -> NoReturn:
         os.environ.update(request["env"])
         # The rest has no name and is only held.
         os.environ.update(zip(request["named"], map(str, others), strict=False))
+        run_dir, stage = request["argv"]
+        if worker.misses(Path(run_dir), stage):
+            _become_fresh(run_dir, stage, others)
         code = worker.main(request["argv"])
     except BaseException:  # noqa: BLE001 (nothing may return into the server)
         traceback.print_exc()
@@ -105,6 +113,13 @@ def _run(request: Mapping[str, Any], descriptors: Sequence[int]) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _become_fresh(run_dir: str, stage: str, descriptors: Sequence[int]) -> NoReturn:
+    """Goes on as a fresh process, whose imports leave out nothing that the stage needs."""
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, True)
+    os.execv(sys.executable, (sys.executable, "-P", "-m", "tunerun.worker", run_dir, stage))
 
 
 def _reap(reports: dict[int, int]) -> None:

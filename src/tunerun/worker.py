@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,7 @@ from tunerun.cli import render_error
 from tunerun.config import typed
 from tunerun.errors import ExitCode, FailedElsewhere, Pruned, TryAgain, TunerunError
 from tunerun.plan import steps
-from tunerun.plan.steps import EvalStep, Step, TrainStep, quantisation_of
+from tunerun.plan.steps import DataStep, EvalStep, ModelStep, Step, TrainStep, quantisation_of
 
 STAGES = {
     "model": "tunerun.models.fetch:run",
@@ -39,6 +39,12 @@ STAGES = {
     "serve": "tunerun.serve.stage:run",
 }
 
+# peft imports bitsandbytes, and with it torch's compiler: about as long as torch itself takes. transformers imports
+# sklearn, for a way to generate that is not used.
+_BITSANDBYTES, _SKLEARN = "bitsandbytes", "sklearn"
+_PEFT = "peft.import_utils"
+SELDOM_NEEDED = (_BITSANDBYTES, _SKLEARN)
+
 StageFunction = Callable[[Any, Path], list[Artifact]]
 
 
@@ -48,28 +54,44 @@ def load_stage(stage: str) -> StageFunction:
     return cast(StageFunction, vars(importlib.import_module(module))[name])
 
 
-def needs_bitsandbytes(step: Step, run_dir: Path) -> bool:
-    """Says whether a stage may meet quantised layers; only of training is it known that it does not."""
-    if not isinstance(step, TrainStep) or step.objective.kind == "distill" or quantisation_of(step.method) is not None:
-        return True
+def unneeded(step: Step, run_dir: Path) -> tuple[str, ...]:
+    """Names the packages that libraries would import on behalf of a step, and that the step has no use for."""
+    if isinstance(step, ModelStep | DataStep):
+        return SELDOM_NEEDED
+    if not isinstance(step, TrainStep | EvalStep):
+        return ()
+    if isinstance(step, TrainStep):
+        is_quantised = step.objective.kind == "distill" or quantisation_of(step.method) is not None
+    elif step.eval.lm_eval:
+        # Tasks bring metrics of their own.
+        return ()
+    else:
+        is_quantised = step.quantisation is not None
     config = read_base(run_dir).folder / "config.json"
-    return not config.is_file() or "quantization_config" in artifacts.read_json(config)
+    if is_quantised or not config.is_file() or "quantization_config" in artifacts.read_json(config):
+        return (_SKLEARN,)
+    return SELDOM_NEEDED
 
 
 @contextmanager
-def without_bitsandbytes(*, needed: bool) -> Iterator[None]:
-    """Lets peft believe, when it is imported within the block, that bitsandbytes is not installed.
+def leaving_out(names: Collection[str]) -> Iterator[None]:
+    """Lets libraries believe, when they are imported within the block, that packages are not installed.
 
-    It would import that at once, and with it torch's compiler: about as long as torch itself takes.
+    Args:
+        names: Of the packages; those that are imported already stay.
     """
-    if needed or "bitsandbytes" in sys.modules or "peft" in sys.modules:
-        yield
-        return
-    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # As `import` documents: it is not found.
+    hidden = [name for name in names if name not in sys.modules]
+    # As `import` documents: it is not found.
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
         yield
+        if _BITSANDBYTES in hidden and _PEFT in sys.modules:
+            # It looks once, when an adapter is put on, and remembers the answer.
+            vars(sys.modules[_PEFT])["is_bnb_available"]()
+            vars(sys.modules[_PEFT])["is_bnb_4bit_available"]()
     finally:
-        del sys.modules["bitsandbytes"]
+        for name in hidden:
+            del sys.modules[name]
 
 
 def main(argv: list[str]) -> int:
@@ -114,10 +136,20 @@ def hold_base(run_dir: Path, stage: str) -> None:
     from tunerun.models import held
 
     try:
-        held.hold(step, read_base(run_dir))
+        with leaving_out(unneeded(step, run_dir)):
+            held.hold(step, read_base(run_dir))
     except (TunerunError, OSError):
         # The copy will meet it, too, and say so.
         return
+
+
+def misses(run_dir: Path, stage: str) -> bool:
+    """Says whether a stage has a use for what this process left out when it imported its stages."""
+    try:
+        return not set(SELDOM_NEEDED) <= {*unneeded(_step(run_dir, stage), run_dir)}
+    except OSError:
+        # The stage will meet it, too, and say so.
+        return False
 
 
 def _step(run_dir: Path, stage: str) -> Step:
@@ -128,7 +160,7 @@ def _step(run_dir: Path, stage: str) -> Step:
 def _work(run_dir: Path, stage: str) -> int:
     step = _step(run_dir, stage)
     try:
-        with without_bitsandbytes(needed=needs_bitsandbytes(step, run_dir)):
+        with leaving_out(unneeded(step, run_dir)):
             function = load_stage(stage)
         made = function(step, run_dir)
     except child.Stopped as signal_name:

@@ -131,6 +131,59 @@ def test_a_light_stage_starts_no_server_and_uses_one_of_any_number_of_threads(tm
     assert len(servers._servers) == 1
 
 
+def test_a_light_stage_does_not_wait_for_the_imports_of_others(tmp_path, servers, monkeypatch):
+    gate = tmp_path / "modules/gate"
+    (tmp_path / "modules/slow_import.py").write_text(
+        f"import time\nfrom pathlib import Path\nwhile not Path({str(gate)!r}).exists():\n    time.sleep(0.01)\n"
+        "from slow_stage import run\n"
+    )
+    (tmp_path / "modules/sitecustomize.py").write_text(
+        "import tunerun.worker\ntunerun.worker.STAGES |= {'train': 'slow_import:run', 'data': 'slow_stage:run'}\n"
+    )
+    monkeypatch.setattr(forks, "_STAGES", ("data", "train"))
+    monkeypatch.setattr(forks, "_LIGHT", ("data",))
+    env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "2"}
+    argv = (sys.executable, "-P", "-m", "tunerun.worker", "run")
+    servers.begin((*argv, "verify"), env)
+    assert not servers._servers
+    servers.begin((*argv, "train"), env)
+    servers.begin((*argv, "train"), env)
+    (server,) = servers._servers.values()
+    # A fresh process knows nothing of the stand-in.
+    code, _, _ = started(tmp_path / "one", servers)
+    assert code == 1
+    gate.touch()
+    while not server.is_ready():
+        time.sleep(0.01)
+    _, _, second = started(tmp_path / "two", servers)
+    assert second["loaded"] == server.process.pid
+
+
+def test_a_stage_that_needs_what_the_server_left_out_becomes_a_fresh_process(tmp_path, servers):
+    hooks = tmp_path / "modules/sitecustomize.py"
+    hooks.write_text(
+        f"{hooks.read_text()}tunerun.worker.misses = lambda run_dir, stage: True\n"
+        f"import os\nopen({str(tmp_path / 'starts')!r}, 'a').write(f'{{os.getpid()}} ')\n"
+    )
+    code, said, _ = started(tmp_path / "one", servers)
+    (server,) = servers._servers.values()
+    starts = (tmp_path / "starts").read_text().split()
+    assert len(set(starts)) == 2
+    assert starts[0] == str(server.process.pid)
+    # It knows nothing of the stand-in, and says what the stage itself lacks.
+    told = json.loads((tmp_path / "one/status/data.json").read_text())
+    assert code == told["exit_code"] == 1
+    assert "model.json" in said
+
+
+def test_a_server_that_nobody_asked_does_not_keep_its_sweep_from_ending(tmp_path, servers, monkeypatch):
+    (tmp_path / "modules/slow_stage.py").write_text("import time\ntime.sleep(60)\n")
+    servers.begin((sys.executable, "-P", "-m", "tunerun.worker", "run", "data"), os.environ)
+    (server,) = servers._servers.values()
+    servers.__exit__(None, None, None)
+    assert server.process.returncode == -signal.SIGKILL
+
+
 def test_a_crash_is_that_of_one_copy(tmp_path, servers):
     code, _, first = started(tmp_path / "one", servers, "crash")
     assert code == -signal.SIGSEGV

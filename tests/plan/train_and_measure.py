@@ -18,7 +18,7 @@ import torch
 from tunerun import worker
 
 # As the worker loads the stage.
-with worker.without_bitsandbytes(needed=False):
+with worker.leaving_out(worker.SELDOM_NEEDED):
     from tunerun.config.schema import MethodConfig
     from tunerun.models import adapters, load
     from tunerun.models.attention import SEGMENTS

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -85,7 +85,20 @@ class _Server:
     process: subprocess.Popen[bytes]
     requests: socket.socket
 
+    def is_ready(self) -> bool:
+        """Says whether its imports are done, so that it answers at once."""
+        try:
+            return bool(self.requests.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except (BlockingIOError, ConnectionResetError):
+            return False
+
     def close(self) -> None:
+        if self.is_ready():
+            # What is left unread would be an error at the other end.
+            self.requests.recv(1)
+        else:
+            # It would finish its imports first.
+            self.process.kill()
         self.requests.close()
         self.process.wait()
 
@@ -106,8 +119,21 @@ class ForkServers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for server in self._servers.values():
-            server.close()
+        while self._servers:
+            self._servers.popitem()[1].close()
+
+    def begin(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """Starts the server of a stage that will be asked for, if there is none: it imports while other work goes on.
+
+        Args:
+            argv: Command line of the stage; one that gets a fresh process starts nothing.
+            env: Its environment.
+
+        Raises:
+            OSError: It could not be started.
+        """
+        if _is_served(argv):
+            self._server(_early(env), argv[-1])
 
     def start(self, wanted: Start) -> Process:
         """Starts a process: a copy of a server for the stages that gain from it, a fresh one for others.
@@ -115,17 +141,15 @@ class ForkServers:
         Raises:
             OSError: It could not be started.
         """
-        interpreter, *rest = wanted.argv
-        if tuple(rest[:3]) != _WORKER or rest[-1] not in _STAGES or interpreter != sys.executable:
+        if not _is_served(wanted.argv):
             return spawn(wanted)
-        early = {name: value for name, value in wanted.env.items() if name not in _LATE}
         # One that died since the last stage, or while it started, is an accident; a second one in a row is not.
         for is_last in (False, True):
-            server = self._server(early, rest[-1])
+            server = self._server(_early(wanted.env), wanted.argv[-1])
             if server is None:
                 return spawn(wanted)
             try:
-                return _ask(server, wanted, rest[3:])
+                return _ask(server, wanted, wanted.argv[-2:])
             except (BrokenPipeError, ConnectionResetError, EOFError):
                 self._drop(server)
                 if is_last:
@@ -133,11 +157,11 @@ class ForkServers:
         raise AssertionError("the last attempt returns or raises")
 
     def _server(self, env: Mapping[str, str], stage: str) -> _Server | None:
-        """Returns the server of an environment; None when a light stage comes before any that is worth one."""
+        """Returns the server of an environment; None when a light stage would have to wait for one."""
         with self._lock:
             if stage in _LIGHT:
                 near = [server for key, server in self._servers.items() if _without_threads(key) == _light_key(env)]
-                return near[0] if near else None
+                return next((server for server in near if server.is_ready()), None)
             key = _key(env)
             if key not in self._servers:
                 self._servers[key] = _launched(env)
@@ -147,6 +171,15 @@ class ForkServers:
         with self._lock:
             for key in [key for key, known in self._servers.items() if known is server]:
                 self._servers.pop(key).close()
+
+
+def _is_served(argv: Sequence[str]) -> bool:
+    interpreter, *rest = argv
+    return tuple(rest[:3]) == _WORKER and rest[-1] in _STAGES and interpreter == sys.executable
+
+
+def _early(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name not in _LATE}
 
 
 def _key(env: Mapping[str, str]) -> _Key:
@@ -172,10 +205,10 @@ def _launched(env: Mapping[str, str]) -> _Server:
     return _Server(process=process, requests=ours)
 
 
-def _ask(server: _Server, wanted: Start, argv: list[str]) -> Process:
+def _ask(server: _Server, wanted: Start, argv: Sequence[str]) -> Process:
     report, report_end = os.pipe()
     late = {name: value for name, value in wanted.env.items() if name in _LATE}
-    request = json.dumps({"argv": argv, "env": late, "named": list(wanted.named)}) + "\n"
+    request = json.dumps({"argv": list(argv), "env": late, "named": list(wanted.named)}) + "\n"
     descriptors = [wanted.output, wanted.errors, *wanted.named.values(), *wanted.held, report_end]
     try:
         socket.send_fds(server.requests, [request.encode()], descriptors)

@@ -250,6 +250,17 @@ class _Ears:
             os.write(self.child.verdicts, verdict)
 
 
+def environment(launch: Launch, on_top: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that a process gets.
+
+    Args:
+        launch: How it is started.
+        on_top: Set on top of the launch's own.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name not in launch.without}
+    return {**inherited, **launch.env, **on_top}
+
+
 @contextlib.contextmanager
 def _spawned(launch: Launch, lock: int, supervision: Supervision) -> Iterator[_Child]:
     with contextlib.ExitStack() as stack:
@@ -258,11 +269,10 @@ def _spawned(launch: Launch, lock: int, supervision: Supervision) -> Iterator[_C
         )
         for descriptor in (output, errors, events, alive_end, verdicts):
             stack.callback(os.close, descriptor)
-        inherited = {name: value for name, value in os.environ.items() if name not in launch.without}
         verdict = {} if supervision.judge is None else {VERDICTS_FD: asked}
         wanted = Start(
             argv=launch.argv,
-            env={**inherited, **launch.env, **supervision.env},
+            env=environment(launch, supervision.env),
             output=output_end,
             errors=errors_end,
             named={EVENTS_FD: events_end, PARENT_FD: alive, **verdict},

@@ -100,6 +100,19 @@ def execute(
         terminal.line(f"run: {run_dir}")
 
 
+def launch(step: Step, run_dir: Path, config: RunConfig, node: Node | None = None) -> Launch:
+    """Returns how a step of a run is started, without the keys that are for other steps.
+
+    Args:
+        step: What to run.
+        run_dir: The run directory.
+        config: Of the run.
+        node: This machine among several.
+    """
+    wanted = with_wait_policy(command.command(step, run_dir, node=node))
+    return command.hiding(wanted, step, secret_variables(config))
+
+
 def _meeting(plan: Plan, config: RunConfig) -> Meeting | None:
     # Nothing but training is shared out among nodes.
     return None if plan.train is None else nodes.meeting(config, os.environ)
@@ -227,7 +240,7 @@ class _Runner:
                 found = Outcome(code=ExitCode(error.exit_code), error=str(error), shown=False)
                 return Ended(exit_code=int(error.exit_code), seconds=time.monotonic() - started), found
             ended = process.run(
-                self._launch(step, node),
+                launch(step, self.run_dir, self.config, node),
                 log=self.run_dir / artifacts.LOGS / f"{step.stage}.log",
                 terminal=self.terminal,
                 supervision=self.supervision,
@@ -246,11 +259,6 @@ class _Runner:
             why = f"restart {restarts} of {hardware.max_restarts}" if found.died else "starting again"
             self.terminal.line(f"{step.stage}: {found.error}; {why}", error=True)
         return dataclasses.replace(ended, seconds=time.monotonic() - started), found
-
-    def _launch(self, step: Step, node: Node | None) -> Launch:
-        """Returns how a step is started, without the keys that are for other steps."""
-        launch = with_wait_policy(command.command(step, self.run_dir, node=node))
-        return command.hiding(launch, step, secret_variables(self.config))
 
     def _gather(self, step: Step) -> Node | None:
         """Has the other nodes start their ranks of a step that has some."""
