@@ -151,6 +151,16 @@ def test_the_last_stages_of_the_best_are_queued_when_all_are_done(slurm, task, t
     assert "the best as a recipe: tunerun sweep best" in capfd.readouterr().out
 
 
+def test_an_array_without_a_best_trial_says_why(sweep_dir, task, capfd):
+    for number in range(3):
+        task(sweep_dir, number)
+    capfd.readouterr()
+    assert cli.dispatch(["resume", str(sweep_dir)]) == ExitCode.DONE
+    out = capfd.readouterr().out
+    assert "there is no best one: no trial that ended well has eval_loss\n" in out
+    assert "as a recipe" not in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -240,6 +240,21 @@ def test_a_stopped_search_goes_on_with_the_trial_it_was_at(folder, how):
     assert len(record.read(sweep_dir / "0").invocations) == 2
 
 
+def test_a_search_whose_journal_is_gone_or_damaged_is_not_begun_anew(folder, capfd):
+    assert cli.dispatch([*SEARCH, "sweep.trials=1"]) == ExitCode.DONE
+    sweep_dir, _ = swept(folder)
+    journal = sweep_dir / "search.journal"
+    content = journal.read_text(encoding="utf-8")
+    journal.write_text(content.replace('"op_code"', '"op', 1), encoding="utf-8")
+    with pytest.raises(UserError, match=r"search\.journal:1: is damaged.*sweep best"):
+        cli.dispatch(["resume", str(sweep_dir)])
+    assert cli.dispatch(["sweep", "best", str(sweep_dir), "winner"]) == ExitCode.DONE
+    journal.unlink()
+    with pytest.raises(UserError, match=r"search\.journal is not there"):
+        cli.dispatch(["resume", str(sweep_dir)])
+    assert not journal.exists()
+
+
 def test_two_sweeps_share_a_search(folder):
     shared = ["hydra.sweeper.storage=shared.journal", "hydra.sweeper.study=ours", "sweep.trials=6"]
     both = [program(folder, *SEARCH, *shared) for _ in range(2)]
@@ -271,6 +286,13 @@ def test_a_sweep_tells_what_came_of_another_processes_trial_since_it_ended(folde
     capfd.readouterr()
     assert cli.dispatch(["sweep", "show", str(other)]) == ExitCode.DONE
     assert states(capfd.readouterr().out) == {"0": "done", "1": "done"}
+    # A storage that went away is not begun anew by looking for it.
+    (folder / "shared.journal").rename(folder / "away.journal")
+    assert cli.dispatch(["sweep", "show", str(other)]) == ExitCode.DONE
+    out, err = capfd.readouterr()
+    assert states(out) == {"0": "running", "1": "done"}
+    assert "shared.journal is not there" in err
+    assert not (folder / "shared.journal").exists()
     # In another folder its recipe and its storage may be others.
     monkeypatch.chdir(folder / "model")
     assert cli.dispatch(["sweep", "show", str(other)]) == ExitCode.DONE

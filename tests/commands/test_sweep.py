@@ -68,7 +68,7 @@ def test_a_stopped_sweep_goes_on_where_it_stopped(folder, monkeypatch, capfd):
     assert cli.dispatch([*BASE, "data.path=rows.txt", "seed=1,2,3"]) == ExitCode.PREEMPTED
     sweep_dir, trials = swept(folder)
     assert [trial["status"] for trial in by_trial(trials)] == ["done", "preempted", "waiting"]
-    assert f"go on: tunerun resume {sweep_dir}" in capfd.readouterr().out
+    assert f"go on: tunerun resume {sweep_dir.relative_to(folder)}" in capfd.readouterr().out
 
     assert cli.dispatch(["resume", str(sweep_dir)]) == ExitCode.DONE
     _, trials = swept(folder)

@@ -166,9 +166,15 @@ def test_several_metrics_are_searched_together(tmp_path):
 def test_the_key_that_decides_is_the_important_one(tmp_path):
     search = opened(tmp_path, asked(24, RATE, RANK), sampler="random")
     finish(search)
-    found = search.importances()
+    found = search.importances(search.known(), "eval_loss").shares
     assert found["train.learning_rate"] > 0.9
     assert sum(found.values()) == pytest.approx(1.0)
+
+
+def test_a_search_of_a_few_trials_says_that_it_cannot_tell(tmp_path):
+    search = opened(tmp_path, asked(3, RATE, RANK))
+    finish(search)
+    assert search.importances(search.known(), "eval_loss").lack == "only 3 trials have it, and 4 are needed"
 
 
 @pytest.mark.parametrize(
@@ -250,11 +256,11 @@ class _KilledError(BaseException):
     pass
 
 
-@pytest.mark.parametrize("moment", ["_suggest", "__init__"])
+@pytest.mark.parametrize("moment", ["suggest_float", "__init__"])
 def test_a_trial_whose_process_is_killed_while_it_is_proposed_is_not_lost(tmp_path, monkeypatch, moment):
     shared = {"storage": f"{tmp_path}/search.journal", "study": "ours"}
 
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise _KilledError
 
     search = opened(tmp_path / "one", asked(3), **shared)

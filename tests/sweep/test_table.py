@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tunerun.errors import UserError
 from tunerun.sweep import table
+from tunerun.sweep.importance import Importances
+from tunerun.sweep.table import Table
 from tunerun.sweep.trials import Outcome
 
 
@@ -27,10 +31,32 @@ def test_only_a_trial_that_ended_well_is_the_best():
 
 
 def test_results_are_read_as_they_were_written(tmp_path):
-    rows = [row(0, eval_loss=0.1), row(1)]
-    table.write(tmp_path, rows, ("eval_loss",))
-    assert table.read(tmp_path) == (rows, ("eval_loss",))
-    assert "| a\\|b |" in (tmp_path / "results.md").read_text(encoding="utf-8")
+    importances = Importances(shares={"train.seed": 0.25, "method.rank": 0.5}, method="by chance")
+    found = Table(rows=[row(0, eval_loss=0.1), row(1)], metrics=("eval_loss",), importances=importances)
+    table.write(tmp_path, found)
+    assert table.read(tmp_path) == found
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "| a\\|b |" in text
+    assert "what eval_loss depends on: method.rank 50%, train.seed 25% (by chance)" in text
+    assert table.render(found).splitlines()[-1] == text.splitlines()[-1]
+    page = (tmp_path / "results.html").read_text(encoding="utf-8")
+    assert "What eval_loss depends on" in page
+    assert "method.rank: 50%" in page
+
+
+def test_what_cannot_be_told_is_said_in_every_form(tmp_path):
+    found = Table(rows=[row(0, eval_loss=0.1)], metrics=("eval_loss",), importances=Importances(lack="too few"))
+    table.write(tmp_path, found)
+    for name in ("results.md", "results.html"):
+        assert "cannot be told: too few" in (tmp_path / name).read_text(encoding="utf-8")
+
+
+def test_results_of_older_schemas_are_read(tmp_path):
+    trial = {"trial": 0, "parameters": {}, "status": "done", "exit_code": 0, "seconds": 1.0, "metrics": {}}
+    old = {"schema": 1, "metric": "eval_loss", "trials": [trial]}
+    for data in (old, {**old, "schema": 2, "metrics": {"eval_loss": "lower"}, "importances": {"method.rank": 0.5}}):
+        (tmp_path / "results.json").write_text(json.dumps(data))
+        assert table.read(tmp_path) == Table(rows=[Outcome(**trial)], metrics=("eval_loss",))
 
 
 def test_a_sweep_without_results_is_told_from_another_folder(tmp_path):

@@ -13,7 +13,8 @@ from tunerun.launch import cluster
 from tunerun.run import job as jobs
 from tunerun.run import record, rundir, submit
 from tunerun.run.summary import short
-from tunerun.sweep import outcomes, table
+from tunerun.sweep import importance, outcomes, table
+from tunerun.sweep.table import Table
 from tunerun.sweep.trials import Outcome
 
 _ENDED = ("done", "pruned")
@@ -57,7 +58,8 @@ def queue(sweep_dir: Path, entries: Mapping[int, Entry], sweep: SweepConfig) -> 
     Raises:
         UserError: Slurm refused the job.
     """
-    rows = _written(sweep_dir, {number: entry.trial.parameters for number, entry in entries.items()}, sweep.metric)
+    found = _written(sweep_dir, {number: entry.trial.parameters for number, entry in entries.items()}, sweep.metric)
+    rows = found.rows
     left = {row.trial: entries[row.trial].prepared for row in rows if row.status not in (*_ENDED, *_ALIVE)}
     alive = sum(row.status in _ALIVE for row in rows)
     if not left and not alive:
@@ -68,32 +70,32 @@ def queue(sweep_dir: Path, entries: Mapping[int, Entry], sweep: SweepConfig) -> 
         job = submit.submit_array(submitted, path, script(sweep_dir, entries, sweep.jobs), sweep.jobs)
         told = _queued(sweep_dir, job, sorted(left), sweep.jobs)
     else:
-        told = [table.render(rows, sweep.metric), ""]
         at_work = f"{alive} of {len(rows)} trials are queued or running"
-        told.append(at_work if alive else f"the best as a recipe: tunerun sweep best {short(sweep_dir)}")
+        told = [table.render(found), "", at_work if alive else table.ending(found, short(sweep_dir))]
     print("\n".join([*told, f"sweep: {sweep_dir}"]))
     return ExitCode.DONE
 
 
-def collect(sweep_dir: Path) -> tuple[list[Outcome], tuple[str, ...]]:
-    """Reads the trials of a sweep and what ranks them; of one that Slurm runs, writes the tables anew.
+def collect(sweep_dir: Path) -> Table:
+    """Reads what came of a sweep; of one that Slurm runs, writes the tables anew.
 
     Raises:
         UserError: The folder is no sweep.
     """
-    rows, metrics = table.read(sweep_dir)
+    found = table.read(sweep_dir)
     if not (sweep_dir / cluster.SLURM_SCRIPT).is_file():
-        return rows, metrics
-    rows = _written(sweep_dir, {row.trial: row.parameters for row in rows}, metrics)
-    return table.ranked(rows, metrics), metrics
+        return found
+    return _written(sweep_dir, {row.trial: row.parameters for row in found.rows}, found.metrics)
 
 
-def _written(sweep_dir: Path, parameters: Mapping[int, Mapping[str, str]], metrics: Sequence[str]) -> list[Outcome]:
+def _written(sweep_dir: Path, parameters: Mapping[int, Mapping[str, str]], metrics: Sequence[str]) -> Table:
     """Reads what came of the trials and writes the tables; the last to read is the last to write."""
     with rundir.locked(sweep_dir, wait=True):
         rows = _rows(sweep_dir, parameters)
-        table.write(sweep_dir, rows, metrics)
-    return rows
+        importances = importance.variance_shares(table.finished(rows), metrics[0])
+        found = Table(rows=rows, metrics=metrics, importances=importances)
+        table.write(sweep_dir, found)
+    return found
 
 
 def _rows(sweep_dir: Path, parameters: Mapping[int, Mapping[str, str]]) -> list[Outcome]:

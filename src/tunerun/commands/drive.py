@@ -19,17 +19,20 @@ from tunerun.commands.trial import Entry, gpus, own
 from tunerun.config import typed
 from tunerun.config.credentials import secrets_of
 from tunerun.config.overrides import key_of
-from tunerun.config.resolve import resolve
+from tunerun.config.resolve import Resolved, resolve
 from tunerun.config.schema import SweepConfig
 from tunerun.errors import ExitCode, Problem, TunerunError, UserError
 from tunerun.launch.forks import ForkServers
-from tunerun.launch.process import Process, Start, StopSignals, Supervision, spawn
+from tunerun.launch.process import StopSignals, Supervision, environment, spawn
 from tunerun.launch.terminal import Terminal
 from tunerun.plan.plan import Plan
+from tunerun.plan.steps import TrainStep
 from tunerun.run import runner
+from tunerun.run.summary import short
 from tunerun.sweep import measures, outcomes, table, trials, wandb
-from tunerun.sweep.sources import Base, MakeSource
-from tunerun.sweep.trials import Outcome, Source, Trial
+from tunerun.sweep.sources import Base, MakeSource, Source
+from tunerun.sweep.table import Table
+from tunerun.sweep.trials import Outcome, Trial
 
 # What a trial is measured by; the rest can wait for the winner.
 _TRIAL_STAGES = ("data", "train", "eval")
@@ -65,8 +68,9 @@ def drive(request: Request, config: DictConfig, make: MakeSource) -> ExitCode:
     """
     base = _base(request, config)
     driver = _Driver(request=request, sweep=base.sweep, source=make(base), secrets=secrets_of(config, os.environ))
-    driver.check()
-    return driver.queue() if driver.is_queued else driver.run()
+    with driver.servers:
+        driver.check()
+        return driver.queue() if driver.is_queued else driver.run()
 
 
 def exported(request: Request, config: DictConfig, make: MakeSource) -> str:
@@ -98,7 +102,7 @@ def exported(request: Request, config: DictConfig, make: MakeSource) -> str:
     return text
 
 
-def remembered(request: Request, config: DictConfig, make: MakeSource) -> list[Outcome]:
+def remembered(request: Request, config: DictConfig, make: MakeSource) -> Table:
     """Returns what the storage of a search knows of its trials, those of other processes included.
 
     Args:
@@ -107,11 +111,13 @@ def remembered(request: Request, config: DictConfig, make: MakeSource) -> list[O
         make: Makes the source of trials.
 
     Raises:
-        UserError: The storage cannot be opened.
+        UserError: The storage cannot be opened, or is not there.
     """
-    source = make(_base(request, config))
-    source.start()
-    return source.known()
+    base = _base(request, config)
+    source, metrics = make(base), base.sweep.metric
+    source.start(create=False)
+    rows = source.known()
+    return Table(rows=rows, metrics=metrics, importances=source.importances(table.finished(rows), metrics[0]))
 
 
 def _base(request: Request, config: DictConfig) -> Base:
@@ -132,6 +138,8 @@ class _Driver:
     secrets: tuple[str, ...]
     entries: dict[int, Entry] = field(default_factory=dict)
     """Of the trials that are known, by number."""
+    composed: dict[tuple[str, ...], Resolved] = field(default_factory=dict)
+    """By point: a search tries points that were checked before it began, too."""
     codes: dict[int, ExitCode] = field(default_factory=dict)
     """Of the trials that ended in this execution."""
     ended: dict[int, Outcome] = field(default_factory=dict)
@@ -158,6 +166,7 @@ class _Driver:
                 problems += redact.problems(typed.flatten(typed.plain(whole)), secrets_of(whole, os.environ))
                 if self.source.is_complete:
                     self.entries[trial.number] = entry
+                self._begin_imports(entry)
         if self.is_queued and not problems:
             array.script(self.request.sweep_dir, self.entries, self.sweep.jobs)
         if problems:
@@ -169,6 +178,15 @@ class _Driver:
         elif {trial.digest: trial.number for trial in listed} != self.request.numbers:
             what = "its arguments now give other trials than they did."
             raise UserError(Problem(where=str(self.request.sweep_dir), what=what, fix="Start a new sweep."))
+
+    def _begin_imports(self, entry: Entry) -> None:
+        """Lets what a trial's training imports be imported while the other trials are checked."""
+        train = entry.prepared.plan.train
+        # Of a sweep that is resumed nothing may be left to train.
+        if train is None or not _is_copied(train) or entry.whole.is_queued or self.request.numbers is not None:
+            return
+        launch = runner.launch(train, Path(entry.prepared.plan.run_dir), entry.prepared.config)
+        self.servers.begin(launch.argv, environment(launch, {}))
 
     @property
     def is_queued(self) -> bool:
@@ -194,14 +212,15 @@ class _Driver:
 
     def run(self) -> ExitCode:
         """Runs trials until there are no more, and the last stages of the best."""
-        self.source.start()
-        with self.servers, StopSignals() as stop:
+        # A search that has begun is gone on with, and not begun anew because its storage went away.
+        self.source.start(create=self.request.numbers is None or not trials.begun(self.request.sweep_dir))
+        with StopSignals() as stop:
             self._run_trials(stop)
-            rows = self._write_rows()
-            if not self.stopped and self._finish_best(rows, stop):
+            found = self._written()
+            if not self.stopped and self._finish_best(found.rows, stop):
                 self.stopped = ExitCode.PREEMPTED in self.codes.values()
-                rows = self._write_rows()
-        return self._say_end(rows)
+                found = self._written()
+        return self._say_end(found)
 
     def _run_trials(self, stop: StopSignals) -> None:
         free = list(range(self.sweep.jobs))
@@ -214,13 +233,15 @@ class _Driver:
                     print(self._title(entry), flush=True)
                     slot = free.pop(0)
                     running[pool.submit(self._run, entry, entry.prepared, slot, stop)] = (entry, slot)
+                if self.ended:
+                    # Only now, so that no trial waits for it.
+                    self._written()
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     entry, slot = running.pop(future)
                     free.append(slot)
                     self._end(entry, future.result())
-                    self._write_rows()
 
     def _end(self, entry: Entry, code: ExitCode) -> None:
         number = entry.trial.number
@@ -245,11 +266,14 @@ class _Driver:
         return None
 
     def _title(self, entry: Entry) -> str:
-        count = f"{entry.trial.number + 1 if self.source.is_complete else len(self.entries)} of {self.source.total}"
-        return f"trial {count}: {' '.join(entry.trial.varied)}"
+        count = entry.trial.number + 1 if self.source.is_complete else len(self.entries)
+        varied = f": {' '.join(entry.trial.varied)}" if entry.trial.varied else ""
+        return f"trial {entry.trial.number} ({count} of {self.source.total}){varied}"
 
     def _prepare(self, trial: Trial) -> Entry:
-        resolved = resolve([*trial.point, *self.request.search_path], self.request.config_dir)
+        if trial.point not in self.composed:
+            self.composed[trial.point] = resolve([*trial.point, *self.request.search_path], self.request.config_dir)
+        resolved = self.composed[trial.point]
         missed = sorted(resolved.config.sweep.params.keys() - self.sweep.params.keys())
         if missed:
             what = "comes from a recipe that is varied itself, so that it was not known in time."
@@ -292,18 +316,13 @@ class _Driver:
             stop=stop,
             env=gpus(prepared, slot, self.sweep.jobs),
             judge=self._judge(entry) if self.source.prunes else None,
-            start=self._starter(prepared),
+            start=self.servers.start if _is_copied(prepared.plan.train) else spawn,
         )
         try:
             return runner.execute(prepared.plan, config=prepared.config, terminal=terminal, supervision=supervision)
         except TunerunError as error:
             terminal.line(f"{error}", error=True)
             return error.exit_code
-
-    def _starter(self, prepared: Prepared) -> Callable[[Start], Process]:
-        # CUDA cannot be used in a copy of a process that looked for GPUs, which imports may do.
-        train = prepared.plan.train
-        return spawn if train is None or train.placement.device == "cuda" else self.servers.start
 
     def _judge(self, entry: Entry) -> Callable[[int, float], bool]:
         every = entry.prepared.config.train.eval_steps
@@ -325,34 +344,36 @@ class _Driver:
         self.ended[trial.number] = self._outcome(entry)
         return True
 
-    def _write_rows(self) -> list[Outcome]:
+    def _written(self) -> Table:
         """Reads what came of all trials so far, and writes the sweep's tables."""
         rows = {row.trial: row for row in self.source.known()}
         rows |= {number: self._outcome(entry) for number, entry in self.entries.items() if number not in self.ended}
         rows |= self.ended
-        table.write(self.request.sweep_dir, list(rows.values()), self.sweep.metric, self.source.importances())
-        return list(rows.values())
+        listed, metrics = list(rows.values()), self.sweep.metric
+        importances = self.source.importances(table.finished(listed), metrics[0])
+        found = Table(rows=listed, metrics=metrics, importances=importances)
+        table.write(self.request.sweep_dir, found)
+        return found
 
     def _outcome(self, entry: Entry) -> Outcome:
         number = entry.trial.number
         return outcomes.read(self.request.sweep_dir, number, entry.trial.parameters, self.codes.get(number))
 
-    def _say_end(self, rows: Sequence[Outcome]) -> ExitCode:
-        metrics, sweep_dir = self.sweep.metric, self.request.sweep_dir
-        print(f"\n{table.render(rows, metrics)}\n")
-        if self.stopped:
-            print(f"go on: tunerun resume {sweep_dir}")
-        elif table.best(rows, metrics) is None:
-            print(f"there is no best one: {table.why_none(rows, metrics)}")
-        else:
-            print(f"the best as a recipe: tunerun sweep best {sweep_dir}")
-        print(f"sweep: {sweep_dir}")
+    def _say_end(self, found: Table) -> ExitCode:
+        sweep = short(self.request.sweep_dir)
+        ending = f"go on: tunerun resume {sweep}" if self.stopped else table.ending(found, sweep)
+        print(f"\n{table.render(found)}\n\n{ending}\nsweep: {self.request.sweep_dir}")
         if self.stopped:
             return ExitCode.PREEMPTED
         # A trial of a search that failed before it was resumed is not run again; one that is refused now may be done.
         good = {ExitCode.DONE, ExitCode.PRUNED}
-        failed = any(row.status == "failed" for row in rows) or not set(self.codes.values()) <= good
+        failed = any(row.status == "failed" for row in found.rows) or not set(self.codes.values()) <= good
         return ExitCode.STAGE_FAILED if failed else ExitCode.DONE
+
+
+def _is_copied(train: TrainStep | None) -> bool:
+    # CUDA cannot be used in a copy of a process that looked for GPUs, which imports may do.
+    return train is not None and train.placement.device != "cuda"
 
 
 def _section(node: DictConfig) -> dict[str, Any]:

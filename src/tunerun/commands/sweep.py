@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from tunerun.config import overrides as grammar
 from tunerun.config.register import new_run_id
 from tunerun.config.resolve import multirun
 from tunerun.errors import ExitCode, TunerunError, UserError
-from tunerun.sweep import table, trials
-from tunerun.sweep.trials import Outcome
+from tunerun.sweep import trials
+from tunerun.sweep.table import Table
 
 _FLAGS = ("-m", "--multirun")
 _VALUES = ("--config-dir", "-cd")
@@ -56,8 +57,8 @@ def resume(sweep_dir: Path, argv: Sequence[str]) -> int:
     return ExitCode(_run(sweep_dir, typed, numbers, drive.drive))
 
 
-def read(sweep_dir: Path) -> tuple[list[Outcome], tuple[str, ...]]:
-    """Reads the trials of a sweep by rank, and what ranks them.
+def read(sweep_dir: Path) -> Table:
+    """Reads what came of a sweep.
 
     Of trials that other processes ran in the same search, its storage says what came of them since. When it cannot be
     asked, that is said on stderr.
@@ -65,18 +66,18 @@ def read(sweep_dir: Path) -> tuple[list[Outcome], tuple[str, ...]]:
     Raises:
         UserError: The folder is no sweep.
     """
-    rows, metrics = array.collect(sweep_dir)
-    own = {row.trial: row for row in rows if (sweep_dir / str(row.trial)).is_dir()}
-    if all(row.trial in own or row.status != "running" for row in rows):
-        return rows, metrics
+    kept = array.collect(sweep_dir)
+    own = {row.trial: row for row in kept.rows if (sweep_dir / str(row.trial)).is_dir()}
+    if all(row.trial in own or row.status != "running" for row in kept.rows):
+        return kept
     try:
         typed, numbers = trials.read(sweep_dir)
-        known: list[Outcome] = _run(sweep_dir, typed, numbers, drive.remembered)
+        now: Table = _run(sweep_dir, typed, numbers, drive.remembered)
     except TunerunError as error:
         print(f"trials of other processes are shown as when this sweep ended: {error}", file=sys.stderr)
-        return rows, metrics
-    found = {row.trial: row for row in (*rows, *known)} | own
-    return table.ranked(list(found.values()), metrics), metrics
+        return kept
+    found = {row.trial: row for row in (*kept.rows, *now.rows)} | own
+    return replace(now, rows=list(found.values()))
 
 
 def _run(sweep_dir: Path, argv: Sequence[str], numbers: dict[str, int] | None, task: Callable[..., Any]) -> Any:

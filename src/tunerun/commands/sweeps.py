@@ -39,17 +39,19 @@ def main(argv: Sequence[str]) -> int:
     if len(rest) < 2 or rest[0] not in ("best", "show") or len(rest) > (3 if rest[0] == "best" else 2):
         raise UserError(_USAGE)
     sweep_dir = Path(rest[1])
-    rows, metrics = sweep.read(sweep_dir)
+    found = sweep.read(sweep_dir)
     if rest[0] == "show":
-        print(table.render(rows, metrics))
+        print(table.render(found))
         return ExitCode.DONE
+    rows, metrics = found.rows, found.metrics
     winner = table.best(rows, metrics)
     if winner is None:
         raise UserError(Problem(where=str(sweep_dir), what=f"{table.why_none(rows, metrics)}."))
     overrides = " ".join(f"{key}={value}" for key, value in winner.parameters.items())
     if not (sweep_dir / str(winner.trial)).is_dir():
-        what = f"trial {winner.trial} is the best, and its directory is that of another process: {overrides}"
-        raise UserError(Problem(where=str(sweep_dir), what=what))
+        what = f"trial {winner.trial} is the best, and another sweep of the same search ran it."
+        fix = f"Name that sweep, or run it again with {overrides}"
+        raise UserError(Problem(where=str(sweep_dir), what=what, fix=fix))
     config = rundir.load_config(sweep_dir / str(winner.trial))
     target = copy.target(rest[2] if len(rest) == 3 else f"{config.name}-best")
     measured = ", ".join(f"{name} {winner.metrics[name]:.5g}" for name in metrics)

@@ -7,6 +7,7 @@ from itertools import product
 
 from tunerun.config.schema import OptunaConfig
 from tunerun.errors import Problem, UserError
+from tunerun.sweep.importance import Importances, variance_shares
 from tunerun.sweep.space import Axis
 from tunerun.sweep.trials import Outcome, Trial
 
@@ -46,7 +47,7 @@ class Grid:
         """Returns all points."""
         return self.trials
 
-    def start(self) -> None:
+    def start(self, *, create: bool = True) -> None:
         """Needs nothing."""
 
     def next(self) -> Trial | None:
@@ -68,6 +69,6 @@ class Grid:
         """Returns a point by its number."""
         return self.trials[number]
 
-    def importances(self) -> dict[str, float]:
-        """Returns nothing."""
-        return {}
+    def importances(self, rows: Sequence[Outcome], metric: str) -> Importances:
+        """Returns which share of the metric's variance goes with each key."""
+        return variance_shares(rows, metric)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,18 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, GridSampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from tunerun import redact
 from tunerun.config import typed
 from tunerun.config.schema import OptunaConfig
 from tunerun.errors import Problem, UserError, require
 from tunerun.sweep import measures
+from tunerun.sweep.importance import Importances, too_few
 from tunerun.sweep.space import Axis
+from tunerun.sweep.storage import open_storage
 from tunerun.sweep.trials import Outcome, Trial
-
-JOURNAL = "search.journal"
-_JOURNAL_SUFFIX = ".journal"
-_PAUSES = (0.1, 0.3, 1.0)
-"""Seconds between attempts to open a data base."""
 
 _DIRECTIONS = {"lower": StudyDirection.MINIMIZE, "higher": StudyDirection.MAXIMIZE}
 
@@ -92,20 +87,27 @@ class Search:
         points = [first, *({**first, axis.key: end} for axis in self._asked.axes for end in axis.ends[1:])]
         return [self._trial(number, point) for number, point in enumerate(points)]
 
-    def start(self) -> None:
+    def start(self, *, create: bool = True) -> None:
         """Opens the storage, and finds the trials that were running when the search was stopped.
 
+        Args:
+            create: Whether to begin a search where there is none.
+
         Raises:
-            UserError: It cannot be opened, or holds another search of this name.
+            UserError: It cannot be opened, holds another search of this name, or none and none is to be begun.
         """
-        self._study = _open(self._asked, self._chosen, self._sweep_dir)
+        self._storage = open_storage(self._chosen.storage, self._sweep_dir, create=create)
+        name = self._chosen.study or self._sweep_dir.name
+        self._study = _open(self._asked, self._chosen, self._storage, name, create=create)
+        self._study_id = self._storage.get_study_id_from_name(name)
         self._left = [trial for trial in self._trials(TrialState.RUNNING) if self._is_mine(trial)]
 
     def next(self) -> Trial | None:
         """Returns the next trial: one that was running when the search was stopped, or a new one."""
         while self._left:
             frozen = self._left.pop(0)
-            trial = optuna.Trial(self._study, frozen._trial_id)
+            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, frozen.number)
+            trial = optuna.Trial(self._study, trial_id)
             if frozen.params.keys() == self._distributions.keys() and self._has_place(frozen.number):
                 return self._begun(trial, frozen.params)
             # Killed while it was proposed, or before it was found to be one too many.
@@ -148,13 +150,15 @@ class Search:
         trial = self._trials()[number]
         return self._trial(number, self._texts(trial.params)) if self._is_mine(trial) else None
 
-    def importances(self) -> dict[str, float]:
-        """Returns how much each key matters to the first metric, from 0 to 1; empty when too little is known.
+    def importances(self, rows: Sequence[Outcome], metric: str) -> Importances:  # noqa: ARG002 (the storage has them)
+        """Returns how much each key matters to the first metric.
 
         By PED-ANOVA (Watanabe et al. 2023): where the better trials lie, against where all lie.
         """
-        if len(self._trials(TrialState.COMPLETE)) < 4 or len(self._distributions) < 2:
-            return {}
+        if len(self._distributions) < 2:
+            return Importances()
+        if lack := too_few(len(self._trials(TrialState.COMPLETE))):
+            return Importances(lack=lack)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = optuna.importance.get_param_importances(
@@ -162,7 +166,8 @@ class Search:
                 evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
                 target=lambda trial: trial.values[0],
             )
-        return {key: value for key, value in found.items() if math.isfinite(value)}
+        shares = {key: value for key, value in found.items() if math.isfinite(value)}
+        return Importances(shares=shares, method="PED-ANOVA: where the better trials lie, against all")
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=states or None)
@@ -174,12 +179,10 @@ class Search:
 
     def _proposed(self) -> optuna.Trial:
         """Does what `Study.ask` does, but that the trial says whose it is from the first: a kill may be next."""
-        study = self._study
-        study._thread_local.cached_all_trials = None
         mine = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={_SWEEP: self._owner})
-        trial = optuna.Trial(study, study._storage.create_new_trial(study._study_id, mine))
+        trial = optuna.Trial(self._study, self._storage.create_new_trial(self._study_id, mine))
         for key, distribution in self._distributions.items():
-            trial._suggest(key, distribution)
+            _suggest(trial, key, distribution)
         return trial
 
     def _begun(self, trial: optuna.Trial, params: Mapping[str, Any]) -> Trial:
@@ -217,20 +220,22 @@ class Search:
         )
 
 
-def _open(asked: Asked, settings: OptunaConfig, sweep_dir: Path) -> Study:
+def _open(asked: Asked, settings: OptunaConfig, storage: BaseStorage, name: str, *, create: bool) -> Study:
     seed = asked.seed if settings.seed is None else settings.seed
-    directions = [_DIRECTIONS[measures.better(name)] for name in asked.metrics]
-    study = optuna.create_study(
-        storage=_storage(settings.storage, sweep_dir),
-        study_name=settings.study or sweep_dir.name,
-        sampler=_SeededByTrial(lambda number: _sampler(asked, settings, seed, number)),
-        pruner=_pruner(settings),
-        directions=directions,
-        load_if_exists=True,
-    )
+    if not create and name not in optuna.get_all_study_names(storage):
+        what = f"{name} is not among the searches of {settings.storage or 'the journal of the sweep'}."
+        raise UserError(Problem(where="hydra.sweeper.study", what=what, fix="Name the storage that the sweep had."))
+    # Also one that is there is written to when it is created.
+    begin: Callable[..., Study] = optuna.load_study
+    if create:
+        directions = [_DIRECTIONS[measures.better(metric)] for metric in asked.metrics]
+        begin = partial(optuna.create_study, directions=directions, load_if_exists=True)
+    sampler = _SeededByTrial(lambda number: _sampler(asked, settings, seed, number))
+    study = begin(storage=storage, study_name=name, sampler=sampler, pruner=_pruner(settings))
     shared = {"axes": typed.plain(asked.axes), "fixed": sorted(asked.fixed), "metrics": list(asked.metrics)}
     wanted = json.loads(json.dumps(shared))
     if _ASKED not in study.user_attrs:
+        # One that was killed had begun it, and no more.
         study.set_user_attr(_ASKED, wanted)
     elif study.user_attrs[_ASKED] != wanted:
         theirs = study.user_attrs[_ASKED]
@@ -238,28 +243,6 @@ def _open(asked: Asked, settings: OptunaConfig, sweep_dir: Path) -> Study:
         what = f"{study.study_name} is another search: its {names} differ."
         raise UserError(Problem(where="hydra.sweeper.study", what=what, fix="Join it as it was started, or rename."))
     return study
-
-
-def _storage(name: str | None, sweep_dir: Path) -> BaseStorage:
-    if name is not None and not name.endswith(_JOURNAL_SUFFIX):
-        return _data_base(name)
-    file = sweep_dir / JOURNAL if name is None else Path(name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(str(file)))
-
-
-def _data_base(address: str) -> BaseStorage:
-    for pause in (*_PAUSES, None):
-        try:
-            return optuna.storages.get_storage(address)
-        except Exception as error:
-            # Whatever its driver raises: two processes may make the tables of a new one at a time, or the address is
-            # wrong.
-            if pause is None:
-                what = f"{redact.values(address, ())} cannot be opened: {str(error).splitlines()[0]}"
-                raise UserError(Problem(where="hydra.sweeper.storage", what=what)) from error
-            time.sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _refuse(asked: Asked, settings: OptunaConfig) -> None:
@@ -300,6 +283,16 @@ def _distribution(axis: Axis) -> BaseDistribution:
         step = 1 if axis.step is None else int(axis.step)
         return IntDistribution(int(axis.low), int(axis.high), log=axis.log, step=step)
     return FloatDistribution(axis.low, axis.high, log=axis.log, step=axis.step)
+
+
+def _suggest(trial: optuna.Trial, key: str, distribution: BaseDistribution) -> None:
+    if isinstance(distribution, CategoricalDistribution):
+        trial.suggest_categorical(key, distribution.choices)
+    elif isinstance(distribution, IntDistribution):
+        trial.suggest_int(key, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+    else:
+        assert isinstance(distribution, FloatDistribution), "axes have no other"
+        trial.suggest_float(key, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
 
 
 def _sampler(asked: Asked, settings: OptunaConfig, search_seed: int, number: int) -> BaseSampler:

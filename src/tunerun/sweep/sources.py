@@ -1,11 +1,11 @@
-"""Makes the source of a sweep's trials, as Hydra's sweeper asks for it."""
+"""What decides which trials a sweep has, and what makes it, as Hydra's sweeper asks for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tunerun.config import typed
 from tunerun.config.resolve import group_names
@@ -13,7 +13,9 @@ from tunerun.config.schema import OptunaConfig, SweepConfig
 from tunerun.errors import UserError, require
 from tunerun.sweep import space
 from tunerun.sweep.grid import Grid
-from tunerun.sweep.trials import Source
+from tunerun.sweep.importance import Importances
+from tunerun.sweep.space import Axis
+from tunerun.sweep.trials import Outcome, Trial
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +27,47 @@ class Base:
     """A further folder of configs."""
     sweep: SweepConfig
     seed: int
+
+
+class Source(Protocol):
+    """Decides which trials a sweep has; asked by one thread only, but for `goes_on`."""
+
+    axes: Sequence[Axis]
+    """What is varied."""
+    fixed: Sequence[str]
+    """Overrides that all trials share."""
+    settings: OptunaConfig | None
+    """How it searches, if it does."""
+    total: int
+    """Number of trials."""
+    is_complete: bool
+    """Whether `samples` are all trials there will be."""
+    prunes: bool
+    """Whether `goes_on` may say no."""
+
+    def samples(self) -> list[Trial]:
+        """Returns points that are composed and checked before anything is written."""
+
+    def start(self, *, create: bool = True) -> None:
+        """Opens what is needed to go on, which with `create` is made where it is not there."""
+
+    def next(self) -> Trial | None:
+        """Returns a trial to run, or None when there is none."""
+
+    def goes_on(self, trial: Trial, evals: int, loss: float) -> bool:
+        """Says whether a trial is worth going on with after its `evals`-th measurement of the held-out loss."""
+
+    def ended(self, trial: Trial, outcome: Outcome) -> None:
+        """Learns what came of a trial."""
+
+    def known(self) -> list[Outcome]:
+        """Returns what is remembered of trials, those of other processes in the same search included."""
+
+    def find(self, number: int) -> Trial | None:
+        """Returns a trial of this sweep, or None when it is another process's."""
+
+    def importances(self, rows: Sequence[Outcome], metric: str) -> Importances:
+        """Returns how much each key matters to the first metric, as far as that is known."""
 
 
 MakeSource = Callable[[Base], Source]

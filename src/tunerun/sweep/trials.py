@@ -7,12 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from tunerun import artifacts
-from tunerun.config.schema import OptunaConfig
 from tunerun.errors import Problem, UserError
-from tunerun.sweep.space import Axis
 
 SWEEP = "sweep.json"
 _SCHEMA = 1
@@ -55,52 +52,16 @@ class Outcome:
     metrics: Mapping[str, float]
 
 
-class Source(Protocol):
-    """Decides which trials a sweep has; asked by one thread only, but for `goes_on`."""
-
-    axes: Sequence[Axis]
-    """What is varied."""
-    fixed: Sequence[str]
-    """Overrides that all trials share."""
-    settings: OptunaConfig | None
-    """How it searches, if it does."""
-    total: int
-    """Number of trials."""
-    is_complete: bool
-    """Whether `samples` are all trials there will be."""
-    prunes: bool
-    """Whether `goes_on` may say no."""
-
-    def samples(self) -> list[Trial]:
-        """Returns points that are composed and checked before anything is written."""
-
-    def start(self) -> None:
-        """Opens what is needed to go on."""
-
-    def next(self) -> Trial | None:
-        """Returns a trial to run, or None when there is none."""
-
-    def goes_on(self, trial: Trial, evals: int, loss: float) -> bool:
-        """Says whether a trial is worth going on with after its `evals`-th measurement of the held-out loss."""
-
-    def ended(self, trial: Trial, outcome: Outcome) -> None:
-        """Learns what came of a trial."""
-
-    def known(self) -> list[Outcome]:
-        """Returns what is remembered of trials, those of other processes in the same search included."""
-
-    def find(self, number: int) -> Trial | None:
-        """Returns a trial of this sweep, or None when it is another process's."""
-
-    def importances(self) -> dict[str, float]:
-        """Returns how much each key matters to the first metric, from 0 to 1, as far as that is known."""
-
-
 def write(sweep_dir: Path, arguments: Sequence[str], trials: Sequence[Trial]) -> None:
     """Writes what was asked for, so that the sweep can be resumed."""
     listed = [{"trial": trial.number, "digest": trial.digest, "overrides": trial.varied} for trial in trials]
     facts = {"schema": _SCHEMA, "directory": str(Path.cwd()), "arguments": list(arguments), "trials": listed}
     artifacts.write_json(sweep_dir / SWEEP, facts)
+
+
+def begun(sweep_dir: Path) -> bool:
+    """Says whether a trial of the sweep has a directory."""
+    return any(path.name.isdecimal() and path.is_dir() for path in sweep_dir.iterdir())
 
 
 def is_sweep(folder: Path) -> bool:
