@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.run import scenario
 from tunerun import artifacts, cli, fits
+from tunerun.base_model import BaseModel, write_teacher
 from tunerun.commands.lock import locked
 from tunerun.commands.prepare import prepare
 from tunerun.config.resolve import resolve
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, UserError
+from tunerun.plan import deepspeed
+from tunerun.plan import plan as plans
 from tunerun.run import record, results
 
 WANTED = ("method=lora", "stages=[data,train]", "run_dir=first", "model.chat_template=chat.jinja")
@@ -137,6 +141,70 @@ def test_data_of_a_hub_are_pinned_to_the_commit_that_was_read(project, counted):
     hub = found.replace(str(project / "rows.txt"), "owner/set:small")
     (project / "first" / artifacts.CONFIG).write_text(hub, encoding="utf-8")
     assert locked(results.read(project / "first")).data.path == (f"owner/set@{'a' * 40}:small",)
+
+
+def test_a_config_of_deepspeed_is_pinned_as_the_run_read_it(project):
+    (project / "zero.json").write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000}}')
+    shares = ["hardware.strategy=zero2", "hardware.deepspeed=zero.json", "hardware.device=cpu"]
+    assert cli.dispatch(["model.path=model", "data.path=rows.txt", *WANTED[:2], "run_dir=second", *shares]) == 0
+    as_if_of_two_processes(project / "second")
+    config = locked(results.read(project / "second"))
+    assert config.hardware.deepspeed == "./zero.json"
+    assert config.lock.files_sha256 == {"./zero.json": artifacts.sha256(project / "zero.json")}
+    cli.dispatch(["lock", "second", "mine"])
+    assert not held("mine")
+    (project / "zero.json").write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 2000}}')
+    assert [problem.where for problem in held("mine")] == ["lock.files_sha256"]
+    with pytest.raises(UserError, match=r"zero\.json is not what the run was trained with.*deepspeed\.json"):
+        cli.dispatch(["lock", "second", "other"])
+    (project / "zero.json").unlink()
+    with pytest.raises(UserError, match=r"hardware\.deepspeed: .*zero\.json cannot be read"):
+        cli.dispatch(["lock", "second", "other"])
+
+
+def as_if_of_two_processes(run_dir: Path) -> None:
+    """Lets a run's plan be that of a training whose processes share the optimiser by DeepSpeed."""
+    plan = plans.from_json(artifacts.read_json(run_dir / artifacts.PLAN))
+    placement = dataclasses.replace(plan.train.placement, strategy="zero2", processes=2)
+    own = json.loads(Path("zero.json").read_text())
+    told = deepspeed.deepspeed_config(placement, max_grad_norm=plan.train.train.max_grad_norm, own=own)
+    train = dataclasses.replace(plan.train, placement=placement, deepspeed=told)
+    steps = tuple(train if step is plan.train else step for step in plan.steps)
+    artifacts.write_json(run_dir / artifacts.PLAN, plans.to_json(dataclasses.replace(plan, steps=steps)))
+
+
+def test_the_teacher_is_pinned(project):
+    given = {"folder": project / "model", "path": "model", "revision": None}
+    distilled = project / "first" / artifacts.CONFIG
+    assert locked(results.read(project / "first")).lock.teacher_sha256 is None
+    write_teacher(project / "first", BaseModel(**given, sha256="7" * 64))
+    text = distilled.read_text().replace("kind: sft", "kind: distill")
+    distilled.write_text(text.replace("teacher: null", f"teacher: {project}/model"))
+    config = resolve_locked("first")
+    assert config.objective.teacher == "./model"
+    assert config.lock.teacher_sha256 == "7" * 64
+    plan = prepare(resolve(["+recipe=first-locked"])).plan
+    assert plan.steps[0].teacher_sha256 == "7" * 64
+
+
+def test_what_a_config_of_accelerate_says_is_in_the_recipe_itself(project):
+    (project / "accelerate.yaml").write_text("distributed_type: NO\nuse_cpu: true\nmixed_precision: bf16\n")
+    own = ["run_dir=second", "hardware.accelerate=accelerate.yaml"]
+    assert cli.dispatch(["model.path=model", "data.path=rows.txt", *WANTED[:2], *own]) == 0
+    cli.dispatch(["lock", "second", "mine"])
+    (project / "accelerate.yaml").unlink()
+    assert not held("mine")
+    assert resolve(["+recipe=mine"]).config.hardware.precision == "bf16"
+
+
+def test_the_folder_of_tasks_is_pinned_and_named_when_it_is_outside(project, tmp_path, capfd):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/mine.yaml").write_text("task: mine")
+    wanted = ["model.path=model", "data.path=rows.txt", *WANTED[:2], "run_dir=second"]
+    assert cli.dispatch([*wanted, f"eval.lm_eval_tasks_dir={tmp_path}/tasks", "eval.lm_eval=[mine]"]) == 0
+    capfd.readouterr()
+    cli.dispatch(["lock", "second", "mine"])
+    assert f"a clone will not have it: {tmp_path}/tasks" in capfd.readouterr().out.splitlines()[-1]
 
 
 def test_a_recipe_that_exists_is_not_overwritten(project):

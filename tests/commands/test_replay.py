@@ -83,6 +83,16 @@ def row_of(section: str, table: str) -> str:
     return lines[lines.index(section) + 1]
 
 
+def test_what_deepspeed_was_told_is_named_when_it_is_told_something_else(run_dir, capfd):
+    plan = json.loads((run_dir / artifacts.PLAN).read_text(encoding="utf-8"))
+    (train,) = (step for step in plan["steps"] if step["stage"] == "train")
+    train["deepspeed"] = {"zero_optimization": {"reduce_bucket_size": 1000}}
+    artifacts.write_json(run_dir / artifacts.PLAN, plan)
+    cli.dispatch(["replay", "first", "run_dir=second"])
+    before = capfd.readouterr().out.partition("[1/3]")[0]
+    assert row_of("environment", before).startswith("deepspeed.zero_optimization")
+
+
 @pytest.mark.parametrize("target", ["first", "second"])
 def test_a_directory_that_holds_a_run_would_be_compared_with_itself_and_is_refused(run_dir, target):
     cli.dispatch(["replay", "first", "run_dir=second"])

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.hub_server import COMMIT, Hub
 from tunerun.artifacts import read_json
-from tunerun.base_model import read_base
+from tunerun.base_model import read_base, read_teacher
 from tunerun.commands import pull
 from tunerun.config.schema import ModelConfig
 from tunerun.errors import MissingExtra, StageError, UserError
@@ -71,6 +72,31 @@ def test_a_second_time_nothing_is_downloaded(server):
     count = len(server.downloads())
     assert fetch(REPO) == first
     assert len(server.downloads()) == count
+
+
+def test_another_model_or_teacher_than_the_lock_has_is_refused(tmp_path):
+    folders = [tmp_path / name for name in ("model", "teacher")]
+    for folder in folders:
+        folder.mkdir()
+        for name, content in {**SMALL, **LARGE}.items():
+            if "/" not in name:
+                (folder / name).write_bytes(content)
+        (folder / "tokenizer.json").write_text(f'{{"version": "{folder.name}"}}')
+    model, teacher = (fetch(str(folder)).sha256 for folder in folders)
+    step = ModelStep(
+        model=ModelConfig(path=str(folders[0])),
+        cache_dir=None,
+        weights=True,
+        sha256=model,
+        teacher=str(folders[1]),
+        teacher_sha256=teacher,
+    )
+    run(step, tmp_path)
+    assert (read_base(tmp_path).sha256, read_teacher(tmp_path).sha256) == (model, teacher)
+    with pytest.raises(UserError, match=r"lock\.model_sha256: .*model has sha256 .*unlock: '~lock\.model_sha256'"):
+        run(replace(step, sha256="0" * 64), tmp_path)
+    with pytest.raises(UserError, match=r"lock\.teacher_sha256: .*teacher has .*unlock: '~lock\.teacher_sha256'"):
+        run(replace(step, teacher_sha256="0" * 64), tmp_path)
 
 
 def test_a_commit_in_the_cache_needs_no_request_at_all(server):

@@ -7,11 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from tunerun import artifacts, fits, paths
+from tunerun.base_model import read_teacher
 from tunerun.commands import arguments, copy
+from tunerun.commands.prepare import read_settings
 from tunerun.config.data_sources import at_commit, data_paths, with_paths
 from tunerun.config.flat import flat_recipe
 from tunerun.config.schema import LockConfig, RunConfig, TrainConfig
-from tunerun.errors import ExitCode, UserError
+from tunerun.errors import ExitCode, Problem, UserError
+from tunerun.hashes import path_sha256
+from tunerun.plan import deepspeed
+from tunerun.plan import plan as plans
 from tunerun.run import results
 from tunerun.run.record import Record
 from tunerun.run.results import Results
@@ -27,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         argv: The run directory, and optionally a name for the recipe.
 
     Raises:
-        UserError: The folder is no run that ended well, or the recipe exists.
+        UserError: The folder is no run that ended well, a file is not what was read, or the recipe exists.
     """
     _, rest = arguments.split(argv, flags=(), values=())
     if not 1 <= len(rest) <= 2:
@@ -47,7 +52,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def locked(found: Results) -> RunConfig:
-    """Returns the config of a run with what it found pinned; paths below the current folder are relative to it."""
+    """Returns the config of a run with what it found pinned; paths below the current folder are relative to it.
+
+    Raises:
+        UserError: A file whose hash the record lacks is not what the run read.
+    """
     record, config, commits = found.record, found.config, found.commits()
     base = record.base_model
     # Without weights, as for stages=[data], the hash is that of the tokenizer and config alone.
@@ -76,8 +85,9 @@ def locked(found: Results) -> RunConfig:
         ),
         lock=LockConfig(
             model_sha256=sha256,
+            teacher_sha256=_teacher(found),
             data_sha256=_hashes(record, data=True),
-            files_sha256=_hashes(record, data=False),
+            files_sha256={**_hashes(record, data=False), **_deepspeed(found)},
             packages=packages,
         ),
     )
@@ -102,10 +112,42 @@ def _hashes(record: Record, *, data: bool) -> dict[str, str]:
     }
 
 
+def _teacher(found: Results) -> str | None:
+    is_there = (found.run_dir / artifacts.TEACHER).is_file()
+    return read_teacher(found.run_dir).sha256 if is_there and found.config.objective.kind == "distill" else None
+
+
+def _deepspeed(found: Results) -> dict[str, str]:
+    """Returns the hash of the user's config of DeepSpeed by its path, if it still says what the run did.
+
+    One that accelerate's config names is among the run's keys too; what else that one says has become keys.
+    """
+    path = found.config.hardware.deepspeed
+    if path is None:
+        return {}
+    train = plans.from_json(artifacts.read_json(found.run_dir / artifacts.PLAN)).train
+    own = read_settings("hardware.deepspeed", path)
+    # Where one process had nothing to share, it was not read.
+    if train is not None and train.deepspeed:
+        now = deepspeed.deepspeed_config(train.placement, max_grad_norm=train.train.max_grad_norm, own=own)
+        if now != train.deepspeed:
+            what = f"{path} is not what the run was trained with."
+            fix = f"Put its settings back: the run keeps what came of them in {found.run_dir}/launch/deepspeed.json."
+            raise UserError(Problem(where="hardware.deepspeed", what=what, fix=fix))
+    return {str(_relative(path)): path_sha256(Path(path), "files")}
+
+
 def _paths(config: RunConfig) -> list[str]:
     """Returns what the recipe reads from a disk or a hub."""
     model = config.model
-    named = [model.path, model.adapter, model.chat_template, config.objective.teacher, config.hardware.deepspeed]
+    named = [
+        model.path,
+        model.adapter,
+        model.chat_template,
+        config.objective.teacher,
+        config.hardware.deepspeed,
+        config.eval.lm_eval_tasks_dir,
+    ]
     return [
         *(path for path in named if path is not None),
         *config.answer.prompts,

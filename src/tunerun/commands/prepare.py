@@ -72,7 +72,7 @@ def plan_for(config: RunConfig, notes: Sequence[str] = ()) -> Prepared:
         config = replace(config, model=replace(config.model, shape=shape.read_shape(folder)))
     if found := new_tokens.problems(config):
         raise UserError(found)
-    own = None if config.hardware.deepspeed is None else _read("hardware.deepspeed", config.hardware.deepspeed)
+    own = None if config.hardware.deepspeed is None else read_settings("hardware.deepspeed", config.hardware.deepspeed)
     # What a teacher will say is not known yet.
     size = None if "answer" in config.stages else dataset.measure(config.data)
     plan = build.build(config, build.Facts(machine=machine, data=size, deepspeed=own), (*notes, *unread))
@@ -202,11 +202,11 @@ def _of_accelerate(config: RunConfig) -> tuple[RunConfig, list[str]]:
     path = config.hardware.accelerate
     if path is None:
         return config, []
-    content = _read("hardware.accelerate", path)
+    content = read_settings("hardware.accelerate", path)
     named, own = accelerate.deepspeed_file(content), None
     if named is not None:
         beside = Path(path).parent.absolute() / Path(named).expanduser()
-        own = _read("hardware.accelerate", str(beside))
+        own = read_settings("hardware.accelerate", str(beside))
         content = {**content, "deepspeed_config": {**content["deepspeed_config"], "deepspeed_config_file": str(beside)}}
     changed, found = accelerate.with_accelerate(config, content, own)
     # The rules between keys have not seen what the file says.
@@ -216,8 +216,16 @@ def _of_accelerate(config: RunConfig) -> tuple[RunConfig, list[str]]:
     return changed, accelerate.notes(content, changed)
 
 
-def _read(key: str, path: str) -> dict[str, Any]:
-    """Reads a file of settings; YAML reads JSON too."""
+def read_settings(key: str, path: str) -> dict[str, Any]:
+    """Reads a file of settings; YAML reads JSON too.
+
+    Args:
+        key: That names the file.
+        path: Of the file.
+
+    Raises:
+        UserError: It cannot be read, or holds no mapping.
+    """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

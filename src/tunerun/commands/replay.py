@@ -12,6 +12,7 @@ from tunerun import artifacts, fits, paths
 from tunerun.base_model import read_teacher
 from tunerun.commands import arguments
 from tunerun.commands.prepare import OUTPUTS, Prepared, execute, plan_for, require_here
+from tunerun.config import typed
 from tunerun.config.credentials import secret_variables
 from tunerun.config.data_sources import at_commit, with_paths
 from tunerun.config.register import new_run_id
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         # What is done there would be skipped, and then be found to be the same.
         raise UserError(Problem(where="run_dir", what=f"{folder} holds a run already.", fix="Choose a new folder."))
     prepared = _prepared(recorded, folder.absolute())
-    print(_heading(changed_since(recorded, prepared.config), named))
+    print(_heading(changed_since(recorded, prepared), named))
     require_here(prepared)
     wrong: list[Difference] = []
 
@@ -68,18 +69,20 @@ def main(argv: Sequence[str]) -> int:
     return ExitCode.GATE_FAILED if wrong and code == ExitCode.DONE else code
 
 
-def changed_since(recorded: Results, config: RunConfig) -> list[Difference]:
+def changed_since(recorded: Results, prepared: Prepared) -> list[Difference]:
     """Finds what is not as a run's record has it: code, packages, machine, variables, models, data and other files.
 
     A model of a hub is not compared: the record has its commit, which the replay asks for.
 
     Args:
         recorded: The run.
-        config: Of its replay.
+        prepared: Its replay.
     """
+    config = prepared.config
     record, now = recorded.record, provenance.collect(Path.cwd(), os.environ, secret_variables(config))
     found = compare.compare("environment", compare.environment(record.provenance), compare.environment(now))
     found += compare.compare("base model", *_models(recorded, config))
+    found += compare.compare("environment", _deepspeed(_train(recorded)), _deepspeed(prepared.plan.train))
     for section in ("base model", "data"):
         then = {name: digest for name, digest in record.files.items() if compare.section_of(name) == section}
         found += compare.compare(section, then, _hashed(then))
@@ -105,6 +108,15 @@ def _models(recorded: Results, config: RunConfig) -> tuple[dict[str, str], dict[
     return then, now
 
 
+def _train(recorded: Results) -> TrainStep | None:
+    return plans.from_json(artifacts.read_json(recorded.run_dir / artifacts.PLAN)).train
+
+
+def _deepspeed(train: TrainStep | None) -> dict[str, Any]:
+    """Returns what DeepSpeed is told, which a file of the user's may say."""
+    return {} if train is None else typed.flatten({"deepspeed": train.deepspeed})
+
+
 def _folder(path: str | None) -> Path | None:
     """Returns the folder that a model lies in; None for one of a hub."""
     folder = None if path is None else Path(paths.resolve_asset(path)).expanduser()
@@ -120,8 +132,7 @@ def _hashed(recorded: Iterable[str]) -> dict[str, str]:
 def _prepared(recorded: Results, folder: Path) -> Prepared:
     """Builds the plan anew, with what the recorded plan had decided for the user."""
     config, commits, base = recorded.config, recorded.commits(), recorded.record.base_model
-    path = artifacts.read_json(recorded.run_dir / artifacts.PLAN)
-    train = plans.from_json(path).train
+    train = _train(recorded)
     hardware: dict[str, Any] = {}
     if recorded.record.threads is not None:
         hardware["threads"] = recorded.record.threads

@@ -77,19 +77,27 @@ def run(step: ModelStep, out: Path) -> list[Artifact]:
         weights=step.weights,
         remote_code=step.model.trust_remote_code,
     )
-    if step.sha256 is not None and step.weights and base.sha256 != step.sha256:
-        what = f"{step.model.path} has sha256 {base.sha256[:12]}.., and the lock asks for {step.sha256[:12]}.."
-        fix = "Get the model that the recipe was locked with, or unlock: '~lock.model_sha256'"
-        raise UserError(Problem(where="lock.model_sha256", what=what, fix=fix))
+    if step.weights:
+        _require_locked("lock.model_sha256", base, step.sha256)
     if step.weights and internlm2.is_internlm2(base.folder):
         base = replace(base, folder=_as_llama(base))
     write_base(out, base)
     made = [artifacts.describe(out, "model", artifacts.MODEL)]
     if step.teacher is not None:
         cache_dir = None if step.cache_dir is None else Path(step.cache_dir)
-        write_teacher(out, fetch(step.teacher, hub_kind=step.model.hub, cache_dir=cache_dir))
+        teacher = fetch(step.teacher, hub_kind=step.model.hub, cache_dir=cache_dir)
+        _require_locked("lock.teacher_sha256", teacher, step.teacher_sha256)
+        write_teacher(out, teacher)
         made.append(artifacts.describe(out, "model", artifacts.TEACHER))
     return made
+
+
+def _require_locked(key: str, found: BaseModel, wanted: str | None) -> None:
+    if wanted in (None, found.sha256):
+        return
+    what = f"{found.path} has sha256 {found.sha256[:12]}.., and the lock asks for {wanted[:12]}.."
+    fix = f"Get the model that the recipe was locked with, or unlock: '~{key}'"
+    raise UserError(Problem(where=key, what=what, fix=fix))
 
 
 def fetch(

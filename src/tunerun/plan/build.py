@@ -285,6 +285,7 @@ def _model_step(config: RunConfig) -> ModelStep:
         weights=weights,
         teacher=teacher,
         sha256=config.lock.model_sha256,
+        teacher_sha256=config.lock.teacher_sha256,
     )
 
 

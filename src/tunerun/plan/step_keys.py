@@ -18,7 +18,15 @@ _WAY_TO_TEACHER = tuple(f"answer.{key}" for key in ("url", "api_key_env", "concu
 
 # Keys that change neither weights nor files: a step is not run again for them.
 UNFINGERPRINTED: dict[str, tuple[str, ...]] = {
-    "model": ("cache_dir", "model.shape", "model.adapter", "model.chat_template", "model.init", "sha256"),
+    "model": (
+        "cache_dir",
+        "model.shape",
+        "model.adapter",
+        "model.chat_template",
+        "model.init",
+        "sha256",
+        "teacher_sha256",
+    ),
     "answer": ("cache_dir", "journal", *_WAY_TO_TEACHER),
     "data": ("cache_dir", "data.cache", *OBJECTIVE_SETTINGS),
     "train": (

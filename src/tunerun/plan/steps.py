@@ -82,6 +82,8 @@ class ModelStep:
     """What the weights have to hash to; null takes any."""
     teacher: str | None = None
     """Model that distill imitates: its weights are found or downloaded too."""
+    teacher_sha256: str | None = None
+    """What the teacher's files have to hash to; null takes any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -76,10 +76,12 @@ class LockConfig:
 
     model_sha256: str | None = None
     """Hash of the base model's files."""
+    teacher_sha256: str | None = None
+    """Hash of the files of the teacher that distill imitates."""
     data_sha256: Mapping[str, str] = field(default_factory=dict)
     """Hash of each local file or folder of data, by its path."""
     files_sha256: Mapping[str, str] = field(default_factory=dict)
     """Hash of each other local file or folder that was read, by its path: an adapter that is there already, a chat
-    template, tasks of the evaluation."""
+    template, a config of DeepSpeed, tasks of the evaluation."""
     packages: Mapping[str, str] = field(default_factory=dict)
     """Version of each package that can change a result."""
