@@ -74,6 +74,17 @@ def test_programs_that_a_repository_names_do_not_run(project):
     assert not (project / "ran").exists()
 
 
+def test_before_the_first_commit_everything_is_a_change(tmp_path):
+    subprocess.run([*GIT, "init"], cwd=tmp_path, check=True, capture_output=True)
+    for name in ("added.yaml", "new.yaml", "rows.csv"):
+        (tmp_path / name).write_text(f"{name}: 1\n")
+    subprocess.run([*GIT, "add", "added.yaml"], cwd=tmp_path, check=True, capture_output=True)
+    git = provenance.collect(tmp_path, {})["git"]
+    assert git["commit"] is None
+    added = [line for line in git["diff"].splitlines() if line.startswith("+") and not line.startswith("+++")]
+    assert added == ["+added.yaml: 1", "+new.yaml: 1"]
+
+
 def test_outside_a_repository_there_is_no_commit(tmp_path):
     assert provenance.collect(tmp_path, {})["git"] is None
 

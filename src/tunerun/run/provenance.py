@@ -128,18 +128,22 @@ def hardware() -> dict[str, Any]:
 
 
 def _git(folder: Path, secrets: tuple[str, ...]) -> dict[str, Any] | None:
-    """Returns commit and local changes of the repository around a folder; None where there is none."""
+    """Returns commit and local changes of the repository around a folder; None where there is none.
+
+    Before the first commit, all that git would take into it is a change.
+    """
     git = ("git", "-C", str(folder))
-    commit = _output((*git, "rev-parse", "HEAD"))
-    if commit is None:
+    if _output((*git, "rev-parse", "--git-dir")) is None:
         return None
+    commit = _output((*git, "rev-parse", "--verify", "--quiet", "HEAD"))
+    before = "HEAD" if commit is not None else (_output((*git, "hash-object", "-t", "tree", os.devnull)) or "").strip()
     status = _output((*git, "status", "--porcelain", "--untracked-files=normal"))
     untracked = [line[3:] for line in (status or "").splitlines() if line.startswith("??")]
-    changes = _output((*git, "diff", "HEAD", *_DIFF_OPTIONS, "--", *_KEPT)) or ""
+    changes = _output((*git, "diff", before, *_DIFF_OPTIONS, "--", *_KEPT)) or ""
     diff = changes + _new_files(git)
     kept = diff.encode()[:_MAX_DIFF_BYTES].decode("utf-8", "ignore")
     return {
-        "commit": commit.strip(),
+        "commit": None if commit is None else commit.strip(),
         "dirty": bool(status),
         "diff": redact.text(kept, secrets),
         "diff_is_cut": len(diff.encode()) > _MAX_DIFF_BYTES,
