@@ -69,7 +69,7 @@ def test_a_changed_key_of_a_trained_run_needs_to_be_allowed():
     ("arguments", "message"),
     [
         (["resume"], "name the directory of a run"),
-        (["resume", "nothing"], "^nothing: is not the directory of a run: no config.yaml"),
+        (["resume", "nothing"], "^nothing: is not the directory of a run: it is not there. `tunerun runs`"),
         (["resume", "model"], "^model: is not the directory of a run"),
         (["resume", "rows.txt"], "^rows.txt: is not the directory of a run"),
         (["resume", "a", "b"], "and nothing else"),

@@ -43,6 +43,9 @@ def test_what_is_typed_becomes_what_hydra_reads(typed, given):
         ("quickstart", "quickstart: is not a valid override: a value is missing. Write +recipe=quickstart."),
         ("data.path[0]=x", ("data.path[0]=x: data.path[0] cannot be read as a key. "
                            "A list is set as a whole: data.path=[a,b].")),
+        ("method.rank=4,", ("method.rank=4,: is not a valid override: it ends too early. "
+                            "Write a value after the last comma, or remove the comma.")),
+        ("method.rank=[8", "method.rank=[8: is not a valid override: its brackets do not match. Close each bracket."),
         ("method=", "method=: names no method. The options are in conf/method."),
         ("method=null", "method=null: names no method. The options are in conf/method."),
         ("recipe=", "recipe=: names no recipe. `tunerun recipes` lists them."),

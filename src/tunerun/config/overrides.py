@@ -86,8 +86,14 @@ def parse_problem(override: str, groups: frozenset[str], *, several: bool = Fals
     try:
         parsed = OverridesParser.create().parse_override(prepare(override, groups))
     except HydraException as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        rest = rest or ""
+        # What the grammar would take instead is a list of its own names.
+        reason = str(error).splitlines()[0].partition(" expecting ")[0].rstrip(".")
         fix = "Quote values with special characters: 'key=\"a (b)\"'."
+        if any(rest.count(first) != rest.count(last) for first, last in ("[]", "{}")):
+            reason, fix = "its brackets do not match", "Close each bracket."
+        elif "<EOF>" in reason:
+            reason, fix = "it ends too early", "Write a value after the last comma, or remove the comma."
         return Problem(where=override, what=f"is not a valid override: {reason}.", fix=fix)
     if sign == "~":
         return None

@@ -107,7 +107,8 @@ def load_config(run_dir: Path) -> RunConfig:
     """
     path = run_dir / artifacts.CONFIG
     if not path.is_file():
-        raise UserError(Problem(where=str(run_dir), what=f"is not the directory of a run: no {artifacts.CONFIG}."))
+        what = f"is not the directory of a run: {f'no {artifacts.CONFIG}' if run_dir.is_dir() else 'it is not there'}."
+        raise UserError(Problem(where=str(run_dir), what=what, fix="`tunerun runs` lists the runs."))
     try:
         data: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
     except yaml.YAMLError as error:
