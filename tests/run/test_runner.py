@@ -1,6 +1,8 @@
 import dataclasses
+import fcntl
 import io
 import json
+import threading
 import time
 
 import pytest
@@ -219,6 +221,17 @@ def test_a_status_of_an_earlier_execution_is_not_believed(small, monkeypatch, ru
 def test_two_runners_do_not_share_a_run_directory(small, run_dir):
     with rundir.locked(run_dir), pytest.raises(UserError, match="is being worked in by process"):
         small()
+
+
+def test_who_looks_whether_a_run_directory_is_busy_keeps_nobody_out(run_dir):
+    with rundir.locked(run_dir):
+        assert rundir.is_busy(run_dir)
+    look = (run_dir / rundir.LOCK).open("rb")
+    fcntl.flock(look, fcntl.LOCK_SH)
+    threading.Timer(0.03, look.close).start()
+    with rundir.locked(run_dir):
+        assert rundir.is_busy(run_dir)
+    assert not rundir.is_busy(run_dir)
 
 
 def test_a_folder_with_other_files_is_not_taken(small, run_dir):

@@ -140,6 +140,8 @@ class _Driver:
     """Of the trials that are known, by number."""
     composed: dict[tuple[str, ...], Resolved] = field(default_factory=dict)
     """By point: a search tries points that were checked before it began, too."""
+    started: set[int] = field(default_factory=set)
+    """Numbers of the trials that were started in this execution."""
     codes: dict[int, ExitCode] = field(default_factory=dict)
     """Of the trials that ended in this execution."""
     ended: dict[int, Outcome] = field(default_factory=dict)
@@ -232,6 +234,7 @@ class _Driver:
                 while free and not self.stopped and (entry := self._next()) is not None:
                     print(self._title(entry), flush=True)
                     slot = free.pop(0)
+                    self.started.add(entry.trial.number)
                     running[pool.submit(self._run, entry, entry.prepared, slot, stop)] = (entry, slot)
                 if self.ended:
                     # Only now, so that no trial waits for it.
@@ -356,8 +359,11 @@ class _Driver:
         return found
 
     def _outcome(self, entry: Entry) -> Outcome:
-        number = entry.trial.number
-        return outcomes.read(self.request.sweep_dir, number, entry.trial.parameters, self.codes.get(number))
+        number, parameters = entry.trial.number, entry.trial.parameters
+        if number in self.started and number not in self.codes:
+            # To ask its directory would keep it, for a moment, from beginning there.
+            return outcomes.waiting(number, parameters, "running", None)
+        return outcomes.read(self.request.sweep_dir, number, parameters, self.codes.get(number))
 
     def _say_end(self, found: Table) -> ExitCode:
         sweep = short(self.request.sweep_dir)

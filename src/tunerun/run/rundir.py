@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from tunerun.plan.accelerate import launch_files
 from tunerun.plan.steps import TrainStep
 
 LOCK = ".lock"
+# Who asks whether a run directory is busy holds its lock himself, for a moment.
+_LOOKS = (0.01, 0.05, 0.2)
+"""Seconds between attempts to take it."""
 # The one in C is ten times as fast; a PyYAML without it is rare.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -44,15 +48,29 @@ def locked(run_dir: Path, *, wait: bool = False) -> Iterator[int]:
     except OSError as error:
         raise UserError(Problem(where="run_dir", what=f"{run_dir} cannot be written: {error.strerror}.")) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise UserError(_busy(run_dir, os.pread(descriptor, 32, 0).decode().strip())) from error
+        if not _taken(descriptor, wait=wait):
+            raise UserError(_busy(run_dir, os.pread(descriptor, 32, 0).decode().strip()))
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _taken(descriptor: int, *, wait: bool) -> bool:
+    """Takes a lock; says whether that was possible."""
+    if wait:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return True
+    for pause in (*_LOOKS, None):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if pause is not None:
+                time.sleep(pause)
+        else:
+            return True
+    return False
 
 
 def is_busy(run_dir: Path) -> bool:
