@@ -179,12 +179,13 @@ def read_versioned(path: Path, newest: int) -> tuple[int, dict[str, Any]]:
     Raises:
         UserError: It is damaged, or was written by a newer tunerun.
     """
+    fix = "Put a copy of it back, or have it written again by what wrote it."
     try:
         data = read_json(path)
     except ValueError as error:
-        raise UserError(Problem(where=str(path), what=f"is damaged: {error}.")) from error
+        raise UserError(Problem(where=str(path), what=f"is damaged: {error}.", fix=fix)) from error
     if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
-        raise UserError(Problem(where=str(path), what="is damaged: no schema is named in it."))
+        raise UserError(Problem(where=str(path), what="is damaged: no schema is named in it.", fix=fix))
     schema = data.pop("schema")
     if not 1 <= schema <= newest:
         what = f"was written by a newer tunerun (schema {schema}, this one reads up to {newest})."

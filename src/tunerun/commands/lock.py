@@ -125,7 +125,7 @@ def _deepspeed(found: Results) -> dict[str, str]:
     path = found.config.hardware.deepspeed
     if path is None:
         return {}
-    train = plans.from_json(artifacts.read_json(found.run_dir / artifacts.PLAN)).train
+    train = plans.read(found.run_dir / artifacts.PLAN).train
     own = read_settings("hardware.deepspeed", path)
     # Where one process had nothing to share, it was not read.
     if train is not None and train.deepspeed:

@@ -109,7 +109,7 @@ def _models(recorded: Results, config: RunConfig) -> tuple[dict[str, str], dict[
 
 
 def _train(recorded: Results) -> TrainStep | None:
-    return plans.from_json(artifacts.read_json(recorded.run_dir / artifacts.PLAN)).train
+    return plans.read(recorded.run_dir / artifacts.PLAN).train
 
 
 def _deepspeed(train: TrainStep | None) -> dict[str, Any]:

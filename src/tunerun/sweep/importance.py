@@ -51,10 +51,8 @@ def variance_shares(rows: Sequence[Outcome], metric: str) -> Importances:
     """
     measured = [row for row in rows if metric in row.metrics]
     keys = list(dict.fromkeys(key for row in rows for key in row.parameters))
-    if len(keys) < 2:
-        return Importances()
-    if not measured:
-        # That is said already, where the best trial would be.
+    # That nothing was measured is said already, where the best trial would be.
+    if len(keys) < 2 or not measured:
         return Importances()
     if lack := too_few(len(measured)):
         return Importances(lack=lack)
