@@ -109,7 +109,7 @@ def test_under_srun_with_one_task_it_runs_at_once(tunerun, project):
 def test_under_srun_with_more_tasks_it_is_told_the_right_command(tunerun):
     out = tunerun(*SHORT, "cluster=slurm", "run_dir=many", before=("srun", "--ntasks=2", "--label"), code=2)
     assert "Slurm started it 2 times on 1 node." in out
-    assert "srun --ntasks-per-node=1 tunerun +recipe=quickstart" in " ".join(out.replace("0: ", "").split())
+    assert "srun --nodes=1 --ntasks=1 tunerun +recipe=quickstart" in " ".join(out.replace("0: ", "").split())
 
 
 def test_what_slurm_refuses_is_told(tunerun):
