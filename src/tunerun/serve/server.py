@@ -11,6 +11,8 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -26,7 +28,6 @@ from tunerun.serve.protocol import ServerSettings
 from tunerun.serve.targets import Target
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_POLL_SECONDS = 0.05
 _GRACE_SECONDS = 3
 _BACKLOG = 128
 _LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
@@ -108,6 +109,19 @@ def announcement(names: Sequence[str], url: str, key_env: str | None) -> str:
     )
 
 
+class _Server(uvicorn.Server):
+    """Tells at once that a signal came: nothing has to look for it again and again."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.signalled = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._loop.call_soon_threadsafe(self.signalled.set)
+
+
 async def _serve(fleet: Fleet, serve: ServeConfig, key: str | None, listener: socket.socket) -> None:
     hosts = _LOOPBACK_NAMES | {serve.host.lower()} if key is None else None
     app = build_app(fleet, serve, key=key, hosts=hosts)
@@ -115,12 +129,12 @@ async def _serve(fleet: Fleet, serve: ServeConfig, key: str | None, listener: so
         app, log_level="warning", access_log=False, server_header=False, lifespan="off", http=PatientProtocol,
         ws="none", timeout_graceful_shutdown=_GRACE_SECONDS,
     )  # fmt: skip
-    server = uvicorn.Server(config)
+    server = _Server(config)
     running = [asyncio.create_task(engine.run()) for engine in fleet.engines]
     listening = asyncio.create_task(server.serve(sockets=[listener]))
     announcing = asyncio.create_task(_announce(fleet, _url(serve.host, listener), serve.api_key_env))
     try:
-        await _first_end(server, [*running, announcing])
+        await _first_end(server.signalled, [*running, announcing])
     finally:
         announcing.cancel()
         # Ending the engines first ends every stream with an error event, so that no connection is left to wait for.
@@ -131,13 +145,17 @@ async def _serve(fleet: Fleet, serve: ServeConfig, key: str | None, listener: so
         await listening
 
 
-async def _first_end(server: uvicorn.Server, tasks: Sequence[asyncio.Task[None]]) -> None:
+async def _first_end(signalled: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> None:
     """Waits for a signal; an engine that cannot start, or has another template, ends the wait with its error."""
-    while not server.should_exit:
-        await asyncio.sleep(_POLL_SECONDS)
-        for task in tasks:
-            if task.done():
+    signal_came = asyncio.create_task(signalled.wait())
+    waiting: set[asyncio.Task[Any]] = {signal_came, *tasks}
+    try:
+        while not signal_came.done():
+            ended, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
                 task.result()
+    finally:
+        signal_came.cancel()
 
 
 async def _announce(fleet: Fleet, url: str, key_env: str | None) -> None:

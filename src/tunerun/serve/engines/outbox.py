@@ -9,7 +9,7 @@ import time
 
 from tunerun.serve.protocol import Message, Text, encode
 
-INTERVAL_SECONDS = 0.01
+INTERVAL_SECONDS = 0.02
 """Between two sendings of text: an engine that is slower sends each token at once."""
 
 
