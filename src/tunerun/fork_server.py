@@ -74,7 +74,7 @@ def _serve(requests: socket.socket, wake: tuple[int, int], reports: dict[int, in
         line += requests.recv(_MAX_REQUEST_BYTES)
     request = json.loads(line)
     *given, report = descriptors
-    run_dir, stage = request["argv"]
+    *_, run_dir, stage = request["argv"]
     worker.hold_base(Path(run_dir), stage)
     process = os.fork()
     if process == 0:
@@ -103,10 +103,10 @@ def _run(request: Mapping[str, Any], descriptors: Sequence[int]) -> NoReturn:
         os.environ.update(request["env"])
         # The rest has no name and is only held.
         os.environ.update(zip(request["named"], map(str, others), strict=False))
-        run_dir, stage = request["argv"]
+        *_, run_dir, stage = request["argv"]
         if worker.misses(Path(run_dir), stage):
-            _become_fresh(run_dir, stage, others)
-        code = worker.main(request["argv"])
+            _become_fresh(request["argv"], others)
+        code = worker.main([run_dir, stage])
     except BaseException:  # noqa: BLE001 (nothing may return into the server)
         traceback.print_exc()
     finally:
@@ -115,11 +115,11 @@ def _run(request: Mapping[str, Any], descriptors: Sequence[int]) -> NoReturn:
         os._exit(code)
 
 
-def _become_fresh(run_dir: str, stage: str, descriptors: Sequence[int]) -> NoReturn:
+def _become_fresh(argv: Sequence[str], descriptors: Sequence[int]) -> NoReturn:
     """Goes on as a fresh process, whose imports leave out nothing that the stage needs."""
     for descriptor in descriptors:
         os.set_inheritable(descriptor, True)
-    os.execv(sys.executable, (sys.executable, "-P", "-m", "tunerun.worker", run_dir, stage))
+    os.execv(argv[0], argv)
 
 
 def _reap(reports: dict[int, int]) -> None:

@@ -135,7 +135,7 @@ def test_what_lies_outside_the_folder_is_named(project, tmp_path, capfd):
 def test_data_of_a_hub_are_pinned_to_the_commit_that_was_read(project, counted):
     sources = [{"file": counted, "revision": "a" * 40, "rows": 1}]
     artifacts.write_json(
-        project / "first" / artifacts.DATA / "report.json", {"schema": results.DATA_SCHEMA, "sources": sources}
+        project / "first" / artifacts.DATA / "report.json", {"schema": artifacts.DATA_SCHEMA, "sources": sources}
     )
     found = (project / "first" / artifacts.CONFIG).read_text(encoding="utf-8")
     hub = found.replace(str(project / "rows.txt"), "owner/set:small")

@@ -14,7 +14,7 @@ from tunerun import artifacts, cli, fits
 from tunerun.errors import ExitCode, UserError
 from tunerun.launch.nodes import Leader, Meeting
 from tunerun.plan.step_keys import fingerprint_keys
-from tunerun.run import results, runner
+from tunerun.run import runner
 
 
 @pytest.fixture
@@ -142,7 +142,8 @@ def test_the_replay_takes_the_commits_and_the_choices_of_the_run(run_dir, monkey
     hub = config.replace(str(run_dir.parent / "rows.txt"), "owner/set:small:train")
     (run_dir / artifacts.CONFIG).write_text(hub, encoding="utf-8")
     sources = [{"file": "owner/set:small:train", "revision": "a" * 40, "rows": 1}]
-    artifacts.write_json(run_dir / artifacts.DATA / "report.json", {"schema": results.DATA_SCHEMA, "sources": sources})
+    report = {"schema": artifacts.DATA_SCHEMA, "sources": sources}
+    artifacts.write_json(run_dir / artifacts.DATA / "report.json", report)
     executed = []
 
     def execute(plan, *, config, **_):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.test_stage import Run, pairs, write
+from tunerun import artifacts
 from tunerun.data import report
 from tunerun.data.report import Tally
 from tunerun.data.rows import BadRow
@@ -42,7 +43,6 @@ def test_reports_of_every_schema_are_read(schema, tmp_path):
     assert found is not None
     later = {"schema", "empty_answers", "role_order_faults", "encoding_faults", "trained_share"}
     assert found.keys() >= newest.keys() - later
-    assert report.SCHEMA == results.DATA_SCHEMA
     assert found["sources"][0].keys() == newest["sources"][0].keys()
 
 
@@ -67,7 +67,7 @@ def test_a_failed_run_leaves_a_report_and_every_bad_row(run, tmp_path):
         "detail": "message 2, the assistant's, is empty.",
     }
     found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    assert found["schema"] == report.SCHEMA
+    assert found["schema"] == artifacts.DATA_SCHEMA
     assert (found["rows_read"], found["rows_kept"], found["empty_answers"]) == (56, 5, 50)
     assert len(found["examples"]) == 21
     assert found["length_tokens"]["counts"] == [5] or sum(found["length_tokens"]["counts"]) == 5

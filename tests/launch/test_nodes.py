@@ -78,7 +78,7 @@ def test_a_follower_learns_its_number_and_where_the_run_is(pair, place):
     assert not line.has_more()
     leader.over()
     until(line.has_more)
-    assert line.receive(5) == {"over": 1}
+    assert line.receive(5) == {"over": True}
     leader.end(75)
     assert line.receive(5) == {"end": 75}
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_qwen2
+from tunerun import artifacts
 from tunerun.config.schema import MethodConfig
 from tunerun.errors import UserError
 from tunerun.models import adapters, load
@@ -36,7 +37,8 @@ def test_all_linear_adapts_every_linear_layer_but_the_head(folder: Path) -> None
 def test_the_same_seed_gives_the_same_bytes_and_peft_reads_them(folder: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         adapters.save_adapter(_lora(_load(folder)), tmp_path / name, base_name="org/tiny")
-    assert (tmp_path / "a" / adapters.WEIGHTS).read_bytes() == (tmp_path / "b" / adapters.WEIGHTS).read_bytes()
+    one, other = ((tmp_path / name / artifacts.ADAPTER_WEIGHTS).read_bytes() for name in ("a", "b"))
+    assert one == other
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "org/tiny"
     assert config["inference_mode"] is True

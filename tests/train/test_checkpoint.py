@@ -15,7 +15,6 @@ from tests.train.runs import Killed, kill_before, losses, make_run, train_step
 from tunerun import artifacts
 from tunerun.config.schema import TrainConfig
 from tunerun.errors import StageError, UserError
-from tunerun.models import adapters
 from tunerun.plan.placement import Placement
 from tunerun.train import checkpoint, held_out, optim
 from tunerun.train.checkpoint import Progressed
@@ -168,7 +167,7 @@ def test_a_checkpoint_of_schema_1_is_read(tmp_path: Path) -> None:
 
 def _to_schema_2(folder: Path) -> None:
     """Rewrites a checkpoint of an adapter as schema 2 had it: the average apart, and the moving weights in adapter/."""
-    adapter, moving = folder / "adapter" / adapters.WEIGHTS, load_file(folder / checkpoint.MOVING)
+    adapter, moving = folder / "adapter" / artifacts.ADAPTER_WEIGHTS, load_file(folder / checkpoint.MOVING)
     parameters = {"base_model.model." + name.replace(".default.", "."): name for name in moving}
     average = {parameters[name]: weight for name, weight in load_file(adapter).items()}
     save_file(average, folder / "average.safetensors")
@@ -206,7 +205,7 @@ def test_an_average_may_be_turned_off_and_on(tmp_path: Path, before: float | Non
     run(replace(train_step(ema_decay=now), allow=("train.ema_decay",)), changed)
     # An average moves no weight that the losses come from.
     assert losses(changed) == losses(plain)
-    one, other = (artifacts.sha256(out / "adapter" / adapters.WEIGHTS) for out in (changed, plain))
+    one, other = (artifacts.sha256(out / "adapter" / artifacts.ADAPTER_WEIGHTS) for out in (changed, plain))
     assert (one == other) == (now is None)
 
 
@@ -220,9 +219,9 @@ def test_the_best_weights_are_those_that_were_measured_whatever_became_of_the_av
     best = {"eval_steps": 2, "keep_best": True}
     with kill_before(3), pytest.raises(Killed):
         run(train_step(ema_decay=0.9, **best), out)
-    measured = (out / artifacts.CHECKPOINTS / "step-2" / "adapter" / adapters.WEIGHTS).read_bytes()
+    measured = (out / artifacts.CHECKPOINTS / "step-2" / "adapter" / artifacts.ADAPTER_WEIGHTS).read_bytes()
     run(replace(train_step(**best), allow=("train.ema_decay",)), out)
-    assert (out / "adapter" / adapters.WEIGHTS).read_bytes() == measured
+    assert (out / "adapter" / artifacts.ADAPTER_WEIGHTS).read_bytes() == measured
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,5 +86,5 @@ def test_a_compiled_training_publishes_the_same_names_and_nearly_the_same_losses
     for (_, one), (_, other) in zip(losses(plain), losses(compiled), strict=True):
         assert one == pytest.approx(other, rel=1e-3)
     kind = artifacts.ADAPTER if method is LORA else artifacts.MERGED
-    file = adapters.WEIGHTS if method is LORA else "model.safetensors"
+    file = artifacts.ADAPTER_WEIGHTS if method is LORA else "model.safetensors"
     assert set(load_file(plain / kind / file)) == set(load_file(compiled / kind / file))

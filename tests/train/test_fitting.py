@@ -27,7 +27,7 @@ from tunerun import artifacts, fits
 from tunerun.config.schema import EvalConfig, MethodConfig
 from tunerun.errors import StageError, TryAgain, UserError
 from tunerun.fits import Fit
-from tunerun.models import adapters, ask, generate
+from tunerun.models import ask, generate
 from tunerun.plan.steps import TrainStep
 from tunerun.train import checkpoint, fitting, held_out
 from tunerun.train.objectives import OBJECTIVES
@@ -82,7 +82,7 @@ def test_the_result_is_that_of_enough_memory_up_to_rounding(tmp_path: Path, name
     with memory_for(1, kind=step.objective.kind):
         short = run(step, _make(tmp_path / "short", name))[0]
     enough = run(step, _make(tmp_path / "enough", name))[0]
-    file = adapters.WEIGHTS if short.kind == "adapter" else "model.safetensors"
+    file = artifacts.ADAPTER_WEIGHTS if short.kind == "adapter" else "model.safetensors"
     first, second = (load_file(tmp_path / part / short.path / file) for part in ("short", "enough"))
     assert short != enough
     for key, weight in first.items():

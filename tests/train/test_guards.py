@@ -29,7 +29,6 @@ from tests.train.runs import (
 )
 from tunerun import artifacts
 from tunerun.errors import Preempted, StageError
-from tunerun.models import adapters
 from tunerun.train import fitting, gradients, health, held_out, loop, recovery
 from tunerun.train.checkpoint import Progressed
 from tunerun.train.stage import run
@@ -42,7 +41,7 @@ def nan_in(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def _weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / artifacts.ADAPTER / adapters.WEIGHTS)
+    return load_file(out / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS)
 
 
 def _same(one: Path, other: Path) -> bool:

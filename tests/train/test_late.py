@@ -15,7 +15,6 @@ from tests.train.runs import LORA, break_gradients, losses, make_run, metrics, t
 from tunerun import artifacts
 from tunerun.base_model import read_base
 from tunerun.errors import Preempted, StageError
-from tunerun.models import adapters
 from tunerun.train import loop, optim, stage
 from tunerun.train.engines import Parts
 from tunerun.train.engines.plain import Plain
@@ -42,7 +41,7 @@ def _job(out: Path, train: dict[str, Any]) -> Job:
 
 
 def _weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / artifacts.ADAPTER / adapters.WEIGHTS)
+    return load_file(out / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS)
 
 
 def _same(one: Path, other: Path) -> bool:

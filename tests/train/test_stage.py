@@ -97,7 +97,7 @@ def test_training_in_bfloat16_lowers_the_loss_and_keeps_the_adapter_in_float32(t
     assert found[-1][1] < found[0][1]
     from safetensors.torch import load_file
 
-    tensors = load_file(out / artifacts.ADAPTER / adapters.WEIGHTS)
+    tensors = load_file(out / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
@@ -153,7 +153,9 @@ def test_the_running_average_is_published_instead_of_the_last_weights(tmp_path: 
     run(train_step(ema_decay=0.9, checkpoint_steps=5), averaged)
     run(train_step(), plain)
     step = averaged / artifacts.CHECKPOINTS / "step-5"
-    before, last, published = (load_file(out / artifacts.ADAPTER / adapters.WEIGHTS) for out in (step, plain, averaged))
+    before, last, published = (
+        load_file(out / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS) for out in (step, plain, averaged)
+    )
     moving = load_file(step / checkpoint.MOVING)
     # The last step is the sixth, number 5 from 0: the decay is still (1 + 5) / (10 + 5).
     for name, weight in before.items():

@@ -23,7 +23,6 @@ from tunerun.export.adapter import write_adapter
 from tunerun.formats.gguf_header import read_gguf_header
 from tunerun.formats.handoff import read_handoff
 from tunerun.merge.merge import merge_adapter
-from tunerun.models import adapters
 from tunerun.models.folder import set_chat_template
 from tunerun.plan.steps import ExportStep
 from tunerun.verify import probes
@@ -137,10 +136,10 @@ def test_a_system_prompt_that_ollama_cannot_read_is_not_proved(out: Path, capsys
 
 def test_a_dropped_lora_module(out: Path, tmp_path: Path) -> None:
     adapter = shutil.copytree(out / artifacts.ADAPTER, tmp_path / "less")
-    weights = load_file(adapter / adapters.WEIGHTS)
+    weights = load_file(adapter / artifacts.ADAPTER_WEIGHTS)
     kept = {name: value for name, value in weights.items() if "layers.1.self_attn.v_proj" not in name}
     assert 0 < len(kept) < len(weights)
-    save_file(kept, adapter / adapters.WEIGHTS)
+    save_file(kept, adapter / artifacts.ADAPTER_WEIGHTS)
     shutil.rmtree(out / artifacts.MERGED)
     merge_adapter(out / "base", adapter, out / artifacts.MERGED, max_shard_size_bytes=1 << 30)
     fails(out, "merge_logits", "does not predict what the adapter on its base predicts")
@@ -232,12 +231,12 @@ def test_an_adapter_file_that_lost_some_of_it(with_adapter_file: Path, out: Path
     fails(out, "files:tiny-lora.gguf", "infinite or not a number", gguf_adapter=True, level="full")
     with_adapter_file.write_bytes(with_adapter_file.read_bytes()[:-100])
     fails(out, "files:tiny-lora.gguf", "the file is broken", gguf_adapter=True)
-    weights = load_file(out / artifacts.ADAPTER / adapters.WEIGHTS)
+    weights = load_file(out / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS)
     dropped = {name: value for name, value in weights.items() if "layers.1.self_attn.v_proj" not in name}
     config = json.loads((out / "base" / "config.json").read_text())
-    save_file(dropped, out / artifacts.ADAPTER / adapters.WEIGHTS)
+    save_file(dropped, out / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS)
     write_adapter(out / artifacts.ADAPTER, config, with_adapter_file, name="tiny")
-    save_file(weights, out / artifacts.ADAPTER / adapters.WEIGHTS)
+    save_file(weights, out / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS)
     kept, whole = len(dropped) // 2, len(weights) // 2
     fails(out, "files:tiny-lora.gguf", f"it holds {kept} of {whole} updates", gguf_adapter=True)
 

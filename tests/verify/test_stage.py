@@ -12,7 +12,6 @@ from tests.tiny import CHATML, random_samples, write_store
 from tests.verify.runs import change, export, read_gates, state_template, verify_step
 from tunerun import artifacts
 from tunerun.errors import GateError, StageError
-from tunerun.models import adapters
 from tunerun.models.folder import set_chat_template
 from tunerun.verify.stage import run
 
@@ -32,8 +31,8 @@ def test_a_merge_that_lost_one_module_fails_and_is_named(out: Path) -> None:
 
 
 def test_an_adapter_without_effect_proves_nothing(out: Path) -> None:
-    weights = load_file(out / artifacts.ADAPTER / adapters.WEIGHTS)
-    save_file({name: torch.zeros_like(value) for name, value in weights.items()}, out / "adapter" / adapters.WEIGHTS)
+    adapter = out / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS
+    save_file({name: torch.zeros_like(value) for name, value in load_file(adapter).items()}, adapter)
     shutil.copy(out / "base" / "model.safetensors", out / artifacts.MERGED / "model.safetensors")
     run(verify_step(), out)
     gate = read_gates(out)["merge_logits"]

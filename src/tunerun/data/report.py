@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from tunerun import artifacts
 from tunerun.config.schema import DataConfig
 from tunerun.data.detect import Format
 from tunerun.data.keys import Ledger
@@ -21,7 +22,6 @@ from tunerun.errors import Problem
 from tunerun.formats.pairs import CHOSEN, REJECTED, PairStore
 from tunerun.formats.tokens import Manifest, TokenStore
 
-SCHEMA = 2
 BAD_ROWS = "bad_rows.jsonl"
 """File that lists every row that could not be used; there only where there are such rows."""
 _SHOWN_ROWS = 3
@@ -181,7 +181,7 @@ def build(
     dropped = tally.bad + tally.dropped + left_out
     sizes = _sizes(train) if train is not None else dict.fromkeys(_SIZES, 0)
     return {
-        "schema": SCHEMA,
+        "schema": artifacts.DATA_SCHEMA,
         "rows_read": tally.rows_read,
         "rows_kept": tally.rows_kept - left_out.total(),
         "dropped": dict(dropped.most_common()),

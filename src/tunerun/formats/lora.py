@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunerun.artifacts import ADAPTER_CONFIG
+from tunerun.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tunerun.errors import Problem, UserError
 from tunerun.formats.floats import STORAGE
 from tunerun.formats.safetensors import TensorInfo, read_header
-
-WEIGHTS = "adapter_model.safetensors"
 
 # The output head's tensor, and how the input embedding's ends, in the models that transformers ties.
 HEAD = "lm_head.weight"
@@ -119,13 +117,13 @@ def read_adapter(folder: Path, *, model_type: str) -> Adapter:
     """
     config = _read_config(folder / ADAPTER_CONFIG)
     _check_config(folder / ADAPTER_CONFIG, config, model_type)
-    if not (folder / WEIGHTS).is_file():
+    if not (folder / ADAPTER_WEIGHTS).is_file():
         fix = "Save the adapter as safetensors." if (folder / "adapter_model.bin").is_file() else ""
-        raise UserError(Problem(where=str(folder), what=f"there is no {WEIGHTS}.", fix=fix))
+        raise UserError(Problem(where=str(folder), what=f"there is no {ADAPTER_WEIGHTS}.", fix=fix))
     parts: dict[str, dict[str, TensorInfo]] = {}
     found: dict[str, dict[str, TensorInfo]] = {kind: {} for kind in ("replacements", "copies", "tokens", "shifts")}
     problems: list[Problem] = []
-    for key, info in read_header(folder / WEIGHTS).items():
+    for key, info in read_header(folder / ADAPTER_WEIGHTS).items():
         name = key.removeprefix(PREFIX)
         if info.dtype not in STORAGE:
             problems.append(_problem(folder, key, f"its type {info.dtype} is not a float type"))
@@ -271,4 +269,4 @@ def _windows(parts: list[str], width: int) -> Iterator[list[str]]:
 
 
 def _problem(folder: Path, key: str, what: str) -> Problem:
-    return Problem(where=f"{folder / WEIGHTS}: {key}", what=f"{what}.")
+    return Problem(where=f"{folder / ADAPTER_WEIGHTS}: {key}", what=f"{what}.")

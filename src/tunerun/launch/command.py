@@ -24,6 +24,7 @@ from tunerun.plan.steps import (
     secret_variables,
 )
 
+_WORKER = ("-m", "tunerun.worker")
 # How the path of a model begins that no hub is asked for; one that exists is absolute by now.
 _LOCAL = (".", "/", "~", ASSET_SCHEME)
 # Code that comes with a model or a template has no use for them but a bad one.
@@ -67,13 +68,19 @@ def command(step: Step, run_dir: Path, python: str = sys.executable, *, node: No
         node: This machine among several; None leaves place holders where there are several.
     """
     placement = _placement(step)
-    worker = ("-m", "tunerun.worker", str(run_dir), step.stage)
+    start = alone(python) if placement is None or placement.world_size == 1 else _together(placement, python, node)
     return Launch(
-        argv=(*_launcher(placement, python, node), *worker),
+        argv=(*start, str(run_dir), step.stage),
         env=_environment(step, placement, node),
         without=() if _is_online(step) else _HUB_TOKENS,
         ranks=0 if placement is None or placement.world_size == 1 else placement.processes,
     )
+
+
+def alone(python: str = sys.executable) -> tuple[str, ...]:
+    """Returns how a stage of one process is started: what stands before its run directory and its name."""
+    # -P keeps the user's folder off sys.path: a `json.py` there must not replace the library's.
+    return (python, "-P", *_WORKER)
 
 
 def hiding(launch: Launch, step: Step, names: Collection[str]) -> Launch:
@@ -114,21 +121,14 @@ def _is_online(step: Step) -> bool:
     return isinstance(step, AnswerStep) or (isinstance(step, DataStep) and bool(step.hub_paths))
 
 
-def _launcher(placement: Placement | None, python: str, node: Node | None) -> tuple[str, ...]:
-    # -P keeps the user's folder off sys.path: a `json.py` there must not replace the library's.
-    interpreter = (python, "-P")
-    if placement is None or placement.world_size == 1:
-        return interpreter
-    return (*interpreter, "-m", "torch.distributed.run", *_torchrun(placement, node))
-
-
-def _torchrun(placement: Placement, node: Node | None) -> tuple[str, ...]:
-    """Returns torchrun's options: it starts the ranks and lets them meet, and nothing else.
+def _together(placement: Placement, python: str, node: Node | None) -> tuple[str, ...]:
+    """Returns how a stage of several ranks is started: torchrun starts them and lets them meet, and nothing else.
 
     The runner restarts, for only it knows which checkpoint is whole; and torchrun would die of a signal that is not
     named, and leave its ranks behind.
     """
     return (
+        *(python, "-P", "-m", "torch.distributed.run"),
         *(("--standalone",) if placement.nodes == 1 else _meeting(node)),
         f"--nnodes={placement.nodes}",
         f"--nproc-per-node={placement.processes}",
@@ -136,6 +136,7 @@ def _torchrun(placement: Placement, node: Node | None) -> tuple[str, ...]:
         "--monitor-interval=0.2",
         "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
         f"--shutdown-timeout={STOP_GRACE_SECONDS:.0f}",
+        *_WORKER,
     )
 
 

@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from tunerun.launch.command import THREAD_VARIABLES
+from tunerun.launch.command import THREAD_VARIABLES, alone
 from tunerun.launch.process import Process, Start, spawn
 
 # Stages whose imports are kept by one process.
 _STAGES = ("model", "data", "train", "eval")
 # Those that compute nothing, so that the number of threads means nothing to them.
 _LIGHT = ("model", "data")
-_WORKER = ("-P", "-m", "tunerun.worker")
 # Read when they are used, not when a library is imported, so that a copy may change them.
 _LATE = frozenset({"TOKENIZERS_PARALLELISM", "CUDA_VISIBLE_DEVICES"})
 # Differ with what the machine was doing, and change no result: the first stage's serve all.
@@ -149,7 +148,7 @@ class ForkServers:
             if server is None:
                 return spawn(wanted)
             try:
-                return _ask(server, wanted, wanted.argv[-2:])
+                return _ask(server, wanted)
             except (BrokenPipeError, ConnectionResetError, EOFError):
                 self._drop(server)
                 if is_last:
@@ -174,8 +173,8 @@ class ForkServers:
 
 
 def _is_served(argv: Sequence[str]) -> bool:
-    interpreter, *rest = argv
-    return tuple(rest[:3]) == _WORKER and rest[-1] in _STAGES and interpreter == sys.executable
+    *start, _, stage = argv
+    return tuple(start) == alone() and stage in _STAGES
 
 
 def _early(env: Mapping[str, str]) -> dict[str, str]:
@@ -205,10 +204,10 @@ def _launched(env: Mapping[str, str]) -> _Server:
     return _Server(process=process, requests=ours)
 
 
-def _ask(server: _Server, wanted: Start, argv: Sequence[str]) -> Process:
+def _ask(server: _Server, wanted: Start) -> Process:
     report, report_end = os.pipe()
     late = {name: value for name, value in wanted.env.items() if name in _LATE}
-    request = json.dumps({"argv": list(argv), "env": late, "named": list(wanted.named)}) + "\n"
+    request = json.dumps({"argv": list(wanted.argv), "env": late, "named": list(wanted.named)}) + "\n"
     descriptors = [wanted.output, wanted.errors, *wanted.named.values(), *wanted.held, report_end]
     try:
         socket.send_fds(server.requests, [request.encode()], descriptors)

@@ -4,7 +4,7 @@ Every node runs the same command. The others connect to the leader, learn its ru
 objects, one a line; each side says something every few seconds, so that the other notices when it is gone, whatever
 became of it.
 
-    leader    {"run_dir": folder, "node": n}   {"launch": stage, "attempt": n}   {"over": attempt}   {"end": exit code}
+    leader    {"run_dir": folder, "node": n}   {"launch": stage, "attempt": n}   {"over": true}   {"end": exit code}
     follower  {"name": host}                   {"ended": attempt, "error": text or null}
     both      {}                               a sign of life
 """
@@ -217,7 +217,7 @@ class Leader:
     def over(self) -> None:
         """Tells the other nodes that this one's ranks have ended, by themselves or not: theirs wait for nothing now."""
         for line in self._lines:
-            line.send({"over": self._attempt})
+            line.send({"over": True})
 
     def fault(self) -> str | None:
         """Looks at the other nodes; returns what is wrong with one of them, by its name."""

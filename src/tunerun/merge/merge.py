@@ -13,10 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tunerun.artifacts import publish, sha256, write_json
+from tunerun.artifacts import ADAPTER_WEIGHTS, publish, sha256, write_json
 from tunerun.errors import StageError
 from tunerun.formats.floats import is_finite
-from tunerun.formats.lora import WEIGHTS
 from tunerun.formats.merged import MergedTensor, MergePlan, RowReader, plan_merge, row_reader
 from tunerun.formats.safetensors import ModelWriter
 from tunerun.formats.share import cores, share_out
@@ -79,7 +78,7 @@ def _provenance(base: Path, adapter: Path, quantisation: Quantisation | None) ->
         "base": base.name,
         "merge_base": "full_precision" if quantisation is None else "dequantised",
         "quantisation": None if quantisation is None else asdict(quantisation),
-        "adapter_sha256": sha256(adapter / WEIGHTS),
+        "adapter_sha256": sha256(adapter / ADAPTER_WEIGHTS),
     }
 
 

@@ -22,9 +22,6 @@ from torch import Tensor
 from tunerun import artifacts
 from tunerun.config.schema import MethodConfig
 from tunerun.errors import Problem, UserError
-
-# Named here too, for those who read what peft wrote.
-from tunerun.formats.lora import WEIGHTS as WEIGHTS
 from tunerun.formats.trained_base import write_quantisation
 from tunerun.models import pissa, vocabulary
 from tunerun.models.adapter_fit import misfits
@@ -127,11 +124,11 @@ def _numbered(index: int) -> str:
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], Any]:
-    missing = [name for name in (artifacts.ADAPTER_CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    missing = [name for name in (artifacts.ADAPTER_CONFIG, artifacts.ADAPTER_WEIGHTS) if not (folder / name).is_file()]
     if missing:
         what = f"is no adapter folder: {' and '.join(missing)} missing."
         raise UserError(Problem(where=str(folder), what=what, fix="Name a folder that peft saved as safetensors."))
-    return load_file(folder / WEIGHTS), PeftConfig.from_pretrained(str(folder))
+    return load_file(folder / artifacts.ADAPTER_WEIGHTS), PeftConfig.from_pretrained(str(folder))
 
 
 def _check_fit(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -206,7 +203,7 @@ def save_adapter(
         weights, config = pissa.to_lora(weights, initial), pissa.to_lora_config(config)
     # Sorted: the same weights are the same bytes. Copied: safetensors refuses tied ones.
     tensors = {name: weights[name].detach().cpu().clone() for name in sorted(weights)}
-    save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, target / artifacts.ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.base_model_name_or_path, config.inference_mode = base_name, True
     if not isinstance(config.target_modules, str):
         # peft keeps a set, whose order is another one in each process.

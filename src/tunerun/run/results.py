@@ -14,9 +14,6 @@ from tunerun.config.schema import RunConfig, TrainConfig
 from tunerun.run import record, rundir
 from tunerun.run.record import Record
 
-DATA_SCHEMA = 2
-"""Of data/report.json, which `data.report` writes."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskResult:
@@ -147,8 +144,8 @@ def _data_report(folder: Path) -> Mapping[str, Any] | None:
     path = folder / "report.json"
     if not path.is_file():
         return None
-    schema, found = artifacts.read_versioned(path, DATA_SCHEMA)
-    if schema == DATA_SCHEMA:
+    schema, found = artifacts.read_versioned(path, artifacts.DATA_SCHEMA)
+    if schema == artifacts.DATA_SCHEMA:
         return found
     added = dict.fromkeys(("duplicates", "overlap", "sides", "labels"))
     sources = [{"weight": 1.0, **source} for source in found["sources"]]

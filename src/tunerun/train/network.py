@@ -222,7 +222,7 @@ def _adapter(
         adapted = adapters.add_adapter(module, method, seed=step.seed, known_tokens=known_tokens)
         if found is None:
             return adapted, pissa.start(adapted, iterations=method.pissa_iterations)
-        return adapted, pissa.resume(adapted, load_file(found.folder / artifacts.ADAPTER / adapters.WEIGHTS))
+        return adapted, pissa.resume(adapted, load_file(found.folder / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS))
     if found is not None:
         return adapters.load_adapter(module, found.folder / artifacts.ADAPTER, trainable=True), None
     if step.model.adapter is not None:

@@ -14,7 +14,6 @@ import numpy as np
 from tunerun import artifacts
 from tunerun.chat.tokenizer import read_object
 from tunerun.errors import UserError
-from tunerun.formats import lora
 from tunerun.formats.architectures import GGUF_ARCHITECTURES
 from tunerun.formats.floats import is_finite
 from tunerun.formats.gguf_header import TOKEN_EMBEDDING, GgufHeader, read_gguf_header
@@ -162,7 +161,7 @@ def _uneven_blocks(header: GgufHeader) -> str | None:
 
 def _updates(adapter: Path) -> int:
     """Counts the weights that an adapter updates."""
-    names = read_header(adapter / lora.WEIGHTS)
+    names = read_header(adapter / artifacts.ADAPTER_WEIGHTS)
     return sum(".lora_A." in name or name.endswith(".lora_embedding_A") for name in names)
 
 

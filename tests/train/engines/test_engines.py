@@ -17,7 +17,6 @@ from tests.train.objective_runs import make_objective_run, objective_step
 from tests.train.runs import FULL, Killed, kill_before, losses, make_run, metrics, nan_in_step, train_step
 from tunerun import artifacts
 from tunerun.config.schema import EvalConfig, MethodConfig, ObjectiveConfig
-from tunerun.models import adapters
 from tunerun.train import stage
 
 STEPS = 20
@@ -54,7 +53,7 @@ def _observed(step: Any) -> Any:
 
 
 def _weights(out: Path) -> dict[str, torch.Tensor]:
-    adapter = out / artifacts.ADAPTER / adapters.WEIGHTS
+    adapter = out / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS
     return load_file(adapter if adapter.is_file() else out / artifacts.MERGED / "model.safetensors")
 
 
