@@ -119,7 +119,7 @@ def _become_fresh(argv: Sequence[str], descriptors: Sequence[int]) -> NoReturn:
     """Goes on as a fresh process, whose imports leave out nothing that the stage needs."""
     for descriptor in descriptors:
         os.set_inheritable(descriptor, True)
-    os.execv(argv[0], argv)
+    os.execv(argv[0], tuple(argv))
 
 
 def _reap(reports: dict[int, int]) -> None:

@@ -66,6 +66,21 @@ def path_sha256(path: Path, what: str) -> str:
     return folder_sha256([file for file in path.rglob("*") if file.is_file()], path, what)
 
 
+def stat_identity(target: Path) -> str:
+    """Returns a text that changes when a file, or anything in a folder, is replaced or changed; nothing is read.
+
+    Raises:
+        OSError: It is not there.
+    """
+    files = sorted(file for file in target.rglob("*") if file.is_file()) if target.is_dir() else [target]
+    lines = []
+    for file in files:
+        stat = file.stat()
+        name = file.relative_to(target).as_posix()
+        lines.append(f"{name} {stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def memo_path() -> Path:
     """Returns the file the hashes are remembered in."""
     return paths.user_cache() / "hashes.json"

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 SRC = ROOT / "src" / "tunerun"
 BASE = {
     "errors", "redact", "paths", "artifacts", "progress", "child", "base_model", "network", "servers", "columns",
-    "hashes", "fits", "text_metrics", "strategies",
+    "hashes", "fits", "text_metrics", "strategies", "markdown",
 }  # fmt: skip
 LIBRARY = {"formats", "chat", "models"}
 STAGES = {"data", "train", "evaluate", "merge", "export", "verify", "publish", "serve"}

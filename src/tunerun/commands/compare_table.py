@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from tunerun import columns, text_metrics
+from tunerun import columns, markdown, text_metrics
 from tunerun.data.questions import Question
 from tunerun.run import page
 from tunerun.serve.compare import Answer
@@ -102,10 +102,10 @@ def to_markdown(table: Table) -> str:
     """Writes a table as Markdown."""
     parts = []
     if table.scores:
-        parts.append(_markdown(["", *_SCORES.values()], [
+        parts.append(markdown.table(["", *_SCORES.values()], [
             [name, *(f"{scores[key]:.1f}" for key in _SCORES)] for name, scores in table.scores.items()
         ]))  # fmt: skip
-    parts.append(_markdown(_heads(table), _cells(table)))
+    parts.append(markdown.table(_heads(table), _cells(table)))
     return "\n\n".join([*parts, f"{_settings(table)}\n"])
 
 
@@ -145,13 +145,3 @@ def _cells(table: Table) -> list[list[str]]:
 def _settings(table: Table) -> str:
     given = {name: value for name, value in table.settings.items() if value not in (None, [])}
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
-
-
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join([_line(heads), _line(["---"] * len(heads)), *map(_line, rows)])
-
-
-def _line(cells: Sequence[str]) -> str:
-    # HTML in an answer is text to read, and a bar would begin a new cell.
-    texts = (escape(cell, quote=False).replace("|", "\\|").replace("\r", "").replace("\n", "<br>") for cell in cells)
-    return f"| {' | '.join(texts)} |"

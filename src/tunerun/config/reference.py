@@ -16,11 +16,9 @@ from typing import Any
 
 import yaml
 
-from tunerun import paths
+from tunerun import markdown, paths
 from tunerun.config import schema, typed
 from tunerun.config.schema import OptunaConfig, RunConfig
-
-_TABLE_HEAD = "| key | type | default | meaning |\n|---|---|---|---|"
 
 
 def config_reference() -> str:
@@ -47,16 +45,17 @@ def config_reference() -> str:
 
 def recipe_reference() -> str:
     """Returns recipes/README.md: a table of the shipped recipes."""
+    rows = []
+    for file in recipe_files():
+        groups = recipe_groups(file)
+        chosen = [groups.get(group, default) for group, default in _RECIPE_COLUMNS]
+        rows.append([f"`{file.stem}`", *chosen, head_comment(file)])
     lines = [
         "# Recipes\n",
         "Written by `python -m tunerun.config.reference` from the files' first comments. Run one with",
         "`tunerun +recipe=NAME`; copy one to change it with `tunerun copy NAME`.\n",
-        "| recipe | model | objective | method | what it is |\n|---|---|---|---|---|",
+        markdown.table(["recipe", *(group for group, _ in _RECIPE_COLUMNS), "what it is"], rows),
     ]
-    for file in recipe_files():
-        groups = recipe_groups(file)
-        cells = [groups.get(group, default) for group, default in _RECIPE_COLUMNS]
-        lines.append(f"| `{file.stem}` | {' | '.join(cells)} | {head_comment(file)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -117,10 +116,10 @@ def _texts(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 
 
 def _table(cls: type, prefix: str) -> str:
-    return "\n".join([_TABLE_HEAD, *_rows(cls, prefix)])
+    return markdown.table(["key", "type", "default", "meaning"], list(_rows(cls, prefix)))
 
 
-def _rows(cls: type, prefix: str) -> Iterator[str]:
+def _rows(cls: type, prefix: str) -> Iterator[tuple[str, ...]]:
     for item in dataclasses.fields(cls):
         annotation = typed.field_types(cls)[item.name]
         if dataclasses.is_dataclass(annotation):
@@ -134,13 +133,13 @@ def _rows(cls: type, prefix: str) -> Iterator[str]:
         text = field_docs()[cls.__name__][item.name]
         if "kinds" in item.metadata:
             text += f" Only for: {', '.join(item.metadata['kinds'])}."
-        yield f"| `{prefix}{item.name}` | {_type_name(annotation)} | {_default(item)} | {text} |"
+        yield f"`{prefix}{item.name}`", _type_name(annotation), _default(item), text
 
 
 def _type_name(annotation: Any) -> str:
     origin, members = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
-        return " \\| ".join(f"`{member}`" for member in members)
+        return " | ".join(f"`{member}`" for member in members)
     if origin is tuple:
         return f"list of {_type_name(members[0])}"
     if origin is not None and type(None) in members:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from tunerun import paths
+from tunerun import markdown, paths
 from tunerun.config import typed
 from tunerun.config.schema import (
     ClusterConfig,
@@ -59,15 +59,12 @@ _WHOLE = ("single", "ddp", "zero2")
 def table() -> str:
     """Returns the table in Markdown."""
     heads = [f"{size}: {count}" if count == 1 else str(count) for size in _GPUS for count in _COUNTS]
-    lines = [
-        f"| Qwen2.5 | method | {' | '.join(heads)} |",
-        f"|---|---|{'---|' * len(heads)}",
+    rows = [
+        [model.upper(), method, *(_cell(model, method, gpu, count) for gpu in _GPUS.values() for count in _COUNTS)]
+        for model in _MODELS
+        for method in _METHODS
     ]
-    for model in _MODELS:
-        for method in _METHODS:
-            cells = [_cell(model, method, gpu, count) for gpu in _GPUS.values() for count in _COUNTS]
-            lines.append(f"| {model.upper()} | {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown.table(["Qwen2.5", "method", *heads], rows)
 
 
 def with_table(text: str) -> str:

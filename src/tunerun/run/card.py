@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tunerun import __version__, artifacts, redact
+from tunerun import __version__, artifacts, markdown, redact
 from tunerun.config.data_sources import data_paths
 from tunerun.config.schema import Published
 from tunerun.formats import verdicts
@@ -140,7 +140,7 @@ def _method(found: Results) -> str:
             f"- {found.teacher['rows']:,} answers of {names}; see what its licence says of models trained on them"
         )
     sources = "\n".join(lines)
-    return f"## Training\n\n{_table(('setting', 'value'), rows)}\n\nData:\n\n{sources}"
+    return f"## Training\n\n{markdown.table(('setting', 'value'), rows)}\n\nData:\n\n{sources}"
 
 
 def _measures(found: Results) -> str:
@@ -152,16 +152,16 @@ def _measures(found: Results) -> str:
     ]
     where = "held-out" if found.evaluation["split"] == "eval" else "training"
     text = f"Mean loss per token on {found.evaluation['rows']:,} {where} rows."
-    parts = ["## Evaluation", _table(("model", "loss", "perplexity"), rows), text]
+    parts = ["## Evaluation", markdown.table(("model", "loss", "perplexity"), rows), text]
     tasks = [(item.task, item.metric, *item.texts) for item in found.tasks()]
     if tasks:
-        parts.append(_table(("task", "metric", "base", "tuned")[: len(tasks[0])], tasks))
+        parts.append(markdown.table(("task", "metric", "base", "tuned")[: len(tasks[0])], tasks))
     return "\n\n".join(parts)
 
 
 def _answers(found: Results) -> str:
     rows = [(prompt, base, tuned or "") for prompt, base, tuned in found.answers()]
-    return f"## Answers\n\n{_table(('question', 'base', 'tuned'), rows)}" if rows else ""
+    return f"## Answers\n\n{markdown.table(('question', 'base', 'tuned'), rows)}" if rows else ""
 
 
 def _use(found: Results) -> str:
@@ -170,7 +170,7 @@ def _use(found: Results) -> str:
     if not files:
         return ""
     commands = "```\ntunerun chat .\ntunerun serve .\n```"
-    return f"## Use\n\n{commands}\n\n{_table(('file', 'kind', 'size'), files)}"
+    return f"## Use\n\n{commands}\n\n{markdown.table(('file', 'kind', 'size'), files)}"
 
 
 def _use_from_hub(step: PublishStep) -> str:
@@ -207,14 +207,3 @@ def _limits(found: Results, base: str | None) -> str:
     elif unproved := verdicts.unproved(found.run_dir):
         lines.append(f"- Not everything could be verified: {unproved}.")
     return "## Limits\n\n" + "\n".join(lines)
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [_row(head), _row(("---",) * len(head)), *(_row(row) for row in rows)]
-    return "\n".join(lines)
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    # Text of a model may hold what Markdown would read as a table, a line end or HTML.
-    safe = (cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;") for cell in cells)
-    return "| " + " | ".join("<br>".join(cell.splitlines()) for cell in safe) + " |"

@@ -14,7 +14,6 @@ from tunerun.plan.plan import Plan
 from tunerun.plan.step_keys import user_key
 from tunerun.plan.steps import ModelStep, Step
 from tunerun.run.fingerprint import Fingerprint, fingerprint
-from tunerun.run.hashes import Hashes
 from tunerun.run.record import Record, StageRecord
 
 # What the trained weights come from.
@@ -32,21 +31,20 @@ def is_trained(run_dir: Path, record: Record) -> bool:
     return train.is_finished or any((run_dir / artifacts.CHECKPOINTS).glob(f"{artifacts.CHECKPOINT_PREFIX}*"))
 
 
-def of_step(step: Step, run_dir: Path, record: Record, hashes: Hashes) -> Fingerprint:
+def of_step(step: Step, run_dir: Path, record: Record) -> Fingerprint:
     """Computes what the results of a step of a run depend on now.
 
     Args:
         step: A step whose input stages are finished.
         run_dir: Of the run.
         record: Of the run.
-        hashes: Memory of file hashes.
 
     Raises:
         UserError: A file that it depends on cannot be read.
     """
     made = {stage: entry.artifacts for stage, entry in record.stages.items() if entry.is_finished}
     try:
-        return fingerprint(step, run_dir, made, hashes)
+        return fingerprint(step, run_dir, made)
     except OSError as error:
         raise UserError(Problem(where=str(error.filename), what=f"cannot be read: {error.strerror}.")) from error
 
@@ -61,14 +59,13 @@ def widened(plan: Plan, record: Record) -> Plan:
     )
 
 
-def refuse(plan: Plan, run_dir: Path, record: Record, hashes: Hashes, allow: frozenset[str]) -> None:
+def refuse(plan: Plan, run_dir: Path, record: Record, allow: frozenset[str]) -> None:
     """Refuses a plan that would go on with weights that were trained in another way.
 
     Args:
         plan: To be executed in the run directory.
         run_dir: Of the run.
         record: Of the run.
-        hashes: Memory of file hashes.
         allow: Keys, or sections of keys, that may differ.
 
     Raises:
@@ -80,7 +77,7 @@ def refuse(plan: Plan, run_dir: Path, record: Record, hashes: Hashes, allow: fro
     for step in plan.steps:
         old = record.stages.get(step.stage)
         if old is not None and step.stage in PROTECTED:
-            now = replace(of_step(step, run_dir, record, hashes), inputs={})
+            now = replace(of_step(step, run_dir, record), inputs={})
             found.update({problem.where: problem for problem in problems(old, now, allow)})
     if found:
         raise UserError(found.values())

@@ -13,6 +13,7 @@ from tunerun import artifacts
 from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.config.data_sources import data_paths
+from tunerun.hashes import path_sha256, stat_identity
 from tunerun.paths import resolve_asset
 from tunerun.plan import step_keys
 from tunerun.plan.steps import (
@@ -27,7 +28,6 @@ from tunerun.plan.steps import (
     TrainStep,
     VerifyStep,
 )
-from tunerun.run.hashes import Hashes, stat_identity
 
 _CHAT_TEMPLATE_KEY = "model.chat_template"
 
@@ -50,14 +50,13 @@ class Fingerprint:
         return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def fingerprint(step: Step, run_dir: Path, made: Mapping[str, tuple[Artifact, ...]], hashes: Hashes) -> Fingerprint:
+def fingerprint(step: Step, run_dir: Path, made: Mapping[str, tuple[Artifact, ...]]) -> Fingerprint:
     """Computes the fingerprint of a step.
 
     Args:
         step: A step whose input stages are finished.
         run_dir: The run directory.
         made: Artifacts of the finished stages, by stage.
-        hashes: Memory of file hashes.
 
     Raises:
         OSError: A file that it depends on cannot be read.
@@ -69,10 +68,10 @@ def fingerprint(step: Step, run_dir: Path, made: Mapping[str, tuple[Artifact, ..
             inputs[stage] = read_base(run_dir).sha256
         elif stage in made:
             inputs.update({f"{stage} {artifact.path}": artifact.sha256 for artifact in made[stage]})
-    return Fingerprint(keys=step_keys.fingerprint_keys(step), inputs=inputs, files=user_files(step, hashes))
+    return Fingerprint(keys=step_keys.fingerprint_keys(step), inputs=inputs, files=user_files(step))
 
 
-def user_files(step: Step, hashes: Hashes) -> dict[str, str]:
+def user_files(step: Step) -> dict[str, str]:
     """Hashes the files and folders outside the run directory that a step reads.
 
     A path that does not exist is left out: it is a hub id or a shipped name, or the stage will say that it is missing.
@@ -82,19 +81,13 @@ def user_files(step: Step, hashes: Hashes) -> dict[str, str]:
         target = Path(resolve_asset(path))
         if target.exists():
             # The model step hashes the weights itself and is cheap to repeat: no need to read them all here too.
-            found[f"{key} {path}"] = stat_identity(target) if key == "model.path" else hashes.sha256(target)
+            is_model = key == "model.path"
+            found[f"{key} {path}"] = stat_identity(target) if is_model else path_sha256(target, "files")
     return found
 
 
-def intact(run_dir: Path, made: tuple[Artifact, ...], hashes: Hashes) -> bool:
-    """Returns whether all artifacts are there and unchanged."""
-    return all(
-        (run_dir / item.path).exists() and hashes.sha256(run_dir / item.path) == item.sha256 for item in made
-    ) and _base_is_there(run_dir, made)
-
-
-def _base_is_there(run_dir: Path, made: tuple[Artifact, ...]) -> bool:
-    # The downloaded model lies in a cache that a user may have emptied.
+def base_is_there(run_dir: Path, made: tuple[Artifact, ...]) -> bool:
+    """Says whether the model that a stage found is still there: it may lie in a cache that a user emptied."""
     return all(item.path != artifacts.MODEL for item in made) or read_base(run_dir).folder.is_dir()
 
 

@@ -30,8 +30,8 @@ from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
 from tunerun.plan.steps import PublishStep, Step, TrainStep
 from tunerun.run import card, drift, job, provenance, record, report, rundir, statuses, summary
-from tunerun.run.fingerprint import Fingerprint, intact
-from tunerun.run.hashes import Hashes
+from tunerun.run.checksums import Checksums
+from tunerun.run.fingerprint import Fingerprint, base_is_there
 from tunerun.run.record import Invocation, Record, StageRecord
 from tunerun.run.statuses import Outcome
 
@@ -90,7 +90,7 @@ def execute(
                 lock=lock,
                 leader=leader,
                 summarise=summarise,
-                hashes=Hashes(run_dir),
+                checksums=Checksums(run_dir),
                 record=open_record(plan, config, run_dir),
             )
             return runner.run(allow)
@@ -140,7 +140,7 @@ class _Runner:
     lock: int
     leader: Leader | None
     summarise: Summary
-    hashes: Hashes
+    checksums: Checksums
     record: Record
     executed: int = 0
     """Stages that were not skipped."""
@@ -150,7 +150,7 @@ class _Runner:
         rundir.remove_leftovers(self.run_dir)
         self.plan = drift.widened(self.plan, self.record)
         # Before anything is written; what the model step finds is compared when it has run.
-        drift.refuse(self.plan, self.run_dir, self.record, self.hashes, allow)
+        drift.refuse(self.plan, self.run_dir, self.record, allow)
         self._begin()
         code = ExitCode.STAGE_FAILED
         try:
@@ -180,12 +180,12 @@ class _Runner:
         return ExitCode.DONE
 
     def _run_step(self, step: Step, title: str, allow: frozenset[str]) -> ExitCode:
-        now = drift.of_step(step, self.run_dir, self.record, self.hashes)
+        now = drift.of_step(step, self.run_dir, self.record)
         old = self.record.stages.get(step.stage)
         # A stage that makes nothing, such as serve, is never done.
         same = old is not None and (old.fingerprint == now.digest or drift.is_settled(old, now))
         if old is not None and old.artifacts and old.is_finished and same:
-            if intact(self.run_dir, old.artifacts, self.hashes):
+            if all(map(self.checksums.match, old.artifacts)) and base_is_there(self.run_dir, old.artifacts):
                 self.record = self.record.with_stage(step.stage, dataclasses.replace(old, status="skipped"))
                 self.terminal.line(f"{title}: unchanged, skipped")
                 return ExitCode.DONE
@@ -269,7 +269,7 @@ class _Runner:
     def _settle(self, made: tuple[Artifact, ...], old: StageRecord | None) -> None:
         """Remembers the hashes of what was made, and removes what the stage made before and does not make any more."""
         for artifact in made:
-            self.hashes.remember(self.run_dir / artifact.path, artifact.sha256)
+            self.checksums.remember(artifact)
         kept = [item.path for entry in self.record.stages.values() for item in entry.artifacts]
         for artifact in old.artifacts if old is not None else ():
             if not any(rundir.overlap(artifact.path, path) for path in kept):
@@ -317,7 +317,7 @@ class _Runner:
             data={**data.files, **{item.path: item.sha256 for item in data.artifacts}} if data is not None else {},
         )
         record.write(self.run_dir, self.record)
-        self.hashes.save()
+        self.checksums.save()
         # A stage that was killed could not remove its own.
         rundir.remove_leftovers(self.run_dir)
         if self.executed or not (self.run_dir / artifacts.REPORT).is_file():

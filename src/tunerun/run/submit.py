@@ -20,7 +20,6 @@ from tunerun.plan import plan as plans
 from tunerun.plan.plan import Plan
 from tunerun.run import drift, record, rundir, runner
 from tunerun.run import job as jobs
-from tunerun.run.hashes import Hashes
 from tunerun.run.job import Job
 from tunerun.run.record import RunStatus
 from tunerun.run.summary import short
@@ -157,10 +156,9 @@ def _prepare(plan: Plan, config: RunConfig, allow: frozenset[str]) -> bool:
     """Writes what the job will find in the run directory; says whether the config is another one than before."""
     run_dir, secrets = Path(plan.run_dir), secrets_of(config, os.environ)
     with rundir.locked(run_dir):
-        kept, hashes = runner.open_record(plan, config, run_dir), Hashes(run_dir)
+        kept = runner.open_record(plan, config, run_dir)
         # The job would refuse it too, when the config is written already.
-        drift.refuse(drift.widened(plan, kept), run_dir, kept, hashes, allow)
-        hashes.save()
+        drift.refuse(drift.widened(plan, kept), run_dir, kept, allow)
         path = run_dir / artifacts.CONFIG
         before = path.read_text(encoding="utf-8") if path.is_file() else None
         rundir.write_config(run_dir, config, secrets)

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunerun import markdown
+
 _BATCH_ROWS = 64
 _MAX_NEW_TOKENS = 48
 
@@ -70,11 +72,9 @@ def table(rows: Iterable[dict[str, Any]], answers: Iterable[str]) -> str:
             asked[family, row["language"]] += 1
             right[family, row["language"]] += is_right
     families = [*sorted({family for family, _ in asked} - {"all"}), "all"]
-    lines = ["| family | English | Chinese |", "|---|---|---|"]
-    for family in families:
-        cells = (f"{right[family, lang]}/{asked[family, lang]}" if asked[family, lang] else "" for lang in ("en", "zh"))
-        lines.append(f"| {family} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    scores = {key: f"{right[key]}/{count}" for key, count in asked.items()}
+    lines = [[family, *(scores.get((family, language), "") for language in ("en", "zh"))] for family in families]
+    return markdown.table(["family", "English", "Chinese"], lines)
 
 
 if __name__ == "__main__":

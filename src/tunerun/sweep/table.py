@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tunerun import artifacts, columns
+from tunerun import artifacts, columns, markdown
 from tunerun.config import typed
 from tunerun.errors import Problem, UserError
 from tunerun.launch.terminal import duration
@@ -123,7 +123,7 @@ def write(sweep_dir: Path, found: Table) -> None:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([head, *cells])
     artifacts.write_text(sweep_dir / f"{RESULTS}.csv", stream.getvalue())
-    artifacts.write_text(sweep_dir / f"{RESULTS}.md", _markdown(head, cells) + _dependence(found, "\n"))
+    artifacts.write_text(sweep_dir / f"{RESULTS}.md", markdown.table(head, cells) + "\n" + _dependence(found, "\n"))
     artifacts.write_text(sweep_dir / f"{RESULTS}.html", _page(sweep_dir.name, order, found))
 
 
@@ -233,11 +233,6 @@ def _trials(order: Sequence[Outcome]) -> str:
         for rank, row in enumerate(order, start=1)
     ]
     return page.table(["rank", "trial", *names, *measured, "took", "state"], rows) if rows else ""
-
-
-def _markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in cells)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def _page(name: str, order: Sequence[Outcome], found: Table) -> str:
