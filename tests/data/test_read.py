@@ -177,7 +177,7 @@ def test_a_folder_may_list_its_files(tmp_path):
         ("{", "is not valid JSON"),
         ("[]", "does not list"),
         ('{"files": []}', "does not list"),
-        ('{"files": ["a"], "file": [1]}', "unknown key 'file'. Did you mean 'files'"),
+        ('{"files": ["a"], "file": [1]}', "unknown key 'file'. Did you mean files?"),
         ('{"files": ["a.csv"]}', r"file 1 does not exist: a\.csv"),
     ],
 )
@@ -241,11 +241,11 @@ def test_a_list_of_files_says_what_each_needs(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "what"),
     [
-        ({"path": "a.csv", "shet": "x"}, "file 2 has the unknown key 'shet'. Did you mean 'sheet'"),
+        ({"path": "a.csv", "shet": "x"}, "file 2 has the unknown key 'shet'. Did you mean sheet?"),
         ({"sheet": "x"}, "file 2 needs `path`"),
         ({"path": "a.csv", "sheet": 1}, "`sheet` that is not a text"),
         ({"path": "a.csv", "columns": ["A"]}, "`columns` that are not names by part"),
-        ({"path": "a.csv", "format": "column"}, "unknown format 'column'. Did you mean 'columns'"),
+        ({"path": "a.csv", "format": "column"}, "unknown format 'column'. Did you mean columns?"),
         (7, "file 2 is neither a name nor an object"),
         ("../out.csv", "file 2 is outside of the folder"),
         ("/etc/passwd", "file 2 is outside of the folder"),

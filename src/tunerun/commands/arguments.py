@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
+from tunerun.config import typed
 from tunerun.errors import UserError
 
 
@@ -40,15 +40,10 @@ def split(
         elif name in flags:
             raise UserError(f"{name} takes no value.")
         elif item.startswith("-"):
-            raise UserError(f"there is no option {name} here. {_nearest(name, [*flags, *values])}")
+            raise UserError(f"there is no option {name} here. {typed.nearest(name, [*flags, *values])}")
         else:
             rest.append(item)
     return options, rest
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known) or 'none'}."
 
 
 def config_dir(options: Mapping[str, Sequence[str]]) -> Path | None:

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         UserError: A target, an option or the file of questions is wrong, or the models do not fit together.
         StageError: An engine failed.
     """
-    options = _parser().parse_args(argv)
+    options = _parser().read(argv)
     _check(options)
     questions = None if options.prompts is None else _questions(options)
     targets = _targets(options)
@@ -215,11 +215,8 @@ def weight_bytes(item: Target) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tunerun compare", description=_DESCRIPTION, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def _parser() -> asking.Parser:
+    parser = asking.Parser("compare", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", metavar="TARGET", nargs="+", help="two or three models, or one run")
     parser.add_argument("--prompts", type=Path, metavar="FILE",
                         help="questions, with or without answers: JSON lines, CSV, Excel, text, ...")  # fmt: skip

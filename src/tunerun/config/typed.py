@@ -90,7 +90,7 @@ def nearest(name: str, names: Sequence[str]) -> str:
     close = (longer + [near for near in difflib.get_close_matches(lower, names, n=3) if near not in longer])[:6]
     if close:
         return f"Did you mean {' or '.join(close)}?"
-    return f"Known: {', '.join(sorted(names))}."
+    return f"Known: {', '.join(sorted(names)) or 'none'}."
 
 
 def _dataclass(cls: Any, data: Any, path: str, problems: list[Problem]) -> Any:

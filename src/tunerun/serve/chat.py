@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +57,7 @@ def main(argv: Sequence[str], placement: Placement | None = None, spawned: Spawn
         UserError: There is no such model, or an option cannot be used with it.
         StageError: The engine failed.
     """
-    options = _parser().parse_args(argv)
+    options = _parser().read(argv)
     target = asking.find_target(Path(options.target), options, checkpoint=options.checkpoint, base=options.base)
     if target.unverified or target.unchecked:
         print(f"warning: {target.unverified or target.unchecked}", file=sys.stderr)
@@ -217,8 +216,8 @@ _COMMANDS: dict[str, Callable[[Conversation, str], str | Ask]] = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tunerun chat", description="Talk to a model.", allow_abbrev=False)
+def _parser() -> asking.Parser:
+    parser = asking.Parser("chat", description="Talk to a model.")
     parser.add_argument(
         "target", metavar="TARGET", help="run directory, model folder, adapter folder, GGUF file, or BASE+ADAPTER"
     )

@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
+from tunerun.config.typed import nearest
 from tunerun.errors import Problem, UserError
 from tunerun.plan.placement import Placement
 from tunerun.plan.steps import Quantisation
@@ -15,6 +17,33 @@ from tunerun.serve.local import LocalEngine
 from tunerun.serve.protocol import EngineSpec
 from tunerun.serve.requests import COLDEST
 from tunerun.serve.targets import Target, group_spec, resolve_target
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong with arguments as other verbs do."""
+
+    def __init__(self, verb: str, **options: Any) -> None:
+        """Takes the verb and what argparse takes; an option is not to be abbreviated."""
+        super().__init__(prog=f"tunerun {verb}", allow_abbrev=False, **options)
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Returns the values of all options and arguments.
+
+        Raises:
+            UserError: One is unknown, missing or wrong.
+        """
+        found, rest = self.parse_known_args(argv)
+        for word in rest:
+            if word.startswith("-"):
+                name, known = word.partition("=")[0], list(self._option_string_actions)
+                raise UserError(f"there is no option {name} here. {nearest(name, known)}")
+        if rest:
+            raise UserError(f"{' '.join(rest)}: one argument is taken, and there are more.")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """Is called by argparse."""
+        raise UserError(f"{message.removeprefix('argument ')}. All options: {self.prog} --help")
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, longest: int | None = None) -> None:

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from tunerun.config import typed
 from tunerun.config.schema import DataFormat
 from tunerun.data.rows import DataFile
 from tunerun.errors import Problem, UserError
@@ -41,7 +41,7 @@ def indexed_files(index: Path) -> list[DataFile]:
         raise UserError(Problem(where=str(index), what=f"is not valid JSON: {error}.")) from error
     if not isinstance(data, dict) or not isinstance(data.get("files"), list) or not data["files"]:
         raise UserError(Problem(where=str(index), what="does not list the files of the data set.", fix=_FIX))
-    wrong = [f"has the unknown key {key!r}.{_suggestion(key, ('files',))}" for key in data if key != "files"]
+    wrong = [f"has the unknown key {key!r}. {typed.nearest(key, ('files',))}" for key in data if key != "files"]
     for number, entry in enumerate(data["files"], start=1):
         wrong += [f"file {number} {what}" for what in _faults(entry, index.parent)]
     if wrong:
@@ -61,7 +61,7 @@ def _faults(entry: Any, folder: Path) -> list[str]:
         return _path_faults(entry, folder)
     if not isinstance(entry, dict):
         return ["is neither a name nor an object with a `path`."]
-    found = [f"has the unknown key {key!r}.{_suggestion(key, _KEYS)}" for key in entry if key not in _KEYS]
+    found = [f"has the unknown key {key!r}. {typed.nearest(key, _KEYS)}" for key in entry if key not in _KEYS]
     if not isinstance(entry.get("path"), str):
         found.append("needs `path`, the name of the file.")
     else:
@@ -73,7 +73,7 @@ def _faults(entry: Any, folder: Path) -> list[str]:
         found.append('has `columns` that are not names by part, such as {"user": "question", "assistant": "D"}.')
     formats = get_args(DataFormat)
     if "format" in entry and entry["format"] not in formats:
-        found.append(f"has an unknown format {entry['format']!r}.{_suggestion(str(entry['format']), formats)}")
+        found.append(f"has an unknown format {entry['format']!r}. {typed.nearest(str(entry['format']), formats)}")
     return found
 
 
@@ -85,8 +85,3 @@ def _path_faults(name: str, folder: Path) -> list[str]:
     if Path(name).is_absolute() or not real.is_relative_to(os.path.realpath(folder)):
         return [f"is outside of the folder: {name}."]
     return [] if real.is_file() else [f"does not exist: {name}."]
-
-
-def _suggestion(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else f" Known are {', '.join(known)}."
