@@ -19,8 +19,9 @@ from tunerun import cli
 from tunerun.commands import drive
 from tunerun.commands import trial as own_share
 from tunerun.config.resolve import resolve
-from tunerun.errors import ExitCode, UserError
+from tunerun.errors import ExitCode, StageError, UserError
 from tunerun.run import record, rundir
+from tunerun.sweep.search import Search
 
 BASE = (
     "-m",
@@ -253,6 +254,32 @@ def test_a_search_whose_journal_is_gone_or_damaged_is_not_begun_anew(folder, cap
     with pytest.raises(UserError, match=r"search\.journal is not there"):
         cli.dispatch(["resume", str(sweep_dir)])
     assert not journal.exists()
+
+
+@pytest.mark.parametrize("moment", [(drive.runner, "execute"), (Search, "goes_on")], ids=["ended", "measured"])
+def test_a_journal_that_breaks_while_a_trial_runs_ends_the_sweep_which_goes_on_when_it_is_back(folder, moment):
+    whole = []
+
+    def breaking(*arguments, **named):
+        try:
+            return real(*arguments, **named)
+        finally:
+            if not whole:
+                (journal,) = folder.glob("outputs/sweeps/*/search.journal")
+                whole.append(journal.read_bytes())
+                journal.unlink()
+                journal.mkdir()
+
+    real = getattr(*moment)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*moment, breaking)
+        with pytest.raises(StageError, match=r"search\.journal broke .*: Is a directory.*tunerun resume"):
+            cli.dispatch([*SEARCH, "sweep.trials=3", "hydra.sweeper.pruner=median"])
+    (sweep_dir,) = (folder / "outputs/sweeps").iterdir()
+    (sweep_dir / "search.journal").rmdir()
+    (sweep_dir / "search.journal").write_bytes(whole[0])
+    assert cli.dispatch(["resume", str(sweep_dir)]) == ExitCode.DONE
+    assert sorted(trial["trial"] for trial in swept(folder)[1]) == [0, 1, 2]
 
 
 def test_two_sweeps_share_a_search(folder):

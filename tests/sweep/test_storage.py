@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.sweep.test_search import asked, finish, opened
+from tests.sweep.test_search import asked, finish, opened, outcome
 from tunerun.config.schema import OptunaConfig
-from tunerun.errors import UserError
+from tunerun.errors import StageError, UserError
 from tunerun.sweep.search import Search
 from tunerun.sweep.storage import JOURNAL
 
@@ -99,6 +99,36 @@ def test_no_private_part_of_optuna_is_used(module):
     foreign = [node.attr for node in accesses if ast.unparse(node.value) != "self" and not node.attr.endswith("__")]
     assert not foreign
     assert not [name for name in names if name.startswith("_")]
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b'{"op_code": 4, "worker_id": "a\n', "line 1 is no record"),
+        (b"", "it holds less than before, so that trial 1 would be run twice"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_journal_that_breaks_while_trials_run_is_told(tmp_path, content, what):
+    search = opened(tmp_path, asked(3))
+    trial = search.next()
+    assert trial is not None
+    search.ended(trial, outcome(trial, eval_loss=1.0))
+    assert search.next() is not None
+    (tmp_path / JOURNAL).unlink()
+    if content is not None:
+        (tmp_path / JOURNAL).write_bytes(content)
+    with pytest.raises(StageError, match=rf"{JOURNAL} broke while the search was going on: {what}\. Put it back"):
+        search.next()
+
+
+def test_a_data_base_that_breaks_while_trials_run_is_told(tmp_path):
+    search = opened(tmp_path, asked(3), storage=f"sqlite:///{tmp_path}/our.db")
+    trial = search.next()
+    assert trial is not None
+    (tmp_path / "our.db").write_bytes(b"no data base" * 400)
+    with pytest.raises(StageError, match=r"our\.db broke .*: .*file is not a database"):
+        search.ended(trial, outcome(trial, eval_loss=1.0))
 
 
 def test_what_is_used_of_optuna_beyond_its_manual_is_there():

@@ -8,9 +8,9 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -26,8 +26,11 @@ from tunerun.errors import Problem, UserError, require
 from tunerun.sweep import measures
 from tunerun.sweep.importance import Importances, too_few
 from tunerun.sweep.space import Axis
-from tunerun.sweep.storage import open_storage
+from tunerun.sweep.storage import open_storage, telling
 from tunerun.sweep.trials import Outcome, Trial
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _DIRECTIONS = {"lower": StudyDirection.MINIMIZE, "higher": StudyDirection.MAXIMIZE}
 
@@ -49,6 +52,17 @@ class Asked:
     metrics: tuple[str, ...]
     trials: int
     seed: int
+
+
+def _telling(method: Callable[Concatenate[Search, _P], _R]) -> Callable[Concatenate[Search, _P], _R]:
+    """Has a method tell of a storage that breaks while trials run."""
+
+    @wraps(method)
+    def told(search: Search, /, *args: _P.args, **named: _P.kwargs) -> _R:
+        with search.telling():
+            return method(search, *args, **named)
+
+    return told
 
 
 class Search:
@@ -74,6 +88,7 @@ class Search:
         self.fixed: Sequence[str] = asked.fixed
         self.settings: OptunaConfig | None = settings
         self._asked, self._chosen, self._sweep_dir = asked, settings, sweep_dir
+        self.telling = partial(telling, settings.storage, sweep_dir)
         self._owner = sweep_dir.name
         self._private = settings.storage is None and settings.study is None
         self._distributions = {axis.key: _distribution(axis) for axis in asked.axes}
@@ -102,6 +117,7 @@ class Search:
         self._study_id = self._storage.get_study_id_from_name(name)
         self._left = [trial for trial in self._trials(TrialState.RUNNING) if self._is_mine(trial)]
 
+    @_telling
     def next(self) -> Trial | None:
         """Returns the next trial: one that was running when the search was stopped, or a new one."""
         while self._left:
@@ -121,12 +137,14 @@ class Search:
         self._set_aside(trial)
         return None
 
+    @_telling
     def goes_on(self, trial: Trial, evals: int, loss: float) -> bool:
         """Keeps a measurement, and says whether the pruner lets the trial go on."""
         running = self._running[trial.number]
         running.report(loss, evals)
         return not running.should_prune()
 
+    @_telling
     def ended(self, trial: Trial, outcome: Outcome) -> None:
         """Keeps what came of a trial; one that was stopped by a signal stays open for a resume."""
         if outcome.status == "preempted":
@@ -141,10 +159,12 @@ class Search:
         else:
             self._study.tell(trial.number, state=TrialState.FAIL)
 
+    @_telling
     def known(self) -> list[Outcome]:
         """Returns what the storage remembers of all trials."""
         return [self._remembered(trial) for trial in self._trials() if _SURPLUS not in trial.user_attrs]
 
+    @_telling
     def find(self, number: int) -> Trial | None:
         """Returns a trial of this sweep, or None when it is another process's."""
         trial = self._trials()[number]
@@ -180,7 +200,10 @@ class Search:
     def _proposed(self) -> optuna.Trial:
         """Does what `Study.ask` does, but that the trial says whose it is from the first: a kill may be next."""
         mine = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={_SWEEP: self._owner})
+        known = {trial.number for trial in self._trials()}
         trial = optuna.Trial(self._study, self._storage.create_new_trial(self._study_id, mine))
+        if trial.number in known:
+            raise ValueError(f"it holds less than before, so that trial {trial.number} would be run twice")
         for key, distribution in self._distributions.items():
             _suggest(trial, key, distribution)
         return trial

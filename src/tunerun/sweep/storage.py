@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -12,7 +14,8 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from tunerun import redact
-from tunerun.errors import Problem, UserError
+from tunerun.errors import Problem, StageError, UserError
+from tunerun.run.summary import short
 
 JOURNAL = "search.journal"
 _JOURNAL_SUFFIX = ".journal"
@@ -36,10 +39,36 @@ def open_storage(name: str | None, sweep_dir: Path, *, create: bool) -> BaseStor
     file = file_of(name, sweep_dir)
     if not create and file is not None and not file.is_file():
         raise UserError(Problem(where=_WHERE, what=f"{file} is not there.", fix="Name the one that the sweep had."))
-    if file is None or (name is not None and not name.endswith(_JOURNAL_SUFFIX)):
+    if file is None or not _is_journal(name):
         assert name is not None, "a data base has an address"
         return _data_base(name)
     return _journal(file, create=create)
+
+
+@contextmanager
+def telling(name: str | None, sweep_dir: Path) -> Iterator[None]:
+    """Tells of a storage that was opened and breaks while it is used within the block.
+
+    Args:
+        name: As for `open_storage`.
+        sweep_dir: Of the sweep.
+
+    Raises:
+        StageError: It cannot be read or written any more, or does not tell of the search any more.
+    """
+    try:
+        yield
+    except (OSError, ValueError, LookupError, RuntimeError, optuna.exceptions.OptunaError) as error:
+        file = file_of(name, sweep_dir)
+        where = str(file) if file is not None else redact.values(str(name), ())
+        line = _first_bad_line(file.read_bytes()) if _is_journal(name) and file is not None and file.is_file() else None
+        # Optuna's own error says nothing of what happened.
+        cause = error.__cause__ or error
+        why = error.strerror if isinstance(error, OSError) else str(cause).splitlines()[0].rstrip(".")
+        what = f"{where} broke while the search was going on: {why if line is None else f'line {line} is no record'}."
+        on = f"tunerun resume {short(sweep_dir)}"
+        fix = f"Put it back as it was, and go on with {on}; sweep show and sweep best still work."
+        raise StageError(str(Problem(where=_WHERE, what=what, fix=fix))) from error
 
 
 def file_of(name: str | None, sweep_dir: Path) -> Path | None:
@@ -57,6 +86,10 @@ def file_of(name: str | None, sweep_dir: Path) -> Path | None:
         # What it lacks is told when it is opened.
         return None
     return Path(address.database) if address.get_backend_name() == _SQLITE and address.database else None
+
+
+def _is_journal(name: str | None) -> bool:
+    return name is None or name.endswith(_JOURNAL_SUFFIX)
 
 
 def _journal(file: Path, *, create: bool) -> BaseStorage:
