@@ -121,6 +121,7 @@ def render_all(folder: Path) -> None:
 
 def run_tunerun(folder: Path) -> Measured:
     """Runs the data stage, less its start."""
+    from tunerun import artifacts
     from tunerun.chat.tokenizer import load_tokenizer
     from tunerun.config.schema import DataConfig, ObjectiveConfig
     from tunerun.data import stage
@@ -134,7 +135,7 @@ def run_tunerun(folder: Path) -> Measured:
     with tempfile.TemporaryDirectory(dir=folder) as out:
         target = Path(out) / "data"
         _, wall, cpu = timed(lambda: stage.prepare(step, find_inputs(step), encoder, tokenizer, target, Path(out)))
-        report = json.loads((target / stage.REPORT).read_text(encoding="utf-8"))
+        report = json.loads((target / artifacts.STAGE_REPORT).read_text(encoding="utf-8"))
     return measured(wall, cpu, report["tokens"], report["trained_tokens"], report["rows"])
 
 

@@ -88,7 +88,7 @@ def test_what_servers_have_to_know_lies_beside_it_as_beside_gguf(out: Path, merg
     facts = read_handoff(folder / "serve.json")
     assert (facts.default, facts.files, facts.stops) == (None, {}, ("<|im_end|>",))
     assert (facts.template, facts.lmdeploy.file) == ("chat_template.jinja", "lmdeploy_chat_template.json")
-    assert facts.ollama.reason == "there is no GGUF file"
+    assert facts.ollama.reason == "there is no GGUF file of the whole model"
     gate = "template_tokens:lmdeploy_chat_template.json"
     verify_stage.run(verify_step(merged=merged, folders=("bnb4",)), out)
     assert read_gates(out)[gate]["verdict"] == "pass"

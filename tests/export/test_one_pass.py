@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tunerun.base_model import BaseModel, write_base
 from tunerun.config.schema import GgufConfig
 from tunerun.errors import StageError
 from tunerun.export import stage
+from tunerun.formats.handoff import read_handoff
 from tunerun.merge.merge import merge_adapter
 from tunerun.plan.steps import ExportStep
 
@@ -85,6 +87,19 @@ def test_the_adapter_brings_its_template(tmp_path: Path) -> None:
     stage.run(export_step("adapter", merged=False), run)
     fields = read_fields(run / "export" / "demo-bf16.gguf")
     assert fields["tokenizer.chat_template"][0].startswith("{% for m in messages %}{{ m.content }}")
+
+
+def test_an_adapter_alone_comes_with_what_a_server_has_to_know(tmp_path: Path) -> None:
+    run = start_run(tmp_path, "qwen2")
+    template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    (run / "adapter" / "chat_template.jinja").write_text(template)
+    made = stage.run(replace(export_step("adapter", merged=False), gguf=GgufConfig(adapter=True), system="Hi."), run)
+    assert ("gguf_adapter", "export/demo-lora.gguf") in {(item.kind, item.path) for item in made}
+    assert not (run / "export" / "Modelfile").exists()
+    assert (run / "export" / "chat_template.jinja").read_text() == template
+    facts = read_handoff(run / "export" / "serve.json")
+    assert (facts.default, facts.files, facts.system) == (None, {}, "Hi.")
+    assert "<|im_end|>" in facts.stops
 
 
 def test_a_broken_adapter_publishes_nothing(tmp_path: Path) -> None:

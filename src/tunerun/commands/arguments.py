@@ -8,6 +8,9 @@ from pathlib import Path
 from tunerun.config import typed
 from tunerun.errors import UserError
 
+CONFIG_DIR = ("--config-dir", "-cd")
+"""Names a further folder of option files, as Hydra takes it."""
+
 
 def split(
     argv: Sequence[str], *, flags: Sequence[str], values: Sequence[str]
@@ -52,7 +55,7 @@ def config_dir(options: Mapping[str, Sequence[str]]) -> Path | None:
     Raises:
         UserError: There is no such folder.
     """
-    named = [*options.get("--config-dir", ()), *options.get("-cd", ())]
+    named = [folder for name in CONFIG_DIR for folder in options.get(name, ())]
     if not named:
         return None
     folder = Path(named[-1])

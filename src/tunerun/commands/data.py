@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         print(_HELP)
         return ExitCode.DONE
     _refuse_words(argv)
-    options, overrides = arguments.split(argv, flags=(), values=("--config-dir", "-cd"))
+    options, overrides = arguments.split(argv, flags=(), values=arguments.CONFIG_DIR)
     prepared = prepare(resolve([*overrides, _STAGES], arguments.config_dir(options)))
     require_ready(prepared)
     config = prepared.config

@@ -16,7 +16,7 @@ from tunerun.errors import ExitCode, UserError
 
 # What may stand beside `--cfg`.
 _FLAGS = ("--resolve",)
-_VALUES = ("-c", "--cfg", "-p", "--package", "-cd", "--config-dir")
+_VALUES = ("-c", "--cfg", "-p", "--package", *arguments.CONFIG_DIR)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code: 0 also when this machine could not run the plan, which is then a warning.
     """
-    options, overrides = arguments.split(argv, flags=("--json",), values=("--config-dir", "-cd"))
+    options, overrides = arguments.split(argv, flags=("--json",), values=arguments.CONFIG_DIR)
     config_dir = arguments.config_dir(options)
     prepared = prepare(resolve(overrides, config_dir))
     obstacles = [str(problem) for problem in prepared.obstacles]

@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    options, overrides = arguments.split(argv, flags=(), values=("--config-dir", "-cd"))
+    options, overrides = arguments.split(argv, flags=(), values=arguments.CONFIG_DIR)
     config_dir = arguments.config_dir(options)
     prepared = prepare(resolve(overrides, config_dir))
     require_ready(prepared)

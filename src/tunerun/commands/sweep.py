@@ -19,8 +19,7 @@ from tunerun.errors import ExitCode, TunerunError, UserError
 from tunerun.sweep import trials
 from tunerun.sweep.table import Table
 
-_FLAGS = ("-m", "--multirun")
-_VALUES = ("--config-dir", "-cd")
+FLAGS = ("-m", "--multirun")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: A point that is checked beforehand is wrong; nothing was started then.
     """
-    _, overrides = arguments.split(argv, flags=_FLAGS, values=_VALUES)
+    _, overrides = arguments.split(argv, flags=FLAGS, values=arguments.CONFIG_DIR)
     if any(item.partition("=")[0].lstrip("+") == "run_dir" for item in overrides):
         raise UserError("run_dir cannot be set with -m: each trial has a directory of its own.")
     return ExitCode(_run((OUTPUTS / "sweeps" / new_run_id()).absolute(), argv, None, drive.drive))
@@ -81,7 +80,7 @@ def read(sweep_dir: Path) -> Table:
 
 
 def _run(sweep_dir: Path, argv: Sequence[str], numbers: dict[str, int] | None, task: Callable[..., Any]) -> Any:
-    options, overrides = arguments.split(argv, flags=_FLAGS, values=_VALUES)
+    options, overrides = arguments.split(argv, flags=FLAGS, values=arguments.CONFIG_DIR)
     folder = arguments.config_dir(options)
     request = Request(
         arguments=tuple(argv),

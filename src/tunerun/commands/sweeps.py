@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _wandb(argv: Sequence[str]) -> int:
-    options, overrides = arguments.split(argv, flags=("-m", "--multirun"), values=("--config-dir", "-cd"))
+    options, overrides = arguments.split(argv, flags=sweep.FLAGS, values=arguments.CONFIG_DIR)
     folder = arguments.config_dir(options)
     request = Request(arguments=tuple(argv), search_path=(), config_dir=folder, sweep_dir=Path(), numbers=None)
     print(multirun(overrides, folder, partial(exported, request)), end="")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tunerun.config.schema import ADAPTER_METHODS, RunConfig
 from tunerun.errors import Problem
+from tunerun.strategies import SHARDED_STRATEGIES
 
-PARAMETER_SHARING = ("zero3", "fsdp2")
 ELEMENTWISE_OPTIMIZERS = ("adamw", "lion")
 
 
@@ -54,7 +54,7 @@ def sharing(config: RunConfig) -> list[Problem]:
     strategy, train, problems = config.hardware.strategy, config.train, list[Problem]()
     if "train" not in config.stages or strategy in ("single", "ddp"):
         return problems
-    if config.method.kind == "qlora" and strategy in PARAMETER_SHARING:
+    if config.method.kind == "qlora" and strategy in SHARDED_STRATEGIES:
         what = f"quantised weights cannot be shared out by {strategy}."
         problems.append(Problem(where="hardware.strategy", what=what, fix="Choose hardware=ddp or zero2."))
     if train.optimizer not in ELEMENTWISE_OPTIMIZERS:
@@ -64,10 +64,10 @@ def sharing(config: RunConfig) -> list[Problem]:
     if train.ema_decay is not None:
         what = f"{strategy} has no whole weights in float32 to average."
         problems.append(Problem(where="train.ema_decay", what=what, fix="Set it to null, or choose hardware=ddp."))
-    if config.objective.kind == "reward" and config.method.kind in ADAPTER_METHODS and strategy in PARAMETER_SHARING:
+    if config.objective.kind == "reward" and config.method.kind in ADAPTER_METHODS and strategy in SHARDED_STRATEGIES:
         what = f"a reward model's adapter cannot be merged under {strategy}."
         problems.append(Problem(where="hardware.strategy", what=what, fix="Choose hardware=ddp or zero2."))
-    if config.method.kind == "pissa" and strategy in PARAMETER_SHARING:
+    if config.method.kind == "pissa" and strategy in SHARDED_STRATEGIES:
         what = f"pissa changes the base's weights, which {strategy} shares out."
         problems.append(Problem(where="method.kind", what=what, fix="Choose method=lora, or hardware=ddp."))
     return problems

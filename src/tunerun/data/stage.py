@@ -32,7 +32,6 @@ from tunerun.formats.pairs import open_store
 from tunerun.formats.tokens import TokenStore, TokenWriter
 from tunerun.plan.steps import DataStep
 
-REPORT = "report.json"
 PREVIEW = "preview.txt"
 _EVAL = artifacts.EVAL_DATA.removeprefix(f"{artifacts.DATA}/")
 _SCRATCH = ".scratch"
@@ -66,7 +65,7 @@ def run(step: DataStep, out: Path) -> list[Artifact]:
             else:
                 _prepare_with(model, step, inputs, folder, failed)
                 cache.keep(key, folder)
-    print(summary(artifacts.read_json(out / artifacts.DATA / REPORT)))
+    print(summary(artifacts.read_json(out / artifacts.DATA / artifacts.STAGE_REPORT)))
     return [artifacts.describe(out, "data", artifacts.DATA)]
 
 
@@ -162,7 +161,7 @@ def prepare(
     shutil.rmtree(scratch)
     train = open_store(folder)
     found = report.build(tally, train=train, held_out=held, lengths=lengths, selection=selection)
-    artifacts.write_json(folder / REPORT, found)
+    artifacts.write_json(folder / artifacts.STAGE_REPORT, found)
     artifacts.write_text(folder / PREVIEW, preview(train, tokenizer))
 
 
@@ -212,7 +211,7 @@ def _check(tally: report.Tally, data: DataConfig, samples: TokenStore, folder: P
     found = report.build(tally, train=None, held_out=None, lengths=samples.lengths(), selection=None)
     with artifacts.publish(failed) as staging:
         staging.mkdir()
-        artifacts.write_json(staging / REPORT, found)
+        artifacts.write_json(staging / artifacts.STAGE_REPORT, found)
         if tally.bad:
             shutil.copyfile(folder / report.BAD_ROWS, staging / report.BAD_ROWS)
     last = [report.verdict(tally, data, failed)] if too_many else []

@@ -28,7 +28,6 @@ from tunerun.plan.placement import Placement
 from tunerun.plan.steps import EvalStep
 from tunerun.progress import Progress
 
-REPORT = "report.json"
 GENERATED = "generated.jsonl"
 """Held-out questions, the answers they should have, and those of each model."""
 
@@ -83,7 +82,7 @@ def run(step: EvalStep, out: Path) -> list[Artifact]:
             with _precision(step.placement):
                 models[name]["tasks"] = harness.measure(tasks, network, base.folder, step)
     counts = {"rows": _rows(step, store), "tokens": tokens, "generated_rows": len(work.references)}
-    target = f"{artifacts.EVAL}/{REPORT}"
+    target = f"{artifacts.EVAL}/{artifacts.STAGE_REPORT}"
     artifacts.write_json(out / target, {"schema": 1, "split": split, **counts, "models": models})
     _print_table(models, split, counts)
     if tasks is not None:

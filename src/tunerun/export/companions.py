@@ -37,7 +37,8 @@ class Exported:
 
     name: str
     files: Mapping[str, str]
-    """Names of GGUF files by llama.cpp type; the first is the default. Empty when folders alone were written."""
+    """Names of GGUF files by llama.cpp type; the first is the default. Empty when folders or the adapter alone were
+    written."""
     template: ChatTemplate | None
     """As it stands in the files."""
     tokenizer: Tokenizer
@@ -67,7 +68,7 @@ def write_companions(folder: Path, model: Exported) -> list[tuple[str, str]]:
         made.append(("modelfile", MODELFILE))
         ollama = _write_modelfiles(folder, model, ollama)
     else:
-        ollama = Rendering(reason="there is no GGUF file")
+        ollama = Rendering(reason="there is no GGUF file of the whole model")
     kinds = (("modelfile", ollama), ("lmdeploy", lmdeploy_))
     made += [(kind, found.file) for kind, found in kinds if found.file is not None]
     write_handoff(folder / HANDOFF, _handoff(model, ollama, lmdeploy_))

@@ -74,15 +74,14 @@ def run(step: ExportStep, out: Path) -> list[Artifact]:
             target = staging / Path(artifacts.FP8).name
             write_fp8(source, target, step.python or sys.executable)
             made.append(("fp8", target.name))
-        if made:
-            _set_template(step, [staging / name for kind, name in made if kind in ("gptq", "awq", "fp8")])
-            described = described or _describe(step, _own_folder(step, source, Path(scratch)))
-            made += write_companions(staging, described)
         if step.gguf.adapter:
             assert step.adapter is not None, "checked with the config"
-            config = read_object(source / "config.json")
-            write_adapter(out / step.adapter, config, staging / _adapter_file(step), name=step.name)
-            made.append(("gguf_adapter", _adapter_file(step)))
+            target = staging / f"{step.name}-lora.gguf"
+            write_adapter(out / step.adapter, read_object(source / "config.json"), target, name=step.name)
+            made.append(("gguf_adapter", target.name))
+        _set_template(step, [staging / name for kind, name in made if kind in ("gptq", "awq", "fp8")])
+        described = described or _describe(step, source, out, Path(scratch))
+        made += write_companions(staging, described)
     return [artifacts.describe(out, kind, f"{artifacts.EXPORT}/{name}") for kind, name in made]
 
 
@@ -93,8 +92,12 @@ def _write_gguf(step: ExportStep, source: Path, out: Path, scratch: Path, stagin
     return write(step, source, out, scratch, staging)
 
 
-def _describe(step: ExportStep, folder: Path) -> Exported:
-    """Returns what is known of a model of which folders alone were written."""
+def _describe(step: ExportStep, source: Path, out: Path, scratch: Path) -> Exported:
+    """Returns what is known of a model of which no GGUF file was written, or its adapter alone."""
+    folder = source
+    if not step.merged and step.adapter is not None:
+        # It may bring tokens along.
+        folder, _ = _weights(step, source, out, scratch)
     tokenizer = load_tokenizer(folder)
     template = load_template(folder, tokenizer.named, step.chat_template)
     special = read_special(folder, tokenizer, template)
@@ -128,15 +131,9 @@ def _write_bnb4(step: ExportStep, bnb4: Bnb4Config, folder: Path, weights: Merge
 
 def _weights(step: ExportStep, source: Path, out: Path, scratch: Path) -> tuple[Path, MergePlan]:
     """Returns the folder of a model's files and its weights, merged as they are read when merged/ is not there."""
-    folder = _own_folder(step, source, scratch)
     if step.merged or step.adapter is None:
-        return folder, plan_copy(source)
-    return folder, _merge_files(source, out / step.adapter, scratch, step.quantisation)
-
-
-def _own_folder(step: ExportStep, source: Path, scratch: Path) -> Path:
-    """Returns where the model's files are: in `scratch`, where they are put together when merged/ is not there."""
-    return source if step.merged or step.adapter is None else scratch
+        return source, plan_copy(source)
+    return scratch, _merge_files(source, out / step.adapter, scratch, step.quantisation)
 
 
 def _write_own(step: ExportStep, source: Path, out: Path, scratch: Path, staging: Path) -> Exported:
@@ -197,10 +194,6 @@ def _exported(
         context_tokens=context_tokens,
         system=step.system,
     )
-
-
-def _adapter_file(step: ExportStep) -> str:
-    return f"{step.name}-lora.gguf"
 
 
 def _merge_files(base: Path, adapter: Path, folder: Path, quantisation: Quantisation | None) -> MergePlan:

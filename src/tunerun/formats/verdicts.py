@@ -10,7 +10,7 @@ from typing import Any
 from tunerun import artifacts
 from tunerun.errors import Problem, UserError
 
-VERIFY_REPORT = f"{artifacts.VERIFY}/report.json"
+VERIFY_REPORT = f"{artifacts.VERIFY}/{artifacts.STAGE_REPORT}"
 _VERIFIED = (artifacts.ADAPTER, artifacts.MERGED, artifacts.EXPORT)
 """What the verify stage compares, by its name in the run directory."""
 

@@ -20,14 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tunerun import artifacts
-from tunerun.config.schema import MethodConfig
+from tunerun.config.schema import ALL_LINEAR, MethodConfig
 from tunerun.errors import Problem, UserError
 from tunerun.formats.trained_base import write_quantisation
 from tunerun.models import pissa, vocabulary
 from tunerun.models.adapter_fit import misfits
 from tunerun.plan.steps import Quantisation
-
-ALL_LINEAR = "all-linear"
 
 # Where these share one matrix, training one of them trains both.
 _TIED = frozenset({"embed_tokens", "lm_head"})

@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tunerun.models.batch import MicroBatch
+from tunerun.plan.placement import LOGITS_BYTES
 
 # Config keys of models that change the logits after the output layer; their own forward must compute them.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
-# Logits held at a time, in float32: large enough for efficient products, small beside any model.
-_LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
-# Of those, what a CPU turns into gradients at a time.
+# Of the logits held at a time, what a CPU turns into gradients at a time.
 _CACHED_BYTES = 1 << 20
 _ROWS_MULTIPLE = 64
 
@@ -88,7 +87,7 @@ def map_logits(networks: list[Any], batch: MicroBatch, function: Callable[..., T
         logits = (F.linear(state, head.weight).float() for state, head in zip(states, heads, strict=True))
         return function(*logits, targets)
 
-    piece = max(1, _LOGITS_BYTES[batch.targets.device.type] // (4 * sum(head.weight.shape[0] for head in heads)))
+    piece = max(1, LOGITS_BYTES[batch.targets.device.type] // (4 * sum(head.weight.shape[0] for head in heads)))
     if len(batch.targets) <= piece:
         return of_piece(batch.targets, *hidden)
     parts = zip(*(torch.split(values, piece) for values in (batch.targets, *hidden)), strict=True)
@@ -142,7 +141,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
         weight_grad: Tensor | None = None
         loss = torch.zeros((), device=hidden.device)
-        piece = max(1, _LOGITS_BYTES[device] // (4 * weight.shape[0]))
+        piece = max(1, LOGITS_BYTES[device] // (4 * weight.shape[0]))
         for start in range(0, len(targets), piece):
             rows = slice(start, start + piece)
             wanted, states = targets[rows], _filled(inputs[rows])

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tunerun.chat.tokenizer import load_tokenizer
 from tunerun.errors import Problem
+from tunerun.formats.lora import EMBEDDINGS, HEAD
 
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
 # Ends of an adapter's tensors, and the dimension along which those of embedding and head have the tokens.
 _TOKEN_PARTS = ((".lora_embedding_A", 1), (".lora_B.weight", 0), (".weight", 0))
 
@@ -75,7 +75,7 @@ def adapter_rows(tensors: Mapping[str, Tensor], config: LoraConfig) -> int:
         tensors: The adapter's.
         config: The adapter's.
     """
-    whole = [value.shape[0] for name, value in tensors.items() if name.endswith(_EMBEDDINGS)]
+    whole = [value.shape[0] for name, value in tensors.items() if name.endswith((*EMBEDDINGS, HEAD))]
     trained = [index + 1 for indices in token_rows(config).values() for index in indices]
     return max([*whole, *trained], default=0)
 

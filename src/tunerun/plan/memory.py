@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tunerun.config import typed
-from tunerun.config.schema import ADAPTER_METHODS, MethodKind, ObjectiveKind, Optimizer
+from tunerun.config.schema import ADAPTER_METHODS, ALL_LINEAR, MethodKind, ObjectiveKind, Optimizer
 from tunerun.errors import Problem, UserError
 from tunerun.plan import trained
 from tunerun.plan.deepspeed import BUCKET_NUMBERS, WHOLE_NUMBERS
+from tunerun.plan.placement import LOGITS_BYTES
 from tunerun.plan.shape import Sizes
 from tunerun.strategies import Strategy
 
-ALL_LINEAR = "all-linear"
 # CUDA's context and libraries; Python with torch, transformers and peft, and what these import where it is installed
 # (measured with scikit-learn and pandas, which are 100 MB of it).
 _RUNTIME_BYTES = {"cpu": 500_000_000, "cuda": 800_000_000}
@@ -46,8 +46,6 @@ STATE_BYTES: dict[Optimizer, float] = {
     "adafactor": 0.1,
     "muon": 4.0,
 }
-# Scores held at a time, as in models/loss.py.
-_PIECE_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 _WHOLE_SCORES = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
 # NF4: one fp32 scale for 64 weights, in double quantisation one of 8 bits and one fp32 scale for 256 of these
 # (Dettmers et al. 2023, "QLoRA", section 3).
@@ -319,7 +317,7 @@ def _logits_bytes(size: Sizes, work: Work, tokens: int) -> float:
         return 3 * scores
     # The scores in fp32, their exponentials where they do not take their place, and in bf16 what they are made from.
     copies = (1 if work.objective in ("sft", "pretrain") else 2) + (0 if work.number_bytes == 4 else 0.5)
-    pieces = min(scores, _PIECE_BYTES[work.device]) * copies
+    pieces = min(scores, LOGITS_BYTES[work.device]) * copies
     head_gradient = 0 if work.method in ADAPTER_METHODS else 4 * size.embedding_parameters
     return pieces + tokens * size.hidden * work.number_bytes + head_gradient
 

@@ -8,6 +8,9 @@ from typing import Literal
 from tunerun.machine import Machine
 from tunerun.strategies import Strategy
 
+LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
+"""Logits that a loss holds at a time, in float32: large enough for efficient products, small beside any model."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:

@@ -17,7 +17,7 @@ from tunerun.publish.files import File, collect, refuse_secrets
 from tunerun.publish.hubs import UPLOADERS
 from tunerun.publish.ollama import create_model
 
-REPORT = f"{artifacts.PUBLISH}/report.json"
+REPORT = f"{artifacts.PUBLISH}/{artifacts.STAGE_REPORT}"
 
 
 def run(step: PublishStep, out: Path) -> list[Artifact]:

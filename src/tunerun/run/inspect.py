@@ -153,7 +153,7 @@ def _loss(folder: Path) -> str:
 
 def _losses(folder: Path) -> list[float | None]:
     """Returns the losses that were measured: of the base model, and of the tuned one."""
-    path = folder / artifacts.EVAL / "report.json"
+    path = folder / artifacts.EVAL / artifacts.STAGE_REPORT
     return [item["loss"] for item in artifacts.read_json(path)["models"].values()] if path.is_file() else []
 
 

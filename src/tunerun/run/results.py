@@ -132,7 +132,7 @@ def training_volume(data: Mapping[str, Any], train: TrainConfig) -> str:
 
 
 def _report(folder: Path) -> Mapping[str, Any] | None:
-    path = folder / "report.json"
+    path = folder / artifacts.STAGE_REPORT
     if not path.is_file():
         return None
     found: Mapping[str, Any] = artifacts.read_json(path)
@@ -141,7 +141,7 @@ def _report(folder: Path) -> Mapping[str, Any] | None:
 
 def _data_report(folder: Path) -> Mapping[str, Any] | None:
     """Reads the report of the data stage; schema 1 lacked what is empty here."""
-    path = folder / "report.json"
+    path = folder / artifacts.STAGE_REPORT
     if not path.is_file():
         return None
     schema, found = artifacts.read_versioned(path, artifacts.DATA_SCHEMA)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tunerun import artifacts, columns
 from tunerun.columns import MAX_COLUMNS
+from tunerun.formats.verdicts import VERIFY_REPORT
 from tunerun.launch.terminal import size
 from tunerun.run import results
 from tunerun.run.results import Results
@@ -84,7 +85,7 @@ def _verdict(found: Results) -> list[str]:
         (verdict, sum(gate["verdict"] == verdict for gate in gates)) for verdict in ("pass", "not_proved", "fail")
     ]
     listing = ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts if count)
-    return [f"verified: {listing} (details: {short(found.run_dir / artifacts.VERIFY / 'report.json')})"]
+    return [f"verified: {listing} (details: {short(found.run_dir / VERIFY_REPORT)})"]
 
 
 def _files(found: Results) -> list[str]:

@@ -15,7 +15,8 @@ from tunerun import artifacts
 from tunerun.chat.tokenizer import read_object
 from tunerun.errors import UserError
 from tunerun.formats.architectures import GGUF_ARCHITECTURES
-from tunerun.formats.floats import is_finite
+from tunerun.formats.floats import STORAGE, is_finite
+from tunerun.formats.ggml_types import FLOAT_TYPES
 from tunerun.formats.gguf_header import TOKEN_EMBEDDING, GgufHeader, read_gguf_header
 from tunerun.formats.safetensors import TensorInfo, read_header, read_rows, read_table
 from tunerun.verify.gates import Gate
@@ -25,7 +26,6 @@ _ADVICE = "Run the stage that wrote it again."
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 # Computed from the config, so that no safetensors file has them.
 _COMPUTED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-_FLOATS = ("F32", "F16", "BF16")
 _BLOCK_VALUES = 1 << 22
 
 
@@ -132,7 +132,7 @@ def _failed(name: str, measured: dict[str, Any], what: str) -> Gate:
 
 
 def _all_finite(info: TensorInfo) -> bool:
-    if info.dtype not in _FLOATS:
+    if info.dtype not in STORAGE:
         return True
     step = max(_BLOCK_VALUES // max(info.row_values, 1), 1)
     return all(
@@ -197,7 +197,7 @@ def _stored(header: GgufHeader) -> int:
 def _not_finite(path: Path, header: GgufHeader) -> str | None:
     with path.open("rb") as stream:
         for name, tensor in header.tensors.items():
-            if tensor.type.name not in _FLOATS:
+            if tensor.type.name not in FLOAT_TYPES:
                 continue
             size = 4 if tensor.type.name == "F32" else 2
             for first in range(0, tensor.bytes, size * _BLOCK_VALUES):

@@ -18,13 +18,13 @@ from tunerun.config.schema import GgufType
 from tunerun.errors import GateError, StageError
 from tunerun.formats.pairs import PairStore, open_store
 from tunerun.formats.tokens import read_manifest
+from tunerun.formats.verdicts import VERIFY_REPORT
 from tunerun.models import load
 from tunerun.plan.steps import VERIFY_PROMPTS, VERIFY_ROWS, VerifyStep
 from tunerun.progress import Progress
 from tunerun.verify import files, folders, greedy, llama_server, logits, probes, renderings, serving, tokens
 from tunerun.verify.gates import Gate, Reference, logits_of
 
-REPORT = "report.json"
 _FOLDERS = {"bnb4": artifacts.BNB4, "gptq": artifacts.GPTQ, "awq": artifacts.AWQ, "fp8": artifacts.FP8}
 
 
@@ -42,9 +42,8 @@ def run(step: VerifyStep, out: Path) -> list[Artifact]:
         GateError: A gate failed; names them all. The report is written all the same.
         StageError: A file to compare is missing or cannot be read.
     """
-    target = f"{artifacts.VERIFY}/{REPORT}"
     # What an earlier run of the stage found says nothing of what is there now.
-    (out / target).unlink(missing_ok=True)
+    (out / VERIFY_REPORT).unlink(missing_ok=True)
     torch.set_num_threads(step.placement.threads)
     gates: list[Gate] = []
     with Progress("verify", total=None, unit="gates") as progress:
@@ -54,12 +53,12 @@ def run(step: VerifyStep, out: Path) -> list[Artifact]:
             print(f"{gate.verdict.replace('_', ' '):11}{gate.name}{f': {gate.reason}' if gate.reason else ''}")
     failed = [gate for gate in gates if gate.verdict == "fail"]
     artifacts.write_json(
-        out / target,
+        out / VERIFY_REPORT,
         {"schema": 1, "level": step.level, "passed": not failed, "gates": [asdict(gate) for gate in gates]},
     )
     if failed:
         raise GateError("\n".join(f"gate {gate.name} failed: {gate.reason}" for gate in failed))
-    return [artifacts.describe(out, "report", target)]
+    return [artifacts.describe(out, "report", VERIFY_REPORT)]
 
 
 def _gates(step: VerifyStep, out: Path) -> Iterator[Gate]:

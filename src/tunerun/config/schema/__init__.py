@@ -13,6 +13,7 @@ from tunerun.config.schema.data import DataConfig, SourceConfig
 from tunerun.config.schema.kinds import (
     ADAM_OPTIMIZERS,
     ADAPTER_METHODS,
+    ALL_LINEAR,
     BITSANDBYTES_OPTIMIZERS,
     DATA_PARTS,
     PAGED_OPTIMIZERS,
@@ -56,6 +57,7 @@ from tunerun.config.schema.training import MethodConfig, ObjectiveConfig, TrainC
 __all__ = [
     "ADAM_OPTIMIZERS",
     "ADAPTER_METHODS",
+    "ALL_LINEAR",
     "BITSANDBYTES_OPTIMIZERS",
     "DATA_PARTS",
     "PAGED_OPTIMIZERS",

@@ -30,6 +30,7 @@ DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "xtuner", "column
 DATA_PARTS = ("system", "user", "assistant", "text", "chosen", "rejected", "label")
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion", "adafactor", "muon"]
 
+ALL_LINEAR = "all-linear"
 ADAPTER_METHODS = ("lora", "dora", "rslora", "pissa", "lora_plus", "qlora")
 PAGED_OPTIMIZERS = ("paged_adamw", "paged_adamw_8bit")
 BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", *PAGED_OPTIMIZERS)

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tunerun.config.schema.kinds import ADAM_OPTIMIZERS, ADAPTER_METHODS, MethodKind, ObjectiveKind, Optimizer, used_by
+from tunerun.config.schema.kinds import (
+    ADAM_OPTIMIZERS,
+    ADAPTER_METHODS,
+    ALL_LINEAR,
+    MethodKind,
+    ObjectiveKind,
+    Optimizer,
+    used_by,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +58,7 @@ class MethodConfig:
     """Scale of the update: alpha / rank (rslora: alpha / sqrt(rank))."""
     dropout: float = used_by(*ADAPTER_METHODS, default=0.0)
     """Share of the adapter's inputs zeroed while training, 0 to 1."""
-    target_modules: tuple[str, ...] = used_by(*ADAPTER_METHODS, default=("all-linear",))
+    target_modules: tuple[str, ...] = used_by(*ADAPTER_METHODS, default=(ALL_LINEAR,))
     """Names of the adapted modules, or `all-linear` for every linear layer but the head."""
     modules_to_save: tuple[str, ...] = used_by(*ADAPTER_METHODS, default=())
     """Modules trained in full and kept in the adapter, such as `embed_tokens`."""
