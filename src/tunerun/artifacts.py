@@ -35,6 +35,8 @@ TEACHER = "teacher.json"
 ANSWERS = "answer/answers.jsonl"
 STAGE_REPORT = "report.json"
 """In the folder of each stage that reports."""
+REPORT_SCHEMA = 1
+"""Of all of them but the data stage's."""
 ANSWER_REPORT = f"answer/{STAGE_REPORT}"
 ANSWER_JOURNAL = "answer/journal.jsonl"
 DATA = "data"

@@ -48,6 +48,21 @@ def test_a_damaged_run_does_not_hide_the_others(content, tmp_path, capfd):
         cli.dispatch(["show", "outputs/other"])
 
 
+@pytest.mark.parametrize("content", ["{", '{"schema": 99}'])
+@pytest.mark.parametrize("stage", ["eval", "verify"])
+def test_a_damaged_report_of_a_run_is_told(stage, content, tmp_path, capfd):
+    assert cli.dispatch(TYPED) == ExitCode.DONE
+    report = tmp_path / "outputs/mine" / stage / "report.json"
+    report.parent.mkdir(exist_ok=True)
+    report.write_text(content)
+    capfd.readouterr()
+    assert cli.dispatch(["runs"]) == ExitCode.DONE
+    # Gates are not among what is listed.
+    assert ("skipped" if stage == "eval" else "done") in capfd.readouterr().out
+    with pytest.raises(UserError, match=rf"{stage}/report\.json: "):
+        cli.dispatch(["show", "outputs/mine"])
+
+
 def test_a_failed_run_goes_on_where_it_stopped(monkeypatch, capfd):
     monkeypatch.setenv("TUNERUN_TEST_BEHAVIOUR", "train:stage-error")
     assert cli.dispatch(TYPED) == ExitCode.STAGE_FAILED

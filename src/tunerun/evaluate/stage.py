@@ -83,7 +83,7 @@ def run(step: EvalStep, out: Path) -> list[Artifact]:
                 models[name]["tasks"] = harness.measure(tasks, network, base.folder, step)
     counts = {"rows": _rows(step, store), "tokens": tokens, "generated_rows": len(work.references)}
     target = f"{artifacts.EVAL}/{artifacts.STAGE_REPORT}"
-    artifacts.write_json(out / target, {"schema": 1, "split": split, **counts, "models": models})
+    artifacts.write_json(out / target, {"schema": artifacts.REPORT_SCHEMA, "split": split, **counts, "models": models})
     _print_table(models, split, counts)
     if tasks is not None:
         print(harness.table(models))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tunerun import artifacts
-from tunerun.errors import Problem, UserError
 
 VERIFY_REPORT = f"{artifacts.VERIFY}/{artifacts.STAGE_REPORT}"
 _VERIFIED = (artifacts.ADAPTER, artifacts.MERGED, artifacts.EXPORT)
@@ -67,10 +65,4 @@ def _gates(report: Mapping[str, Any], verdict: str) -> list[str]:
 
 def _read(run: Path) -> Mapping[str, Any] | None:
     path = run / VERIFY_REPORT
-    if not path.is_file():
-        return None
-    try:
-        found: Mapping[str, Any] = artifacts.read_json(path)
-    except json.JSONDecodeError as error:
-        raise UserError(Problem(where=str(path), what=f"is not valid JSON: {error}.")) from error
-    return found
+    return artifacts.read_versioned(path, artifacts.REPORT_SCHEMA)[1] if path.is_file() else None

@@ -42,7 +42,12 @@ def run(step: PublishStep, out: Path) -> list[Artifact]:
     unproved = verdicts.unproved(out)
     if unproved:
         print(f"warning: {unproved}")
-    report: dict[str, Any] = {"schema": 1, "dry_run": publish.dry_run, "unverified": doubt, "unproved": unproved}
+    report: dict[str, Any] = {
+        "schema": artifacts.REPORT_SCHEMA,
+        "dry_run": publish.dry_run,
+        "unverified": doubt,
+        "unproved": unproved,
+    }
     if publish.repo is not None:
         report["upload"] = _upload(step, out)
     if publish.ollama is not None:

@@ -53,27 +53,27 @@ def list_runs(outputs: Path, choice: Choice = Choice()) -> str:
     for folder in folders:
         try:
             jobs.read(folder)
-            runs.append((record.read(folder), folder))
+            runs.append((record.read(folder), folder, _losses(folder)))
         except UserError as error:
             unreadable += columns.fill(f"skipped: {error}", MAX_COLUMNS, rest="    ")
-    queue = jobs.queue({folder: entry for entry, folder in runs})
-    states = {folder: state(folder, entry, queue) for entry, folder in runs}
-    kept = [run for run in runs if _is_chosen(*run, states[run[1]], choice)]
+    queue = jobs.queue({folder: entry for entry, folder, _ in runs})
+    states = {folder: state(folder, entry, queue) for entry, folder, _ in runs}
+    kept = [run for run in runs if _is_chosen(run[0], run[1], states[run[1]], choice)]
     if not kept:
         what = f"no runs in {outputs}" if not runs else f"none of the {len(runs)} runs in {outputs} is like that"
         return "\n".join([what, *unreadable])
     kept.sort(key=lambda run: run[0].created, reverse=True)
     if choice.order != "created":
-        kept.sort(key=lambda run: _rank(run[0], run[1], choice.order))
+        kept.sort(key=lambda run: _rank(run[0], run[2], choice.order))
     rows = [
         (
             entry.created[:16].replace("T", " "),
             states[folder],
             duration(seconds(entry)),
-            _loss(folder),
+            " -> ".join("not finite" if loss is None else f"{loss:.3g}" for loss in losses),
             short(folder),
         )
-        for entry, folder in kept
+        for entry, folder, losses in kept
     ]
     return "\n".join([_table(("created (UTC)", "state", "took", "loss", "run"), rows), *unreadable])
 
@@ -83,10 +83,9 @@ def _is_chosen(entry: Record, folder: Path, now: str, choice: Choice) -> bool:
     return (not choice.states or now in choice.states) and all(word.lower() in about for word in choice.words)
 
 
-def _rank(entry: Record, folder: Path, order: str) -> float:
+def _rank(entry: Record, losses: Sequence[float | None], order: str) -> float:
     if order == "took":
         return -seconds(entry)
-    losses = _losses(folder)
     # Runs without a loss come last.
     return losses[-1] if losses and losses[-1] is not None else math.inf
 
@@ -147,14 +146,13 @@ def _results(found: Results) -> list[str]:
     return ["\n".join(lines)] if lines else []
 
 
-def _loss(folder: Path) -> str:
-    return " -> ".join("not finite" if loss is None else f"{loss:.3g}" for loss in _losses(folder))
-
-
 def _losses(folder: Path) -> list[float | None]:
     """Returns the losses that were measured: of the base model, and of the tuned one."""
     path = folder / artifacts.EVAL / artifacts.STAGE_REPORT
-    return [item["loss"] for item in artifacts.read_json(path)["models"].values()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    _, found = artifacts.read_versioned(path, artifacts.REPORT_SCHEMA)
+    return [item["loss"] for item in found["models"].values()]
 
 
 def seconds(entry: Record) -> float:

@@ -133,10 +133,7 @@ def training_volume(data: Mapping[str, Any], train: TrainConfig) -> str:
 
 def _report(folder: Path) -> Mapping[str, Any] | None:
     path = folder / artifacts.STAGE_REPORT
-    if not path.is_file():
-        return None
-    found: Mapping[str, Any] = artifacts.read_json(path)
-    return found
+    return artifacts.read_versioned(path, artifacts.REPORT_SCHEMA)[1] if path.is_file() else None
 
 
 def _data_report(folder: Path) -> Mapping[str, Any] | None:

@@ -54,7 +54,12 @@ def run(step: VerifyStep, out: Path) -> list[Artifact]:
     failed = [gate for gate in gates if gate.verdict == "fail"]
     artifacts.write_json(
         out / VERIFY_REPORT,
-        {"schema": 1, "level": step.level, "passed": not failed, "gates": [asdict(gate) for gate in gates]},
+        {
+            "schema": artifacts.REPORT_SCHEMA,
+            "level": step.level,
+            "passed": not failed,
+            "gates": [asdict(gate) for gate in gates],
+        },
     )
     if failed:
         raise GateError("\n".join(f"gate {gate.name} failed: {gate.reason}" for gate in failed))

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tunerun import artifacts
 from tunerun.data.answer.ask import Answered, Item, Lost, Outcome
 from tunerun.data.answer.prompts import Prompts
 from tunerun.errors import Problem
 
-SCHEMA = 1
 _MAX_EXAMPLES = 5
 _SHOWN_CHARACTERS = 120
 
@@ -50,7 +50,7 @@ def build(prompts: Prompts, items: Sequence[Item], outcomes: Sequence[Outcome]) 
         if isinstance(outcome, Answered) and _declines(outcome)
     ]
     return {
-        "schema": SCHEMA,
+        "schema": artifacts.REPORT_SCHEMA,
         "prompts_read": prompts.rows_read,
         "prompts": len(prompts.asked),
         "bad_prompts": prompts.dropped,
