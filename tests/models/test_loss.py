@@ -47,7 +47,7 @@ def _gradients(model: Any, value: torch.Tensor) -> torch.Tensor:
 def test_loss_and_gradients_are_those_of_plain_cross_entropy(
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, tied: bool, logits_bytes: int, smoothing: float
 ) -> None:
-    monkeypatch.setitem(loss._LOGITS_BYTES, "cpu", logits_bytes)
+    monkeypatch.setitem(loss.LOGITS_BYTES, "cpu", logits_bytes)
     folder = tiny_qwen2(tmp_path / f"tied-{tied}", tie_word_embeddings=tied)
     model = load.load_model(folder, dtype=torch.float32, device="cpu", attention=SEGMENTS)
     batch = collate(store, range(6), "cpu")

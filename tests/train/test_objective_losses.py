@@ -161,7 +161,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_log_probabilities_and_their_gradients_are_the_same_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logits_bytes: int
 ) -> None:
-    monkeypatch.setitem(loss._LOGITS_BYTES, "cpu", logits_bytes)
+    monkeypatch.setitem(loss.LOGITS_BYTES, "cpu", logits_bytes)
     job = _job(tmp_path, "simpo")
     store = material.open_examples(job.step, tmp_path / "data").store
     rows = [store.chosen.row(row) for row in range(4)]
@@ -171,7 +171,7 @@ def test_log_probabilities_and_their_gradients_are_the_same_in_pieces(
     found.pow(2).sum().backward()
     gradient = torch.cat([value.grad.flatten() for value in job.parameters.values()])
     job.network.zero_grad()
-    monkeypatch.setitem(loss._LOGITS_BYTES, "cpu", 64 << 20)
+    monkeypatch.setitem(loss.LOGITS_BYTES, "cpu", 64 << 20)
     segment_log_probs(job.network, lay_out(rows, "cpu")).pow(2).sum().backward()
     again = torch.cat([value.grad.flatten() for value in job.parameters.values()])
     assert float((gradient - again).norm() / again.norm()) < 1e-6
