@@ -348,9 +348,12 @@ def _return_to_best(job: Job, end: Progressed) -> None:
     told = "the lowest held-out loss" if metric == "loss" else f"the highest {metric}"
     best = checkpoint.read(job.checkpoints, end.best_step, job.ranks)
     if best is None:
-        raise StageError(f"the weights of step {end.best_step}, which has {told}, are damaged.")
+        raise StageError(
+            f"the weights of step {end.best_step}, which has {told}, are damaged. Put a copy of their checkpoint back, "
+            "or publish the last weights: tunerun resume RUN train.keep_best=false --allow train.keep_best"
+        )
     job.reload(best)
-    checkpoint.restore_average(best, job.parameters, job.average)
+    ema.restore(job.average, job.parameters)
     if job.ranks.is_first:
         print(f"publishing the weights of step {end.best_step}, with {told}: {end.best_value:.4f}")
 
