@@ -114,10 +114,17 @@ def test_rollback_goes_past_a_checkpoint_that_a_signal_made(
 
 def test_rollback_without_a_checkpoint_and_endless_skipping_stop(tmp_path: Path, nan_in: Any) -> None:
     nan_in(*range(1, 20))
-    with pytest.raises(StageError, match="there is no checkpoint to go back to"):
+    with pytest.raises(StageError, match=r"no checkpoint to go back to\. Lower train\.checkpoint_steps"):
         run(train_step(on_nonfinite="rollback", checkpoint_steps=2), make_run(tmp_path / "a"))
     with pytest.raises(StageError, match=r"step 11: .*; the 10 steps before it failed too"):
         run(train_step(on_nonfinite="skip", epochs=6.0), make_run(tmp_path / "b"))
+
+
+def test_a_training_whose_every_step_was_passed_over_publishes_nothing(tmp_path: Path, nan_in: Any) -> None:
+    nan_in(1, 2, 3)
+    with pytest.raises(StageError, match="all 3 steps were passed over, so that nothing was trained"):
+        run(train_step(on_nonfinite="skip", max_steps=3), make_run(tmp_path))
+    assert not (tmp_path / artifacts.ADAPTER).exists()
 
 
 def test_health_names_twenty_samples_and_counts_the_rest() -> None:

@@ -286,6 +286,11 @@ def _train(job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, net
     finally:
         for tracker in opened:
             tracker.close()
+    if end.last_loss is None:
+        raise StageError(
+            f"all {end.step} steps were passed over, so that nothing was trained. Lower train.learning_rate, or look "
+            "at the samples that the warnings name."
+        )
     if job.step.train.keep_best and end.best_step not in (None, end.step):
         _return_to_best(job, end)
     made = _publish(job, network, out)
