@@ -195,6 +195,23 @@ def test_the_weights_with_the_lowest_held_out_loss_are_published(
     assert run(replace(step, train=plain), short)[0].sha256 == made.sha256
 
 
+def test_where_the_best_weights_are_damaged_the_last_ones_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, plain = _run_with_eval(tmp_path, "best"), make_run(tmp_path / "plain")
+    step = train_step(eval_steps=1, keep_best=True, checkpoint_steps=1)
+    _with_eval_losses(monkeypatch, {number: 1.0 + abs(number - 3) for number in range(1, 9)})
+    with kill_before(5), pytest.raises(Killed):
+        run(step, out)
+    (out / artifacts.CHECKPOINTS / "step-3" / artifacts.ADAPTER / adapters.WEIGHTS).write_bytes(b"")
+    with pytest.raises(StageError, match=r"step 3, which .* are damaged\..*--allow train\.keep_best"):
+        run(step, out)
+    last = replace(step, train=replace(step.train, keep_best=False), allow=("train.keep_best",))
+    run(last, out)
+    run(train_step(), plain)
+    assert _same(out, plain)
+
+
 def test_training_ends_when_the_held_out_loss_no_longer_falls_also_after_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
