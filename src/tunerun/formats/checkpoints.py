@@ -104,7 +104,7 @@ def _renew(folder: Path) -> None:
         from tunerun.formats.averages import swap
 
         swap(staging / MOVING, staging, told=folder)
-        names = {name.replace(_AVERAGE, MOVING) for name in manifest["files"]}
+        names = {MOVING if name == _AVERAGE else name for name in manifest["files"]}
         files = {name: artifacts.sha256(staging / name) for name in sorted(names)}
         write_manifest(staging, {"progress": manifest["progress"], "identity": manifest["identity"], "files": files})
 
