@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +125,25 @@ def test_an_adapter_is_found_within_a_run_and_within_its_checkpoints(folder):
         assert prepared(f"model.adapter={named}").model.adapter == str(adapter)
     missing = prepare(resolve([*TYPED, "model.adapter=first/checkpoints"], None))
     assert [problem.where for problem in missing.obstacles] == ["model.adapter"]
+
+
+def test_a_whole_model_is_found_within_a_run_and_within_its_checkpoints(folder):
+    for inner in ("first/checkpoints/step-4/model", "first/merged"):
+        (folder / inner).mkdir(parents=True)
+        (folder / inner / "config.json").write_text('{"architectures": ["OtherForCausalLM"]}')
+        for named in (inner, str(Path(inner).parent)):
+            assert prepared(f"model.path={named}").model.path == str(folder / inner)
+
+
+def test_eval_without_rows_is_refused_before_anything_runs(folder):
+    typed = [word for word in TYPED if not word.startswith("stages")]
+    refused = prepare(resolve([*typed, "stages=[eval]"], None))
+    assert [problem.what for problem in refused.obstacles if problem.where == "stages"] == [
+        f"eval measures rows that the data stage prepares, and {refused.config.run_dir} has none."
+    ]
+    (Path(refused.config.run_dir) / "data").mkdir(parents=True)
+    again = prepare(resolve([*typed, "stages=[eval]", f"run_dir={refused.config.run_dir}"], None))
+    assert not [problem for problem in again.obstacles if problem.where == "stages"]
 
 
 def test_an_adapter_is_merged_into_the_base_that_it_was_trained_on(folder):

@@ -11,13 +11,17 @@ import scenario
 import yaml
 from scenario import FULL
 
+from tests.train.old_checkpoints import to_schema_2
+from tests.train.runs import make_run, train_step
 from tunerun import artifacts
 from tunerun.config.schema import AnswerConfig, PublishConfig, ServeConfig
 from tunerun.errors import ExitCode, UserError
 from tunerun.formats.verdicts import VERIFY_REPORT
+from tunerun.models.adapters import WEIGHTS
 from tunerun.plan import delivery
 from tunerun.plan.placement import Placement
 from tunerun.run import record, rundir, runner
+from tunerun.train.stage import run as train
 
 
 def statuses(run_dir):
@@ -37,6 +41,20 @@ def test_a_run_leaves_config_plan_record_report_card_and_logs(small, run_dir, ca
     assert "<svg" not in (run_dir / "report.html").read_text()
     assert "# small" in (run_dir / "README.md").read_text()
     assert capfd.readouterr().out.splitlines()[-1] == f"run: {run_dir}"
+
+
+def test_a_model_that_is_a_checkpoint_of_schema_2_is_renewed_before_a_stage_reads_it(tmp_path, monkeypatch):
+    trained = make_run(tmp_path / "trained")
+    train(train_step(max_steps=2, checkpoint_steps=1, ema_decay=0.9), trained)
+    checkpoint = trained / "checkpoints" / "step-1"
+    wanted = (checkpoint / "adapter" / WEIGHTS).read_bytes()
+    to_schema_2(checkpoint)
+    scenario.use_stand_ins(monkeypatch.setattr)
+    scenario.fill(tmp_path)
+    config = scenario.config(tmp_path / "rows.txt", tmp_path / "model")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, adapter=str(checkpoint / "adapter")))
+    runner.execute(scenario.plan(tmp_path / "run", config), config=config)
+    assert (checkpoint / "adapter" / WEIGHTS).read_bytes() == wanted
 
 
 def test_a_finished_run_is_skipped_whole_and_at_once(small, run_dir):

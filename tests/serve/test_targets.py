@@ -8,18 +8,22 @@ from pathlib import Path
 import pytest
 
 from tests.serve.conftest import NAME
+from tests.train.old_checkpoints import to_schema_2
+from tests.train.runs import make_run, train_step
 from tunerun import artifacts
 from tunerun.commands.target import local_path
 from tunerun.config.schema import GgufConfig, ServeConfig
 from tunerun.errors import StageError, UserError
 from tunerun.export.stage import run as export
 from tunerun.formats.trained_base import write_quantisation
+from tunerun.models.adapters import WEIGHTS
 from tunerun.plan.placement import Placement
 from tunerun.plan.steps import ExportStep, Quantisation
 from tunerun.serve.fleet import check_targets
 from tunerun.serve.protocol import Ready, ServerSettings
 from tunerun.serve.settings import folder_engine
 from tunerun.serve.targets import by_weights, resolve_checkpoints, resolve_target
+from tunerun.train.stage import run as train
 
 ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "nowhere"}
 
@@ -90,6 +94,26 @@ def test_a_checkpoint_is_found_and_a_wrong_one_names_the_others(copied):
     assert resolve_target(copied, checkpoint=40).weights == copied / "checkpoints" / "step-40" / "model"
     with pytest.raises(UserError, match="20, 40"):
         resolve_target(copied, checkpoint=30)
+
+
+@pytest.mark.parametrize("reader", ["step", "all", "path", "path on a base"])
+def test_of_a_checkpoint_of_schema_2_the_average_is_served(copied, tmp_path, reader):
+    trained = make_run(tmp_path / "trained")
+    train(train_step(max_steps=2, checkpoint_steps=1, ema_decay=0.9), trained)
+    wanted = (trained / "checkpoints" / "step-1" / "adapter" / WEIGHTS).read_bytes()
+    folder = Path(shutil.copytree(trained / "checkpoints" / "step-1", copied / "checkpoints" / "step-1"))
+    to_schema_2(folder)
+    assert (folder / "adapter" / WEIGHTS).read_bytes() != wanted
+    match reader:
+        case "step":
+            target = resolve_target(copied, checkpoint=1)
+        case "all":
+            _, target = resolve_checkpoints(copied, "run")
+        case "path":
+            target = resolve_target(folder / "adapter")
+        case _:
+            target = resolve_target(Path(f"{copied / 'merged'}+{folder / 'adapter'}"))
+    assert (target.adapter / WEIGHTS).read_bytes() == wanted
 
 
 def test_the_runs_template_goes_with_the_base(copied):

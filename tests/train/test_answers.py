@@ -17,6 +17,7 @@ from tests.train.runs import FULL, LORA, Killed, before_step, kill_before, losse
 from tunerun import artifacts, text_metrics
 from tunerun.config.schema import EvalConfig, MethodConfig
 from tunerun.errors import Preempted, UserError
+from tunerun.formats import checkpoints
 from tunerun.formats.tokens import TokenStore
 from tunerun.models import adapters, ask, held, references
 from tunerun.plan.steps import TrainStep
@@ -57,7 +58,7 @@ def test_a_checkpoint_holds_the_weights_that_gave_the_answers_beside_it(tmp_path
     assert ask.answer(_checkpointed(out, 4), asked, max_new_tokens=12, batch_size=8) == lines
     if method.kind != "pissa":
         # Those that training goes on with are others, and answer something else.
-        moving = _checkpointed(out, 4, load_file(folder / checkpoint.MOVING))
+        moving = _checkpointed(out, 4, load_file(folder / checkpoints.MOVING))
         assert ask.answer(moving, asked, max_new_tokens=12, batch_size=8) != lines
 
 

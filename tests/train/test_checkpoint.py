@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch.nn import Parameter
 
 from tests.tiny import random_samples, write_store
+from tests.train.old_checkpoints import to_schema_2
 from tests.train.runs import Killed, kill_before, losses, make_run, train_step
 from tunerun import artifacts
 from tunerun.config.schema import TrainConfig
 from tunerun.errors import StageError, UserError
+from tunerun.formats import checkpoints
 from tunerun.plan.placement import Placement
 from tunerun.train import checkpoint, held_out, optim
 from tunerun.train.checkpoint import Progressed
@@ -24,7 +25,7 @@ from tunerun.train.stage import run
 
 STATE = f"{checkpoint.OPTIMISER}.safetensors"
 NUMBERS = f"{checkpoint.OPTIMISER}.json"
-FILES = ["adapter/weights.bin", STATE, NUMBERS, checkpoint.MANIFEST]
+FILES = ["adapter/weights.bin", STATE, NUMBERS, checkpoints.MANIFEST]
 IDENTITY = {"train.learning_rate": 0.1, "seed": 1, "placement.threads": 2, "data (content)": "abc"}
 
 
@@ -110,7 +111,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
 def test_damaged_checkpoints_of_later_steps_do_not_push_out_a_good_one(tmp_path: Path) -> None:
     _write(tmp_path, 2)
     _write(tmp_path, 9)
-    _damage(tmp_path / "step-9" / checkpoint.MANIFEST, "cut")
+    _damage(tmp_path / "step-9" / checkpoints.MANIFEST, "cut")
     _write(tmp_path, 4, keep=1)
     found = checkpoint.newest(tmp_path)
     assert found is not None
@@ -149,7 +150,7 @@ def test_a_checkpoint_of_schema_1_is_read(tmp_path: Path) -> None:
     _write(tmp_path, 1)
     path = tmp_path / "step-1"
     (path / NUMBERS).unlink()
-    manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+    manifest = json.loads((path / checkpoints.MANIFEST).read_text())
     known = ("step", "tokens", "trained_tokens", "seconds", "first_loss", "last_loss")
     old = {
         "schema": 1,
@@ -157,29 +158,12 @@ def test_a_checkpoint_of_schema_1_is_read(tmp_path: Path) -> None:
         "identity": manifest["identity"],
         "files": {key: value for key, value in manifest["files"].items() if key != NUMBERS},
     }
-    (path / checkpoint.MANIFEST).write_text(json.dumps(old))
+    (path / checkpoints.MANIFEST).write_text(json.dumps(old))
     found = checkpoint.newest(tmp_path)
     assert found is not None
     engine = _engine(0.0)
     checkpoint.restore_state(found, engine, None)
     assert engine.state().tensors["p|step"] == 1
-
-
-def _to_schema_2(folder: Path) -> None:
-    """Rewrites a checkpoint of an adapter as schema 2 had it: the average apart, and the moving weights in adapter/."""
-    adapter, moving = folder / "adapter" / artifacts.ADAPTER_WEIGHTS, load_file(folder / checkpoint.MOVING)
-    parameters = {"base_model.model." + name.replace(".default.", "."): name for name in moving}
-    average = {parameters[name]: weight for name, weight in load_file(adapter).items()}
-    save_file(average, folder / "average.safetensors")
-    save_file({name: moving[parameter] for name, parameter in parameters.items()}, adapter, metadata={"format": "pt"})
-    (folder / checkpoint.MOVING).unlink()
-    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
-    progress = manifest["progress"]
-    progress["best_loss"] = progress.pop("best_value")
-    names = checkpoint._names(folder) - {checkpoint.MANIFEST}
-    files = {name: artifacts.sha256(folder / name) for name in sorted(names)}
-    old = {"schema": 2, "progress": progress, "identity": manifest["identity"], "files": files}
-    artifacts.write_json(folder / checkpoint.MANIFEST, {**old, "sha256": checkpoint._digest(old)})
 
 
 def test_a_checkpoint_of_schema_2_is_gone_on_with_to_the_same_bits(tmp_path: Path) -> None:
@@ -191,7 +175,7 @@ def test_a_checkpoint_of_schema_2_is_gone_on_with_to_the_same_bits(tmp_path: Pat
     with kill_before(3), pytest.raises(Killed):
         run(step, stopped)
     for folder in (stopped / artifacts.CHECKPOINTS).iterdir():
-        _to_schema_2(folder)
+        to_schema_2(folder)
     assert run(step, stopped)[0] == wanted
     assert losses(stopped) == losses(straight)
 
@@ -226,8 +210,8 @@ def test_the_best_weights_are_those_that_were_measured_whatever_became_of_the_av
 
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _write(tmp_path, 1)
-    manifest = tmp_path / "step-1" / checkpoint.MANIFEST
-    manifest.write_text(manifest.read_text().replace(f'"schema": {checkpoint.SCHEMA}', '"schema": 99'))
+    manifest = tmp_path / "step-1" / checkpoints.MANIFEST
+    manifest.write_text(manifest.read_text().replace(f'"schema": {checkpoints.SCHEMA}', '"schema": 99'))
     assert checkpoint.newest(tmp_path) is None
     assert "it was written by a newer version (schema 99)" in capsys.readouterr().err
 

@@ -113,10 +113,17 @@ def test_rollback_goes_past_a_checkpoint_that_a_signal_made(
 
 def test_rollback_without_a_checkpoint_and_endless_skipping_stop(tmp_path: Path, nan_in: Any) -> None:
     nan_in(*range(1, 20))
-    with pytest.raises(StageError, match="there is no checkpoint to go back to"):
+    with pytest.raises(StageError, match=r"no checkpoint to go back to\. Lower train\.checkpoint_steps"):
         run(train_step(on_nonfinite="rollback", checkpoint_steps=2), make_run(tmp_path / "a"))
     with pytest.raises(StageError, match=r"step 11: .*; the 10 steps before it failed too"):
         run(train_step(on_nonfinite="skip", epochs=6.0), make_run(tmp_path / "b"))
+
+
+def test_a_training_whose_every_step_was_passed_over_publishes_nothing(tmp_path: Path, nan_in: Any) -> None:
+    nan_in(1, 2, 3)
+    with pytest.raises(StageError, match="all 3 steps were passed over, so that nothing was trained"):
+        run(train_step(on_nonfinite="skip", max_steps=3), make_run(tmp_path))
+    assert not (tmp_path / artifacts.ADAPTER).exists()
 
 
 def test_health_names_twenty_samples_and_counts_the_rest() -> None:
@@ -185,6 +192,23 @@ def test_the_weights_with_the_lowest_held_out_loss_are_published(
     assert sorted(path.name for path in (best / artifacts.CHECKPOINTS).iterdir()) == ["step-3", "step-5"]
     plain = replace(step.train, keep_best=False, eval_steps=None, max_steps=3)
     assert run(replace(step, train=plain), short)[0].sha256 == made.sha256
+
+
+def test_where_the_best_weights_are_damaged_the_last_ones_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, plain = _run_with_eval(tmp_path, "best"), make_run(tmp_path / "plain")
+    step = train_step(eval_steps=1, keep_best=True, checkpoint_steps=1)
+    _with_eval_losses(monkeypatch, {number: 1.0 + abs(number - 3) for number in range(1, 9)})
+    with kill_before(5), pytest.raises(Killed):
+        run(step, out)
+    (out / artifacts.CHECKPOINTS / "step-3" / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS).write_bytes(b"")
+    with pytest.raises(StageError, match=r"step 3, which .* are damaged\..*--allow train\.keep_best"):
+        run(step, out)
+    last = replace(step, train=replace(step.train, keep_best=False), allow=("train.keep_best",))
+    run(last, out)
+    run(train_step(), plain)
+    assert _same(out, plain)
 
 
 def test_training_ends_when_the_held_out_loss_no_longer_falls_also_after_a_stop(

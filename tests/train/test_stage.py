@@ -14,6 +14,7 @@ from tests.train.runs import FULL, Killed, before_step, kill_before, losses, mak
 from tunerun import artifacts
 from tunerun.config.schema import ModelConfig, TrackConfig
 from tunerun.errors import Preempted, StageError, UserError
+from tunerun.formats import checkpoints
 from tunerun.models import adapters, load
 from tunerun.plan import steps
 from tunerun.plan.placement import Placement
@@ -156,7 +157,7 @@ def test_the_running_average_is_published_instead_of_the_last_weights(tmp_path: 
     before, last, published = (
         load_file(out / artifacts.ADAPTER / artifacts.ADAPTER_WEIGHTS) for out in (step, plain, averaged)
     )
-    moving = load_file(step / checkpoint.MOVING)
+    moving = load_file(step / checkpoints.MOVING)
     # The last step is the sixth, number 5 from 0: the decay is still (1 + 5) / (10 + 5).
     for name, weight in before.items():
         assert torch.allclose(published[name], 0.4 * weight + 0.6 * last[name], atol=1e-7)

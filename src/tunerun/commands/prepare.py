@@ -31,6 +31,7 @@ from tunerun.run.runner import Summary
 
 OUTPUTS = Path("outputs")
 ADHOC = "adhoc"
+_MODEL_CONFIG = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +65,11 @@ def plan_for(config: RunConfig, notes: Sequence[str] = ()) -> Prepared:
         UserError: The device planned for is unknown.
     """
     config, unread = _of_accelerate(config)
-    config = _of_adapter(config)
+    config = _of_adapter(replace(config, model=replace(config.model, path=_whole(config.model.path))))
     assert config.run_dir is not None
     machine = machines.facts(config.hardware.devices)
     folder = None if config.model.path is None else Path(paths.resolve_asset(config.model.path))
-    if folder is not None and (folder / "config.json").is_file():
+    if folder is not None and (folder / _MODEL_CONFIG).is_file():
         config = replace(config, model=replace(config.model, shape=shape.read_shape(folder)))
     if found := new_tokens.problems(config):
         raise UserError(found)
@@ -262,6 +263,14 @@ def _adapter(path: str | None) -> str | None:
         return path
     inner = Path(path) / artifacts.ADAPTER
     return str(inner) if artifacts.is_adapter(inner) else path
+
+
+def _whole(path: str | None) -> str | None:
+    """Returns the whole model within a run or one of its checkpoints; other paths stay."""
+    if path is None or (Path(path) / _MODEL_CONFIG).is_file():
+        return path
+    inner = (Path(path) / name for name in (artifacts.CHECKPOINT_MODEL, artifacts.MERGED))
+    return next((str(folder) for folder in inner if (folder / _MODEL_CONFIG).is_file()), path)
 
 
 def _local(path: str | None) -> str | None:

@@ -40,6 +40,7 @@ def problems(config: RunConfig, plan: Plan, machine: Machine | None) -> list[Pro
         *_not_built(config),
         *_foreign_export(config),
         *_files(config),
+        *_rows(config, plan),
         *(_nodes(config) if machine is None else _gpus(config, plan, machine)),
         *_extras(config),
         *_key(config),
@@ -109,8 +110,16 @@ def _files(config: RunConfig) -> list[Problem]:
             found.append(Problem(where=key, what=f"{value} is neither a file nor a folder."))
         elif key == "model.adapter" and not artifacts.is_adapter(path):
             what = f"there is no {artifacts.ADAPTER_CONFIG} in {value}."
-            found.append(Problem(where=key, what=what, fix="Name an adapter's folder, or a run or checkpoint of one."))
+            fix = "Name an adapter's folder, or a run or checkpoint of one; a whole model is a model.path."
+            found.append(Problem(where=key, what=what, fix=fix))
     return found
+
+
+def _rows(config: RunConfig, plan: Plan) -> list[Problem]:
+    if "eval" not in config.stages or "data" in config.stages or (Path(plan.run_dir) / artifacts.DATA).is_dir():
+        return []
+    what = f"eval measures rows that the data stage prepares, and {plan.run_dir} has none."
+    return [Problem(where="stages", what=what, fix="Add data to the stages.")]
 
 
 def _publishing(config: RunConfig, plan: Plan) -> list[Problem]:

@@ -19,6 +19,7 @@ from tunerun.config import typed
 from tunerun.config.credentials import secret_variables, secrets_of
 from tunerun.config.schema import RunConfig
 from tunerun.errors import ExitCode, Problem, StageError, TunerunError, UserError
+from tunerun.formats import checkpoints
 from tunerun.formats.verdicts import VERIFY_REPORT
 from tunerun.launch import allocation, command, nodes, process
 from tunerun.launch.command import Launch, Node
@@ -148,6 +149,9 @@ class _Runner:
     def run(self, allow: frozenset[str]) -> ExitCode:
         """Runs all steps and writes what belongs to the run as a whole."""
         rundir.remove_leftovers(self.run_dir)
+        for path in (self.config.model.path, self.config.model.adapter, self.config.objective.teacher):
+            if path is not None:
+                checkpoints.renew(Path(path).parent)
         self.plan = drift.widened(self.plan, self.record)
         # Before anything is written; what the model step finds is compared when it has run.
         drift.refuse(self.plan, self.run_dir, self.record, allow)

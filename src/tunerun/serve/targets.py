@@ -13,7 +13,7 @@ from tunerun.base_model import read_base
 from tunerun.chat.template import ChatTemplate, load_template, without_generation_blocks
 from tunerun.chat.tokenizer import load_tokenizer, named_tokens
 from tunerun.errors import Problem, StageError, UserError
-from tunerun.formats import verdicts
+from tunerun.formats import checkpoints, verdicts
 from tunerun.formats.gguf_fields import is_gguf_adapter
 from tunerun.formats.handoff import Handoff
 from tunerun.formats.trained_base import read_quantisation
@@ -144,6 +144,8 @@ def resolve_target(
         UserError: There is no such model, or the engine cannot serve it.
     """
     path, adapter = split_adapter(path)
+    for weights in filter(None, (path, adapter)):
+        checkpoints.renew(weights.absolute().parent)
     if (path / artifacts.MODEL).is_file():
         preferred = folders if engine == "auto" and folders != "transformers" else engine
         target = _of_run(path, preferred, checkpoint, base)
@@ -342,6 +344,7 @@ def _handed_off(target: Target, handoff: Handoff) -> Target:
 
 def _checkpoint(run: Path, step: int, name: str, template: str | None) -> Target:
     folder = run / artifacts.CHECKPOINTS / f"{artifacts.CHECKPOINT_PREFIX}{step}"
+    checkpoints.renew(folder)
     if (folder / artifacts.ADAPTER).is_dir():
         return _adapter(name, read_base(run).folder, recorded.inside(run, folder / artifacts.ADAPTER), template)
     if (folder / artifacts.CHECKPOINT_MODEL).is_dir():

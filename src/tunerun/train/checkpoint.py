@@ -10,15 +10,11 @@
         answers.jsonl            answers to eval.prompts
         manifest.json            step, what it belongs to, and the sha256 of every other file; written last
 
-Schema 2 had it the other way round: the average lay in average.safetensors.
-
 Random numbers need no state: dropout and noise are seeded by (seed, step), the order of the data by (seed, epoch).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -34,6 +30,7 @@ from torch import Tensor
 from tunerun import artifacts
 from tunerun.config.schema import TrainConfig
 from tunerun.errors import Problem, StageError, UserError
+from tunerun.formats.checkpoints import MANIFEST, MOVING, fault, renew, write_manifest
 from tunerun.plan import step_keys
 from tunerun.train import ema
 from tunerun.train.ema import Average
@@ -41,13 +38,9 @@ from tunerun.train.engines import Engine
 from tunerun.train.engines.engine import State
 from tunerun.train.ranks import ALONE, Ranks
 
-SCHEMA = 3
-MANIFEST = "manifest.json"
 OPTIMISER = "optimiser"
-MOVING = "moving.safetensors"
 ANSWERS = "answers.jsonl"
 _PREFIX = artifacts.CHECKPOINT_PREFIX
-_AVERAGE_OF_SCHEMA_2 = "average.safetensors"
 # What a file system takes besides the bytes of tensors: headers, JSON, blocks.
 _SPARE_BYTES = 1 << 20
 
@@ -135,8 +128,7 @@ def write(
         hashed = ranks.attempt(lambda: _hash_share(staging, names, ranks))
         files = dict(sorted(item for found in ranks.objects(hashed) for item in found.items()))
         if ranks.is_first:
-            manifest = {"schema": SCHEMA, "progress": asdict(progress), "identity": dict(identity), "files": files}
-            artifacts.write_json(staging / MANIFEST, {**manifest, "sha256": _digest(manifest)})
+            write_manifest(staging, {"progress": asdict(progress), "identity": dict(identity), "files": files})
     if ranks.is_first:
         _rotate(folder, progress, train)
     ranks.wait()
@@ -165,7 +157,8 @@ def restore_state(checkpoint: Checkpoint, engine: Engine, average: Average | Non
     The parameters have the weights of its adapter/ or model/. An average that was turned off since then (`--allow
     train.ema_decay`) is forgotten.
     """
-    restore_average(checkpoint, engine.parameters, average)
+    # Those of adapter/ or model/: the average itself, or what one begins with that was turned on since then.
+    ema.restore(average, engine.parameters)
     if MOVING in checkpoint.files:
         engine.assign(load_file(checkpoint.folder / MOVING))
     tensors: dict[str, Tensor] = {}
@@ -176,20 +169,6 @@ def restore_state(checkpoint: Checkpoint, engine: Engine, average: Average | Non
     for name in checkpoint.state_files(".json"):
         numbers.update(artifacts.read_json(checkpoint.folder / name)["numbers"])
     engine.restore(State(tensors=tensors, numbers=numbers))
-
-
-def restore_average(checkpoint: Checkpoint, parameters: Mapping[str, Tensor], average: Average | None) -> None:
-    """Gives an average what a checkpoint was written from.
-
-    Args:
-        checkpoint: Where it comes from.
-        parameters: They have the weights of its adapter/ or model/: that average, or what one begins with that was
-            turned on since then.
-        average: None does nothing.
-    """
-    old = _AVERAGE_OF_SCHEMA_2
-    if average is not None:
-        ema.restore(average, load_file(checkpoint.folder / old) if old in checkpoint.files else parameters)
 
 
 def state_bytes(weights: Mapping[str, Tensor], state: State, moving: Mapping[str, Tensor]) -> int:
@@ -218,13 +197,13 @@ def newest(folder: Path, ranks: Ranks = ALONE, *, due: TrainConfig | None = None
         for number in _numbers(folder)
         if _is_whole(folder, number) and (due is None or is_due(_open(folder, number).progress, due))
     )
-    number = ranks.objects(next(whole, None) if ranks.is_first else None)[0]
+    number = ranks.objects(ranks.attempt(lambda: next(whole, None) if ranks.is_first else None))[0]
     return None if number is None else _open(folder, number)
 
 
 def read(folder: Path, number: int, ranks: Ranks = ALONE) -> Checkpoint | None:
     """Returns the checkpoint of a step when it is whole, as the first rank finds; it says on stderr what is wrong."""
-    whole = ranks.objects(ranks.is_first and _is_whole(folder, number))[0]
+    whole = ranks.objects(ranks.attempt(lambda: ranks.is_first and _is_whole(folder, number)))[0]
     return _open(folder, number) if whole else None
 
 
@@ -235,10 +214,12 @@ def is_there(folder: Path, number: int) -> bool:
 
 def _is_whole(folder: Path, number: int) -> bool:
     name = f"{_PREFIX}{number}"
-    fault = _fault(folder / name)
-    if fault is not None:
-        print(f"checkpoint {name} is not used: {fault}", file=sys.stderr)
-    return fault is None
+    found = fault(folder / name)
+    if found is not None:
+        print(f"checkpoint {name} is not used: {found}", file=sys.stderr)
+        return False
+    renew(folder / name)
+    return True
 
 
 def _open(folder: Path, number: int) -> Checkpoint:
@@ -344,29 +325,3 @@ def _was_due(folder: Path, number: int, train: TrainConfig) -> bool:
 def _numbers(folder: Path) -> list[int]:
     names = (path.name.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*"))
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    text = json.dumps({key: value for key, value in manifest.items() if key != "sha256"}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _fault(folder: Path) -> str | None:
-    path = folder / MANIFEST
-    if not path.is_file():
-        return f"{MANIFEST} is missing"
-    try:
-        manifest = artifacts.read_json(path)
-        schema, files = manifest["schema"], manifest["files"]
-    except (ValueError, KeyError, TypeError):
-        return f"{MANIFEST} is damaged"
-    if isinstance(schema, int) and schema > SCHEMA:
-        return f"it was written by a newer version (schema {schema})"
-    if schema != 1 and ("sha256" not in manifest or manifest["sha256"] != _digest(manifest)):
-        return f"{MANIFEST} is damaged"
-    for name, digest in files.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if artifacts.sha256(folder / name) != digest:
-            return f"{name} is damaged"
-    return None

@@ -38,8 +38,10 @@ def update(average: Average, parameters: Mapping[str, Parameter], step: int) -> 
 
 
 @torch.no_grad()
-def restore(average: Average, weights: Mapping[str, Tensor]) -> None:
-    """Gives an average the weights that it had."""
+def restore(average: Average | None, weights: Mapping[str, Tensor]) -> None:
+    """Gives an average the weights that it had; does nothing without an average."""
+    if average is None:
+        return
     for name, weight in average.weights.items():
         weight.copy_(weights[name])
 

@@ -37,11 +37,17 @@ def recover(job: Job, progress: Progressed, fault: NotFinite) -> Progressed:
     skipped = (*progress.skipped_steps, failed)
     in_a_row = tuple(range(failed - health.MOST_SKIPPED, failed + 1))
     if skipped[-len(in_a_row) :] == in_a_row:
-        raise StageError(f"{fault.told}; the {health.MOST_SKIPPED} steps before it failed too.") from fault
+        raise StageError(
+            f"{fault.told}; the {health.MOST_SKIPPED} steps before it failed too. Lower train.learning_rate, or look "
+            "at these samples."
+        ) from fault
     if policy == "rollback":
         found = checkpoint.newest(job.checkpoints, job.ranks, due=job.step.train)
         if found is None:
-            raise StageError(f"{fault.told}; there is no checkpoint to go back to.") from fault
+            raise StageError(
+                f"{fault.told}; there is no checkpoint to go back to. Lower train.checkpoint_steps or "
+                "train.learning_rate, or let such steps pass: train.on_nonfinite=skip."
+            ) from fault
         job.reload(found)
         checkpoint.restore_state(found, job.engine, job.average)
         done = f"went back to the weights of {found.folder.name}"

@@ -286,6 +286,11 @@ def _train(job: Job, found: Checkpoint | None, stop: StopRequest, out: Path, net
     finally:
         for tracker in opened:
             tracker.close()
+    if end.last_loss is None:
+        raise StageError(
+            f"all {end.step} steps were passed over, so that nothing was trained. Lower train.learning_rate, or look "
+            "at the samples that the warnings name."
+        )
     if job.step.train.keep_best and end.best_step not in (None, end.step):
         _return_to_best(job, end)
     made = _publish(job, network, out)
@@ -348,9 +353,12 @@ def _return_to_best(job: Job, end: Progressed) -> None:
     told = "the lowest held-out loss" if metric == "loss" else f"the highest {metric}"
     best = checkpoint.read(job.checkpoints, end.best_step, job.ranks)
     if best is None:
-        raise StageError(f"the weights of step {end.best_step}, which has {told}, are damaged.")
+        raise StageError(
+            f"the weights of step {end.best_step}, which has {told}, are damaged. Put a copy of their checkpoint back, "
+            "or publish the last weights: tunerun resume RUN train.keep_best=false --allow train.keep_best"
+        )
     job.reload(best)
-    checkpoint.restore_average(best, job.parameters, job.average)
+    ema.restore(job.average, job.parameters)
     if job.ranks.is_first:
         print(f"publishing the weights of step {end.best_step}, with {told}: {end.best_value:.4f}")
 

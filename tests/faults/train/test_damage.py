@@ -9,6 +9,7 @@ import pytest
 
 from tests.train.runs import FULL, LORA, Killed, kill_before, losses, make_run, train_step
 from tunerun import artifacts
+from tunerun.formats import checkpoints
 from tunerun.train import checkpoint
 from tunerun.train.stage import run
 
@@ -82,7 +83,7 @@ def test_when_every_checkpoint_is_damaged_training_begins_anew(
     out = tmp_path / "run"
     shutil.copytree(stopped, out, symlinks=True)
     for number in (2, 4):
-        (out / artifacts.CHECKPOINTS / f"step-{number}" / checkpoint.MANIFEST).unlink()
+        (out / artifacts.CHECKPOINTS / f"step-{number}" / checkpoints.MANIFEST).unlink()
     made = run(train_step(METHODS[method], checkpoint_steps=2), out)[0]
     assert made == artifacts.describe(straight, made.kind, made.path)
     printed = capsys.readouterr().err

@@ -11,8 +11,8 @@ from tests.faults.disk import PAGE_BYTES, resize, small_disk, taken_bytes
 from tests.train.runs import LORA, before_step, losses, make_run, train_step
 from tunerun import artifacts
 from tunerun.errors import StageError
+from tunerun.formats import checkpoints
 from tunerun.plan.steps import TrainStep
-from tunerun.train import checkpoint
 from tunerun.train.stage import run
 
 STEP = train_step(LORA, checkpoint_steps=2)
@@ -41,7 +41,7 @@ def _fails_and_goes_on(step: TrainStep, out: Path, straight: Path, disk: Path, s
             failures += 1
             assert "No space left on device" in str(error), error
         for left in (out / artifacts.CHECKPOINTS).iterdir():
-            assert checkpoint._fault(left) is None, left
+            assert checkpoints.fault(left) is None, left
         resize(disk, 64 << 20)
         assert run(step, out)[0] == wanted
         assert losses(out) == losses(straight)

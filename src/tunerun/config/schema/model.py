@@ -39,7 +39,7 @@ class ModelConfig:
     """Which weights to start from."""
 
     path: str | None = None
-    """Local folder, hub id (`org/name`) or shipped model (`tunerun://sprout`)."""
+    """Local folder, a run or checkpoint with a whole model, hub id (`org/name`) or shipped model (`tunerun://sprout`)."""
     hub: Literal["hf", "modelscope"] = "hf"
     """Where a hub id is looked up."""
     revision: str | None = None

@@ -25,9 +25,9 @@ class EvalConfig:
     """Held-out rows whose last answer is generated and compared with the row's own by BLEU-4 and ROUGE."""
     lm_eval: tuple[str, ...] = ()
     """Tasks of the LM Evaluation Harness, run on the base model and the tuned one: names such as `hellaswag` or `mmlu`,
-    or YAML files of your own. Their data are downloaded, unless HF_HUB_OFFLINE is set. A checkpoint is evaluated by
-    `stages=[data,eval] model.adapter=RUN/checkpoints/step-N`, and one of a whole model by
-    `model.path=RUN/checkpoints/step-N/model`."""
+    or YAML files of your own. Their data are downloaded, unless HF_HUB_OFFLINE is set. A checkpoint is evaluated in a
+    run of its own, `stages=[data,eval] model.adapter=RUN/checkpoints/step-N` beside the recipe and the data, and one of
+    a whole model by `model.path=` in place of `model.adapter=`; the same goes for exporting it."""
     lm_eval_tasks_dir: str | None = None
     """Folder with task files of your own, whose names `lm_eval` may then use too."""
     lm_eval_fewshot: int | None = None

@@ -150,4 +150,4 @@ class TrainConfig:
     """What to do when a loss or a gradient is NaN or infinite: stop, skip the step, or go back to the newest
     checkpoint that was due and on with the rows after the step."""
     log_steps: int = 1
-    """Write metrics every so many steps."""
+    """Write metrics every so many steps: means over these, and after a resume over those of them done since."""
