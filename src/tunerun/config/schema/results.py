@@ -201,6 +201,10 @@ class ServeConfig:
     """Longest time from a request to the end of its answer."""
     cors_origins: tuple[str, ...] = ()
     """Web origins (`https://chat.example`) whose pages may ask from a browser."""
+    batching: Literal["single", "continuous"] = used_by("auto", "transformers", default="single", by="engine")
+    """How transformers computes answers that are open at the same time: `single` each by itself, with the bits that a
+    single client gets; `continuous` in batches, which is faster for several clients. Its near ties may fall otherwise,
+    and it serves one adapter for each base."""
     gpus: int | None = used_by("auto", "vllm", "lmdeploy", default=None, by="engine")
     """GPUs that share the model (tensor parallelism); null takes as few as hold it."""
     extra_args: Mapping[str, Any] = field(
