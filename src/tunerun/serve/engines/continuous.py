@@ -152,7 +152,7 @@ class ContinuousEngine(TransformersEngine):
         return manager
 
 
-class _Choosers(ContinuousBatchingLogitsProcessor):
+class _Choosers(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
     """Leaves of each row's scores the one token that its answer chooses."""
 
     supported_kwargs: ClassVar[dict[str, type]] = {"answer": int}
