@@ -221,13 +221,14 @@ def test_a_batch_goes_on_without_a_client_that_has_left(batched):
     assert next(iter(left)).choices
     left.close()
     assert ask(client, "continuous").choices[0].finish_reason in ("stop", "length")
-    several = ask(client, "continuous", n=3, seed=5, temperature=1.2)
-    again = ask(client, "continuous", n=3, seed=5, temperature=1.2)
+    story = {"n": 3, "seed": 5, "temperature": 2, "messages": [{"role": "user", "content": "Tell me a story."}]}
+    several, again = ask(client, "continuous", **story), ask(client, "continuous", **story)
     texts = [choice.message.content for choice in several.choices]
     assert texts == [choice.message.content for choice in again.choices]
     assert len(set(texts)) > 1
 
 
+@pytest.mark.slow
 def test_an_engine_of_batches_that_was_killed_is_started_again(batched):
     client, (pid,) = client_of(batched), batched.engine_pids()
     before = ask(client, "continuous").choices[0].message.content
