@@ -35,10 +35,13 @@ def test_a_run_is_served_as_its_config_says_and_the_command_line_goes_before(tmp
     assert "serve.context" not in told
 
 
-def test_another_engine_on_the_command_line_leaves_the_keys_of_the_runs_behind(tmp_path):
+def test_another_engine_on_the_command_line_leaves_the_keys_of_the_runs_behind(tmp_path, capsys):
     run = recorded(tmp_path / "run", engine="vllm", gpus=2, extra_args={"max_num_seqs": 8}, max_n=2)
     assert serve._config([run], ["serve.engine=llamacpp"]).serve == ServeConfig(engine="llamacpp", max_n=2)
+    capsys.readouterr()
     kept = serve._config([run], ["serve.extra_args.max_num_seqs=4"]).serve
+    told = capsys.readouterr().err
+    assert "serve.gpus=2" in told and "max_num_seqs" not in told
     assert (kept.engine, kept.gpus, kept.extra_args) == ("vllm", 2, {"max_num_seqs": 4})
 
 
@@ -72,6 +75,8 @@ def test_what_a_damaged_or_newer_config_holds_is_told_with_its_file(tmp_path):
     run = recorded(tmp_path / "run", extra_args={"token": "[redacted]"}, engine="vllm")
     with pytest.raises(UserError, match=r"serve\.extra_args\.token.*Give it again"):
         serve._config([run], [])
+    with pytest.raises(UserError, match="Give it again"):
+        serve._config([run], ["serve.extra_args.max_num_seqs=4"])
     assert serve._config([run], ["serve.extra_args.token=x"]).serve.extra_args == {"token": "x"}
     for text in ("serve: {contxt: 5}", "serve: {context: five}", "serve: 5", "[1]", "{", ""):
         (run / artifacts.CONFIG).write_text(text)

@@ -6,7 +6,7 @@ A run is served as the `serve` section of its own config says, and the command l
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from tunerun.serve.settings import folder_engine, server_settings
 from tunerun.serve.targets import Target, resolve_checkpoints, resolve_target
 
 _SECTIONS = ("serve.", "env.serve.")
-# What a file does not decide: who can reach the models.
+# What a run's file does not decide: who can reach the models; nor, as it is of another section, which interpreter runs.
 _TYPED_ONLY = ("host", "port", "api_key_env", "cors_origins")
 
 
@@ -80,20 +80,19 @@ def _config(paths: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
     section: dict[str, Any] = typed.plain(rundir.load_serve(run))
     recorded = {key: value for key, value in section.items() if key not in _TYPED_ONLY}
     config = resolve.rebuild({"serve": recorded}, overrides, section=_SECTIONS)
-    taken = _changed(config.serve, recorded)
-    lost = rundir.lost_secrets({"serve": taken}, file)
+    now = {"serve": typed.plain(config.serve)}
+    lost = rundir.lost_secrets(now, file)
     if lost:
         raise UserError(lost)
+    then, usual = typed.flatten({"serve": recorded}), typed.flatten({"serve": typed.plain(ServeConfig())})
+    taken = [
+        f"{key}={typed.shown(value)}"
+        for key, value in typed.flatten(now).items()
+        if key in then and value == then[key] and (key not in usual or value != usual[key])
+    ]
     if taken:
-        told = ", ".join(f"serve.{key}={typed.shown(value)}" for key, value in typed.flatten(taken).items())
-        print(f"served as {file} says: {told}", file=sys.stderr)
+        print(f"served as {file} says: {', '.join(taken)}", file=sys.stderr)
     return config
-
-
-def _changed(serve: ServeConfig, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keys that have a run's values, and would have others without it."""
-    now, usual = typed.plain(serve), typed.plain(ServeConfig())
-    return {key: value for key, value in recorded.items() if value == now[key] != usual[key]}
 
 
 @dataclass(frozen=True, slots=True)
