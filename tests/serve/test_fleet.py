@@ -59,3 +59,14 @@ def test_all_that_is_wrong_is_told_at_once():
         check_targets([BASE, BASE, replace(FILE, name="a b"), replace(POLITE, unverified="the run failed")])
     assert len(caught.value.problems) == 3
     check_targets([BASE, FILE, POLITE, BRIEF])
+
+
+def test_what_cannot_be_batched_is_told():
+    with pytest.raises(UserError) as caught:
+        check_targets([BASE, FILE, POLITE], "continuous")
+    assert [problem.where for problem in caught.value.problems] == ["serve.batching"] * 2
+    assert "base, polite are on the same one" in str(caught.value)
+    assert "llamacpp answers for file" in str(caught.value)
+    check_targets([POLITE, replace(BASE, name="other", weights=Path("/models/other"))], "continuous")
+    (engine,) = build_fleet([POLITE], ServeConfig(batching="continuous"), Placement()).engines
+    assert engine.spec.batching == "continuous"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +30,14 @@ QUESTION = [{"role": "user", "content": "Who are you?"}]
 
 
 @pytest.fixture(scope="module")
+def batched(sprout_dir: Path) -> Iterator[Served]:
+    """The shipped model's folder, answering in batches."""
+    found = serve(sprout_dir / "merged", "--names", "continuous", "serve.batching=continuous")
+    yield found
+    end(found)
+
+
+@pytest.fixture(scope="module")
 def sprouts(sprout_dir: Path) -> Iterator[Served]:
     """The shipped model as a GGUF file and as a folder."""
     found = serve(sprout_dir, sprout_dir / "merged", "--names", "llamacpp,transformers")
@@ -36,8 +47,12 @@ def sprouts(sprout_dir: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def client(sprouts: Served) -> Any:
+    return client_of(sprouts)
+
+
+def client_of(served: Served) -> Any:
     transport = httpx.Client(trust_env=False, timeout=60)
-    return openai.OpenAI(base_url=f"{sprouts.url}/v1", api_key="none", http_client=transport, max_retries=0)
+    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", http_client=transport, max_retries=0)
 
 
 @pytest.fixture(params=["llamacpp", "transformers"])
@@ -167,11 +182,13 @@ def test_errors_are_the_clients_own_kinds(client, model):
     assert client.models.retrieve(model).id == model
 
 
-@pytest.mark.parametrize("width", [2, 8, 32])
-def test_concurrent_streams_are_complete_and_as_when_alone(client, model, width):
-    cities = ["Paris", "Rome", "Berlin", "Tokyo", "Madrid", "Cairo", "London", "Oslo"]
+CITIES = ("Paris", "Rome", "Berlin", "Tokyo", "Madrid", "Cairo", "London", "Oslo")
+
+
+def streamed(client: Any, model: str, width: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Text and reason of some streams, one after the other and all at once."""
     questions = [[{"role": "user", "content": f"What is the capital, {city}? {number}"}]
-                 for number in range((width + 7) // 8) for city in cities][:width]  # fmt: skip
+                 for number in range((width + 7) // 8) for city in CITIES][:width]  # fmt: skip
 
     def stream(messages: list[dict[str, str]]) -> tuple[str, str]:
         (found,) = collect(ask(client, model, messages=messages, stream=True, max_tokens=24)).values()
@@ -179,6 +196,50 @@ def test_concurrent_streams_are_complete_and_as_when_alone(client, model, width)
 
     alone = [stream(messages) for messages in questions]
     with ThreadPoolExecutor(width) as pool:
-        together = list(pool.map(stream, questions))
+        return alone, list(pool.map(stream, questions))
+
+
+@pytest.mark.parametrize("width", [2, 8, 32])
+def test_concurrent_streams_are_complete_and_as_when_alone(client, model, width):
+    alone, together = streamed(client, model, width)
     assert together == alone
     assert all(reason in ("stop", "length") for _, reason in together)
+
+
+@pytest.mark.parametrize("width", [2, 8, 32])
+def test_batched_streams_are_complete_and_as_each_would_be_by_itself(client, batched, width):
+    # float32 on a CPU: other bits, and for this model no tie that is near enough to fall otherwise.
+    alone, together = streamed(client_of(batched), "continuous", width)
+    by_themselves, _ = streamed(client, "transformers", width)
+    assert together == alone == by_themselves
+    assert all(reason in ("stop", "length") for _, reason in together)
+
+
+def test_a_batch_goes_on_without_a_client_that_has_left(batched):
+    client = client_of(batched)
+    left = ask(client, "continuous", stream=True, max_tokens=1000, temperature=1.5)
+    assert next(iter(left)).choices
+    left.close()
+    assert ask(client, "continuous").choices[0].finish_reason in ("stop", "length")
+    story = {"n": 3, "seed": 5, "temperature": 2, "messages": [{"role": "user", "content": "Tell me a story."}]}
+    several, again = ask(client, "continuous", **story), ask(client, "continuous", **story)
+    texts = [choice.message.content for choice in several.choices]
+    assert texts == [choice.message.content for choice in again.choices]
+    assert len(set(texts)) > 1
+
+
+@pytest.mark.slow
+def test_an_engine_of_batches_that_was_killed_is_started_again(batched):
+    client, (pid,) = client_of(batched), batched.engine_pids()
+    before = ask(client, "continuous").choices[0].message.content
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            after = ask(client, "continuous").choices[0].message.content
+            break
+        except openai.APIStatusError as error:
+            assert error.status_code == 503
+            time.sleep(0.2)
+    assert after == before
+    assert batched.engine_pids() != [pid]

@@ -1,4 +1,7 @@
-"""`tunerun serve TARGET [TARGET ...] [serve.key=value]`: an OpenAI-compatible endpoint, until it is stopped."""
+"""`tunerun serve TARGET [TARGET ...] [serve.key=value]`: an OpenAI-compatible endpoint, until it is stopped.
+
+A run is served as the `serve` section of its own config says, and the command line goes before that.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from tunerun import artifacts
 from tunerun import machine as machines
 from tunerun.commands import arguments, target
-from tunerun.config import resolve
-from tunerun.config.schema import EngineChoice
+from tunerun.config import resolve, typed
+from tunerun.config.schema import EngineChoice, RunConfig, ServeConfig
 from tunerun.errors import ExitCode, Problem, UserError
 from tunerun.plan.placement import whole_machine
+from tunerun.run import rundir
 from tunerun.serve.fleet import named
 from tunerun.serve.protocol import EngineName
 from tunerun.serve.server import serve_targets
@@ -20,13 +26,16 @@ from tunerun.serve.settings import folder_engine, server_settings
 from tunerun.serve.targets import Target, resolve_checkpoints, resolve_target
 
 _SECTIONS = ("serve.", "env.serve.")
+# What a run's file does not decide: who can reach the models; nor, as it is of another section, which interpreter runs.
+_TYPED_ONLY = ("host", "port", "api_key_env", "cors_origins")
 
 
 def main(argv: Sequence[str]) -> int:
     """Serves targets.
 
     Args:
-        argv: Run directories, model folders, adapters, GGUF files or hub ids, and `serve.port=8001`-like keys;
+        argv: Run directories, model folders, adapters, GGUF files or hub ids, and `serve.port=8001`-like keys, which
+            go before those of the first run's config;
             `--names A,B` names them; `--checkpoints` serves each run's base model and checkpoints too; `--force` serves
             models that failed a gate.
 
@@ -45,12 +54,13 @@ def main(argv: Sequence[str]) -> int:
     if strangers:
         what = "only serve.* and env.serve.* keys apply here."
         raise UserError([Problem(where=item, what=what) for item in strangers])
-    config = resolve.rebuild({}, overrides, section=_SECTIONS)
+    paths = [target.local_path(word) for word in words]
+    config = _config(paths, overrides)
     python, machine = config.env.serve.python, machines.facts()
     placement = whole_machine(machine)
     engines = _Engines(config.serve.engine, folder_engine(config.serve, placement, python))
     names = [name for value in options.get("--names", ()) for name in value.split(",")]
-    targets = _targets([target.local_path(word) for word in words], names, engines, "--checkpoints" in options)
+    targets = _targets(paths, names, engines, "--checkpoints" in options)
     if "--force" in options:
         for item in targets:
             if item.unverified:
@@ -59,6 +69,30 @@ def main(argv: Sequence[str]) -> int:
     server = server_settings(config.serve, python, tuple(gpu.memory_bytes for gpu in machine.gpus))
     serve_targets(targets, config.serve, placement, server)
     return ExitCode.DONE
+
+
+def _config(paths: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
+    """Returns how to serve: as the first of the runs says, and the command line before it."""
+    run = next((path for path in paths if (path / artifacts.MODEL).is_file()), None)
+    if run is None or not (run / artifacts.CONFIG).is_file():
+        return resolve.rebuild({}, overrides, section=_SECTIONS)
+    file = run / artifacts.CONFIG
+    section: dict[str, Any] = typed.plain(rundir.load_serve(run))
+    recorded = {key: value for key, value in section.items() if key not in _TYPED_ONLY}
+    config = resolve.rebuild({"serve": recorded}, overrides, section=_SECTIONS)
+    now = {"serve": typed.plain(config.serve)}
+    lost = rundir.lost_secrets(now, file)
+    if lost:
+        raise UserError(lost)
+    then, usual = typed.flatten({"serve": recorded}), typed.flatten({"serve": typed.plain(ServeConfig())})
+    taken = [
+        f"{key}={typed.shown(value)}"
+        for key, value in typed.flatten(now).items()
+        if key in then and value == then[key] and (key not in usual or value != usual[key])
+    ]
+    if taken:
+        print(f"served as {file} says: {', '.join(taken)}", file=sys.stderr)
+    return config
 
 
 @dataclass(frozen=True, slots=True)

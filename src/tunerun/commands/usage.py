@@ -55,7 +55,9 @@ Serves models behind one address, to OpenAI clients and a chat page for browsers
 TARGET is a run, a model folder, an adapter folder, a GGUF file or a hub id; BASE+ADAPTER an adapter
 on its base.
 
-  serve.KEY=VALUE  host, port, engine, limits: conf/README.md has every key of `serve`
+  serve.KEY=VALUE  host, port, engine, limits: conf/README.md has every key of `serve`. Without it,
+                   the config of the first RUN decides; but never host, port, api_key_env,
+                   cors_origins and env.serve.python, which only the command line has
   --names A,B      what clients call the models
   --checkpoints    each run's base model and checkpoints, too
   --force          models that failed a verify gate, too

@@ -92,7 +92,7 @@ def steps(
         output = model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
         logits = output.logits[0, -1, :vocabulary].float().cpu()
-        token = _choose(logits, temperature=temperature, top_p=top_p, top_k=top_k, generator=generator)
+        token = choose(logits, temperature=temperature, top_p=top_p, top_k=top_k, generator=generator)
         yield Step(token, logits)
         inputs = torch.tensor([[token]], device=model.device)
 
@@ -149,7 +149,16 @@ def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[T
     return torch.tensor(rows, device=device), torch.tensor(mask, device=device)
 
 
-def _choose(logits: Tensor, *, temperature: float, top_p: float, top_k: int, generator: torch.Generator) -> int:
+def choose(logits: Tensor, *, temperature: float, top_p: float, top_k: int, generator: torch.Generator) -> int:
+    """Returns the next token.
+
+    Args:
+        logits: float32 on the CPU, shape [vocabulary].
+        temperature: As for `stream`.
+        top_p: As for `stream`.
+        top_k: As for `stream`.
+        generator: Draws the samples.
+    """
     if temperature <= 0:
         return int(logits.argmax())
     values, order = (logits / temperature).sort(descending=True)

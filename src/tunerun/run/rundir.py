@@ -7,7 +7,8 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 
 from tunerun import artifacts, redact
 from tunerun.config import typed
-from tunerun.config.schema import RunConfig
+from tunerun.config.schema import RunConfig, ServeConfig
 from tunerun.errors import Problem, UserError
 from tunerun.plan.accelerate import launch_files
 from tunerun.plan.steps import TrainStep
@@ -123,6 +124,42 @@ def load_config(run_dir: Path) -> RunConfig:
     Raises:
         UserError: There is none, or it does not fit this version's schema, or it lost a secret.
     """
+    path, data = _read_config(run_dir)
+    config, problems = typed.build(RunConfig, data)
+    problems += lost_secrets(data, path)
+    if config is None or problems:
+        raise UserError(problems)
+    return config
+
+
+def load_serve(run_dir: Path) -> ServeConfig:
+    """Reads how a run is served, whatever other sections of its config hold; a secret may be lost.
+
+    Raises:
+        UserError: There is no config, or its section does not fit this version's schema.
+    """
+    path, data = _read_config(run_dir)
+    config, problems = typed.build(RunConfig, {key: value for key, value in data.items() if key == "serve"})
+    if config is None or problems:
+        raise UserError(replace(item, where=f"{path}: {item.where}") for item in problems)
+    return config.serve
+
+
+def lost_secrets(data: Mapping[str, Any], path: Path) -> list[Problem]:
+    """Returns the keys whose values were hidden when they were written.
+
+    Args:
+        data: A config, or some sections of it.
+        path: Where it was read from.
+    """
+    return [
+        Problem(where=key, what=f"was {redact.MARK} when {path} was written.", fix=f"Give it again: {key}=...")
+        for key, value in typed.flatten(data).items()
+        if isinstance(value, str) and redact.MARK in value
+    ]
+
+
+def _read_config(run_dir: Path) -> tuple[Path, Any]:
     path = run_dir / artifacts.CONFIG
     if not path.is_file():
         what = f"is not the directory of a run: {f'no {artifacts.CONFIG}' if run_dir.is_dir() else 'it is not there'}."
@@ -131,15 +168,9 @@ def load_config(run_dir: Path) -> RunConfig:
         data: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
     except yaml.YAMLError as error:
         raise UserError(Problem(where=str(path), what=f"is not YAML: {error}")) from error
-    config, problems = typed.build(RunConfig, data)
-    problems += [
-        Problem(where=key, what=f"was {redact.MARK} when {path} was written.", fix=f"Give it again: {key}=...")
-        for key, value in typed.flatten(data).items()
-        if isinstance(value, str) and redact.MARK in value
-    ]
-    if config is None or problems:
-        raise UserError(problems)
-    return config
+    if not isinstance(data, dict):
+        raise UserError(Problem(where=str(path), what="is not a mapping of sections."))
+    return path, data
 
 
 def _busy(run_dir: Path, process: str) -> Problem:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunerun.config.schema import ServeConfig
+from tunerun.config.schema.kinds import Batching
 from tunerun.errors import Problem, UserError
 from tunerun.plan.placement import Placement
 from tunerun.serve.protocol import ServerSettings
@@ -55,13 +55,14 @@ def build_fleet(
 
     Args:
         targets: At least one; their names are unique.
-        serve: Context and limits.
+        serve: Context, batching and limits.
         placement: Device, precision and threads of each engine.
         server: For engines that are servers of their own.
     """
     engines: dict[str, Supervisor] = {}
     for group in by_weights(targets):
-        engine = Supervisor(group_spec(group, placement, serve.context, server), serve.max_concurrent)
+        spec = replace(group_spec(group, placement, serve.context, server), batching=serve.batching)
+        engine = Supervisor(spec, serve.max_concurrent)
         engines |= {target.name: engine for target in group}
     return Fleet(
         models={target.name: Model(target, engines[target.name]) for target in targets},
@@ -84,14 +85,18 @@ def named(targets: Sequence[Target], names: Sequence[str]) -> list[Target]:
     if len(names) != len(targets):
         what = f"{len(names)} names for {len(targets)} targets."
         raise UserError(Problem(where="--names", what=what, fix="Write one for each, separated by commas."))
-    return [dataclasses.replace(target, name=name) for target, name in zip(targets, names, strict=True)]
+    return [replace(target, name=name) for target, name in zip(targets, names, strict=True)]
 
 
-def check_targets(targets: Sequence[Target]) -> None:
+def check_targets(targets: Sequence[Target], batching: Batching = "single") -> None:
     """Checks what can be known of targets before anything is loaded.
 
+    Args:
+        targets: What is served.
+        batching: How several answers are computed.
+
     Raises:
-        UserError: A name is taken twice or cannot be one, or a model failed its gates.
+        UserError: A name is taken twice or cannot be one, a model failed its gates, or cannot be batched so.
     """
     failed = [target for target in targets if target.unverified]
     problems = [Problem(where=target.name, what=f"{target.unverified}.", fix=_FAILED_FIX) for target in failed]
@@ -102,5 +107,23 @@ def check_targets(targets: Sequence[Target]) -> None:
         if count > 1:
             what = f"{count} targets are called {name!r}, and clients could ask for one of them only."
             problems.append(Problem(where="serve", what=what, fix=_NAMES_FIX))
+    if batching == "continuous":
+        problems += _unbatched(targets)
     if problems:
         raise UserError(problems)
+
+
+def _unbatched(targets: Sequence[Target]) -> list[Problem]:
+    """Returns which answers cannot be computed by continuous batching."""
+    problems = []
+    for group in by_weights(targets):
+        names = ", ".join(target.name for target in group)
+        if group[0].engine != "transformers":
+            what = f"continuous is of transformers, and {group[0].engine} answers for {names}."
+            fix = "Leave it out: other engines batch as they do, or take serve.engine=transformers for a folder."
+            problems.append(Problem(where="serve.batching", what=what, fix=fix))
+        elif len({target.adapter for target in group}) > 1:
+            what = f"continuous answers with one adapter for each base, and {names} are on the same one."
+            fix = "Serve one of them, or take serve.batching=single."
+            problems.append(Problem(where="serve.batching", what=what, fix=fix))
+    return problems

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tunerun.config.schema.kinds import Batching
 from tunerun.plan.steps import Quantisation
 
 EngineName = Literal["llamacpp", "transformers", "vllm", "lmdeploy", "ollama", "llama_server"]
@@ -60,6 +61,8 @@ class EngineSpec:
     precision: Literal["bf16", "fp32"] = "fp32"
     quantisation: Quantisation | None = None
     """How bitsandbytes holds the linear layers of a model folder; null leaves them as they are."""
+    batching: Batching = "single"
+    """How the transformers engine computes several answers."""
     answers: int | None = None
     """Most answers that are asked for at a time; null when that is not known. vLLM, LMDeploy and Ollama decide it."""
     server: ServerSettings = ServerSettings()

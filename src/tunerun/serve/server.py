@@ -48,7 +48,7 @@ def serve_targets(
         UserError: A name, the address or the key is not as it should be, or a run failed its gates.
         StageError: An engine cannot start.
     """
-    check_targets(targets)
+    check_targets(targets, serve.batching)
     for warning in (text for target in targets for text in (target.unchecked, target.other_base) if text):
         print(f"warning: {warning}", file=sys.stderr)
     check_installed(targets, server)

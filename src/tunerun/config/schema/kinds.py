@@ -20,6 +20,9 @@ QuantisedForm = Literal[GgufType, "bnb4", "gptq", "awq", "fp8"]
 # What can compute the answers of a served model.
 EngineChoice = Literal["auto", "llamacpp", "vllm", "transformers", "lmdeploy", "ollama", "llama_server"]
 
+# How several answers are computed at a time.
+Batching = Literal["single", "continuous"]
+
 # What `publish` uploads, in the order that it takes them.
 Published = Literal["merged", "adapter", "gguf", "bnb4", "gptq", "awq", "fp8"]
 PUBLISHED: tuple[Published, ...] = ("merged", "adapter", "gguf", "bnb4", "gptq", "awq", "fp8")

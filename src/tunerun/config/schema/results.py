@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tunerun.config.schema.kinds import EngineChoice, GgufType, Published, QuantisedForm, used_by
+from tunerun.config.schema.kinds import Batching, EngineChoice, GgufType, Published, QuantisedForm, used_by
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,6 +201,10 @@ class ServeConfig:
     """Longest time from a request to the end of its answer."""
     cors_origins: tuple[str, ...] = ()
     """Web origins (`https://chat.example`) whose pages may ask from a browser."""
+    batching: Batching = field(default="single", metadata={"kinds": ("auto", "transformers"), "by": "engine"})
+    """How transformers computes answers that are open at the same time: `single` each by itself, with the bits that a
+    single client gets; `continuous` in batches, which is faster for several clients. Its near ties may fall otherwise,
+    and it serves one adapter for each base."""
     gpus: int | None = used_by("auto", "vllm", "lmdeploy", default=None, by="engine")
     """GPUs that share the model (tensor parallelism); null takes as few as hold it."""
     extra_args: Mapping[str, Any] = field(

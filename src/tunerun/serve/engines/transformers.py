@@ -1,4 +1,7 @@
-"""tunerun's own generation on a model folder, with any number of adapters on top."""
+"""tunerun's own generation on a model folder, with any number of adapters on top.
+
+Each answer is computed by itself, so that its bits are those of a single client; `continuous` computes them in batches.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +132,12 @@ class TransformersEngine:
 
 def start(spec: EngineSpec, send: Send) -> Service:
     """Loads a model folder."""
-    return Worker(TransformersEngine(spec), spec.stop, send)
+    if spec.batching == "single":
+        return Worker(TransformersEngine(spec), spec.stop, send)
+    # Needs torch and transformers when it is imported.
+    from tunerun.serve.engines.continuous import ContinuousEngine
+
+    return Worker(ContinuousEngine(spec), spec.stop, send)
 
 
 def _context_tokens(folder: Path, wanted: int | None) -> int:
