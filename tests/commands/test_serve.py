@@ -36,12 +36,13 @@ def test_a_run_is_served_as_its_config_says_and_the_command_line_goes_before(tmp
 
 
 def test_another_engine_on_the_command_line_leaves_the_keys_of_the_runs_behind(tmp_path, capsys):
-    run = recorded(tmp_path / "run", engine="vllm", gpus=2, extra_args={"max_num_seqs": 8}, max_n=2)
+    run = recorded(tmp_path / "run", engine="vllm", gpus=2, max_n=2)
     assert serve._config([run], ["serve.engine=llamacpp"]).serve == ServeConfig(engine="llamacpp", max_n=2)
     capsys.readouterr()
     kept = serve._config([run], ["serve.extra_args.max_num_seqs=4"]).serve
     told = capsys.readouterr().err
-    assert "serve.gpus=2" in told and "max_num_seqs" not in told
+    assert "serve.gpus=2" in told
+    assert "max_num_seqs" not in told
     assert (kept.engine, kept.gpus, kept.extra_args) == ("vllm", 2, {"max_num_seqs": 4})
 
 
@@ -55,12 +56,15 @@ def test_a_runs_config_opens_nothing_to_others(tmp_path, capsys):
     assert serve._config([run], ["serve.port=8001"]).serve == ServeConfig(port=8001)
 
 
-def test_a_runs_config_names_no_program_to_start(tmp_path):
-    run = recorded(tmp_path / "run")
+def test_a_runs_config_names_nothing_to_run(tmp_path):
+    # vLLM takes middleware, and code of a model's repository.
+    run = recorded(tmp_path / "run", engine="vllm", extra_args={"middleware": ["evil.app"], "trust_remote_code": True})
     config = yaml.safe_load((run / artifacts.CONFIG).read_text())
     config["env"]["serve"]["python"] = "/tmp/evil"
     (run / artifacts.CONFIG).write_text(yaml.safe_dump(config))
-    assert serve._config([run], []).env.serve.python is None
+    found = serve._config([run], [])
+    assert found.env.serve.python is None
+    assert found.serve == ServeConfig(engine="vllm")
 
 
 def test_of_several_targets_the_first_run_decides(tmp_path):
@@ -72,12 +76,7 @@ def test_of_several_targets_the_first_run_decides(tmp_path):
 
 
 def test_what_a_damaged_or_newer_config_holds_is_told_with_its_file(tmp_path):
-    run = recorded(tmp_path / "run", extra_args={"token": "[redacted]"}, engine="vllm")
-    with pytest.raises(UserError, match=r"serve\.extra_args\.token.*Give it again"):
-        serve._config([run], [])
-    with pytest.raises(UserError, match="Give it again"):
-        serve._config([run], ["serve.extra_args.max_num_seqs=4"])
-    assert serve._config([run], ["serve.extra_args.token=x"]).serve.extra_args == {"token": "x"}
+    run = recorded(tmp_path / "run")
     for text in ("serve: {contxt: 5}", "serve: {context: five}", "serve: 5", "[1]", "{", ""):
         (run / artifacts.CONFIG).write_text(text)
         with pytest.raises(UserError, match=str(run / artifacts.CONFIG)):

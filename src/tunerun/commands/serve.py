@@ -26,8 +26,9 @@ from tunerun.serve.settings import folder_engine, server_settings
 from tunerun.serve.targets import Target, resolve_checkpoints, resolve_target
 
 _SECTIONS = ("serve.", "env.serve.")
-# What a run's file does not decide: who can reach the models; nor, as it is of another section, which interpreter runs.
-_TYPED_ONLY = ("host", "port", "api_key_env", "cors_origins")
+# What a run's file does not decide: who can reach the models, and what runs: arguments of servers may name code, and
+# the interpreter is of another section.
+_TYPED_ONLY = ("host", "port", "api_key_env", "cors_origins", "extra_args")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,15 +81,11 @@ def _config(paths: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
     section: dict[str, Any] = typed.plain(rundir.load_serve(run))
     recorded = {key: value for key, value in section.items() if key not in _TYPED_ONLY}
     config = resolve.rebuild({"serve": recorded}, overrides, section=_SECTIONS)
-    now = {"serve": typed.plain(config.serve)}
-    lost = rundir.lost_secrets(now, file)
-    if lost:
-        raise UserError(lost)
-    then, usual = typed.flatten({"serve": recorded}), typed.flatten({"serve": typed.plain(ServeConfig())})
+    now, usual = typed.plain(config.serve), typed.plain(ServeConfig())
     taken = [
-        f"{key}={typed.shown(value)}"
-        for key, value in typed.flatten(now).items()
-        if key in then and value == then[key] and (key not in usual or value != usual[key])
+        f"serve.{key}={typed.shown(value)}"
+        for key, value in recorded.items()
+        if value == now[key] and value != usual[key]
     ]
     if taken:
         print(f"served as {file} says: {', '.join(taken)}", file=sys.stderr)

@@ -57,7 +57,7 @@ on its base.
 
   serve.KEY=VALUE  host, port, engine, limits: conf/README.md has every key of `serve`. Without it,
                    the config of the first RUN decides; but never host, port, api_key_env,
-                   cors_origins and env.serve.python, which only the command line has
+                   cors_origins, extra_args and env.serve.python: those are typed
   --names A,B      what clients call the models
   --checkpoints    each run's base model and checkpoints, too
   --force          models that failed a verify gate, too

@@ -126,14 +126,14 @@ def load_config(run_dir: Path) -> RunConfig:
     """
     path, data = _read_config(run_dir)
     config, problems = typed.build(RunConfig, data)
-    problems += lost_secrets(data, path)
+    problems += _lost_secrets(data, path)
     if config is None or problems:
         raise UserError(problems)
     return config
 
 
 def load_serve(run_dir: Path) -> ServeConfig:
-    """Reads how a run is served, whatever other sections of its config hold; a secret may be lost.
+    """Reads how a run is served, whatever other sections of its config hold.
 
     Raises:
         UserError: There is no config, or its section does not fit this version's schema.
@@ -145,13 +145,7 @@ def load_serve(run_dir: Path) -> ServeConfig:
     return config.serve
 
 
-def lost_secrets(data: Mapping[str, Any], path: Path) -> list[Problem]:
-    """Returns the keys whose values were hidden when they were written.
-
-    Args:
-        data: A config, or some sections of it.
-        path: Where it was read from.
-    """
+def _lost_secrets(data: Mapping[str, Any], path: Path) -> list[Problem]:
     return [
         Problem(where=key, what=f"was {redact.MARK} when {path} was written.", fix=f"Give it again: {key}=...")
         for key, value in typed.flatten(data).items()
