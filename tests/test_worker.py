@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -88,6 +89,15 @@ def test_a_file_that_cannot_be_read_is_a_message(run_dir, tmp_path):
     assert returned == told["exit_code"] == 1
     assert "No such file" in told["error"]
     assert "Traceback" not in stderr
+
+
+def test_a_file_that_cannot_grow_is_told_with_what_to_do(run_dir):
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    line = [sys.executable, str(WORKER), str(run_dir), "data"]
+    done = subprocess.run(line, preexec_fn=limit, capture_output=True, text=True, timeout=60)
+    assert "data: a file would be larger than the shell allows. Raise `ulimit -f`." in done.stderr
 
 
 def test_a_fault_of_ours_keeps_its_traceback_in_the_log(run_dir, tmp_path):

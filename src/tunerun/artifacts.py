@@ -23,6 +23,7 @@ from tunerun.errors import Problem, UserError
 CONFIG = "config.yaml"
 PLAN = "plan.json"
 RECORD = "run.json"
+SWEEP = "sweep.json"
 JOB = "job.json"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from tunerun import __version__, columns
-from tunerun.errors import ExitCode, TunerunError, UserError
+from tunerun.errors import ExitCode, TunerunError, UserError, system_fault
 
 # Verb: where its function is, its arguments, and what it does.
 VERBS: dict[str, tuple[str, str, str]] = {
@@ -37,6 +37,9 @@ VERBS: dict[str, tuple[str, str, str]] = {
 
 # Verbs with so much to say that they print their help themselves.
 _OWN_HELP = ("chat", "compare", "data")
+
+# What other tools call their verbs, and here is what a run does.
+_STAGE_VERBS = ("run", "train", "finetune", "fine-tune", "sft", "eval", "merge", "export", "verify", "publish")
 
 _SWEEP_FLAGS = ("-m", "--multirun")
 _HYDRA_FLAGS = ("-c", "--cfg", "-i", "--info", "--hydra-help", "-sc", "--shell-completion")
@@ -79,7 +82,7 @@ def main() -> None:
         code = ExitCode.DONE
     except OSError as error:
         # A missing right or a full disk: the message is all a user can use.
-        print(f"tunerun: {error}", file=sys.stderr)
+        print(f"tunerun: {system_fault(error)}", file=sys.stderr)
         code = ExitCode.STAGE_FAILED
     sys.exit(code)
 
@@ -101,7 +104,7 @@ def dispatch(argv: Sequence[str]) -> int:
         return ExitCode.DONE
     first = argv[0]
     if first and "=" not in first and first[0] not in "+-~":
-        command = _verb(first)
+        command = _verb(first, argv[1:])
         if first not in _OWN_HELP and {"--help", "-h"} & set(argv[1:]):
             print(_verb_help(first))
             return ExitCode.DONE
@@ -150,7 +153,7 @@ def _verb_help(verb: str) -> str:
     return f"{head}\n\n{USAGE[verb]}" if verb in USAGE else f"{head}\n  {text}"
 
 
-def _verb(word: str) -> str:
+def _verb(word: str, rest: Sequence[str]) -> str:
     if word in VERBS:
         return VERBS[word][0]
     # Imported here: only a mistake needs them.
@@ -159,8 +162,11 @@ def _verb(word: str) -> str:
     from tunerun.config.sources import recipe_file
 
     near = get_close_matches(word.lower(), VERBS, n=1)
+    recipe = next((item for item in rest if item.lstrip("+").startswith("recipe=")), "+recipe=NAME")
     if recipe_file(word):
         hint = f"To run the recipe: tunerun +recipe={word}"
+    elif word in _STAGE_VERBS:
+        hint = f"A run needs none: tunerun {recipe}; stages=[...] chooses its stages."
     else:
         hint = f"Did you mean `tunerun {near[0]}`?" if near else f"Verbs: {', '.join(VERBS)}."
     raise UserError(f"there is no verb `{word}`. {hint}")

@@ -16,6 +16,7 @@ Standard library only, so that everything may import it.
 from __future__ import annotations
 
 import enum
+import errno
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -108,6 +109,18 @@ class UserError(TunerunError):
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
         assert self.problems, "a UserError needs a problem"
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+_OUT_OF_SPACE = {
+    errno.ENOSPC: "the disk is full. Free some space.",
+    errno.EDQUOT: "the disk quota is used up. Free some space.",
+    errno.EFBIG: "a file would be larger than the shell allows. Raise `ulimit -f`.",
+}
+
+
+def system_fault(error: OSError) -> str:
+    """Says what the system refused, and what to do where a file cannot grow."""
+    return f"{_OUT_OF_SPACE[error.errno]} ({error})" if error.errno in _OUT_OF_SPACE else str(error)
 
 
 def require(module: str, extra: str) -> ModuleType:

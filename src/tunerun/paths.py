@@ -42,6 +42,17 @@ def looks_local(path: str) -> bool:
     return path.startswith((".", "/", "~", ASSET_SCHEME)) or path.endswith(suffixes) or path.count("/") != 1
 
 
+def nearest(path: Path) -> str:
+    """Suggests what lies beside a path that does not exist and is named almost so; empty when nothing is."""
+    # Imported here: only a mistake needs it.
+    from difflib import get_close_matches
+
+    folder = path.parent
+    beside = [file.name for file in sorted(folder.iterdir())] if folder.is_dir() else []
+    near = get_close_matches(path.name, beside, n=1, cutoff=0.8)
+    return f"Did you mean {folder / near[0]}?" if near else ""
+
+
 def user_cache() -> Path:
     """Returns where tunerun keeps what can be made again: `$XDG_CACHE_HOME/tunerun`, or `~/.cache/tunerun`."""
     home = os.environ.get("XDG_CACHE_HOME")

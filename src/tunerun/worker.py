@@ -22,7 +22,7 @@ from tunerun.artifacts import Artifact
 from tunerun.base_model import read_base
 from tunerun.cli import render_error
 from tunerun.config import typed
-from tunerun.errors import ExitCode, FailedElsewhere, Pruned, TryAgain, TunerunError
+from tunerun.errors import ExitCode, FailedElsewhere, Pruned, TryAgain, TunerunError, system_fault
 from tunerun.plan import steps
 from tunerun.plan.steps import DataStep, EvalStep, ModelStep, Step, TrainStep, quantisation_of
 
@@ -177,8 +177,8 @@ def _work(run_dir: Path, stage: str) -> int:
         return _finish(run_dir, step, error.exit_code, str(error), [])
     except OSError as error:
         # A full disk or a missing right: the message is all a user can use.
-        print(f"{stage}: {error}", file=sys.stderr)
-        return _finish(run_dir, step, ExitCode.STAGE_FAILED, str(error), [])
+        print(f"{stage}: {system_fault(error)}", file=sys.stderr)
+        return _finish(run_dir, step, ExitCode.STAGE_FAILED, system_fault(error), [])
     except Exception as error:  # noqa: BLE001 (the last line of a process: whatever it was, the runner must learn it)
         traceback.print_exc()
         return _finish(run_dir, step, ExitCode.STAGE_FAILED, f"{type(error).__name__}: {error}", [])

@@ -53,6 +53,27 @@ def test_a_mistyped_verb_is_answered_with_the_nearest_one():
         cli.dispatch(["plna"])
 
 
+@pytest.mark.parametrize("word", ["train", "run", "export"])
+def test_what_other_tools_call_their_verbs_is_answered_with_the_command_of_a_run(word):
+    with pytest.raises(UserError, match=rf"no verb `{word}`. A run needs none: tunerun \+recipe=quickstart;"):
+        cli.dispatch([word, "method.rank=4", "+recipe=quickstart"])
+
+
+@pytest.mark.parametrize(
+    ("option", "keys"),
+    [
+        ("--learning_rate", "train.learning_rate"),
+        ("--num-train-epochs", "train.epochs"),
+        ("--max_length=3", "data.max_length"),
+        ("--lerning_rate", "train.learning_rate"),
+    ],
+)
+@pytest.mark.parametrize("command", [[], ["plan"], ["-m"]])
+def test_a_key_written_as_an_option_is_answered_with_the_key(option, keys, command):
+    with pytest.raises(UserError, match=f"Keys are written without dashes: {keys}=VALUE.$"):
+        cli.dispatch([*command, "+recipe=quickstart", option, "3"])
+
+
 def test_a_recipe_given_as_a_verb_is_answered_with_the_command_that_runs_it():
     with pytest.raises(UserError, match=r"To run the recipe: tunerun \+recipe=quickstart$"):
         cli.dispatch(["quickstart"])
@@ -62,6 +83,28 @@ def test_a_recipe_given_as_a_verb_is_answered_with_the_command_that_runs_it():
 def test_every_verb_explains_itself(arguments, capsys):
     assert cli.dispatch(arguments) == 0
     assert capsys.readouterr().out.startswith(f"tunerun {arguments[0]} ")
+
+
+@pytest.mark.parametrize("verb", ["chat", "compare"])
+def test_help_that_argparse_writes_fits_a_hundred_columns(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        cli.dispatch([verb, "--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--temperature", "hot", "'hot' is not a number"),
+        ("--seed", "1.5", "'1.5' is not a whole number"),
+        ("--max-new-tokens", "0", "must be from 1 to 1048576"),
+        ("--top-p", "2", "must be from 1e-06 to 1"),
+    ],
+)
+def test_a_wrong_number_is_told_in_words(option, value, message):
+    with pytest.raises(UserError, match=f"^{option}: {message}. All options: "):
+        cli.dispatch(["compare", "model", option, value])
 
 
 # The other two have argparse's.

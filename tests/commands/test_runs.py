@@ -101,6 +101,14 @@ def test_what_is_no_run_is_refused_by_its_own_name(arguments, message):
         cli.dispatch(arguments)
 
 
+@pytest.mark.parametrize("verb", ["show", "lock", "replay", "chat"])
+def test_a_sweep_named_for_a_run_is_told_from_it(verb, tmp_path):
+    (tmp_path / "swept").mkdir()
+    (tmp_path / "swept" / "sweep.json").write_text("{}")
+    with pytest.raises(UserError, match=r"swept: is .* Name (a|one of its) trial"):
+        cli.dispatch([verb, str(tmp_path / "swept")])
+
+
 def test_a_wrong_override_of_a_resumed_run_is_refused():
     cli.dispatch(TYPED)
     with pytest.raises(UserError, match=r"Did you mean epochs"):

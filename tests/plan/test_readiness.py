@@ -70,6 +70,31 @@ def test_what_the_converter_does_not_write_of_other_architectures_is_told_before
     assert found(**given, export={"gguf": {"types": ["q4_k_m"], "imatrix": True, "adapter": True}}) == []
 
 
+@pytest.mark.parametrize(
+    ("path", "fix"),
+    [
+        ("~/gone.csv", 'The shell leaves ~ as it is after an equals sign: write "$HOME"/gone.csv.'),
+        ("s3://bucket/gone.csv", "Files are read from this machine or a hub: download it."),
+    ],
+)
+def test_a_path_that_this_machine_cannot_open_as_it_stands_is_answered_with_a_way(path, fix):
+    (problem,) = found(data__path=[path])
+    assert problem == f"data.path: there is no file or folder {path}. {fix}"
+
+
+def test_a_mistyped_file_is_answered_with_the_one_that_lies_there(tmp_path):
+    (tmp_path / "openai.jsonl").write_text("")
+    (problem,) = found(data__path=[f"{tmp_path}/opnai.jsonl"])
+    assert problem.endswith(f"opnai.jsonl. Did you mean {tmp_path}/openai.jsonl?")
+
+
+def test_serving_needs_a_stage_that_makes_a_model_or_a_run_that_has_one(tmp_path):
+    (problem,) = found(stages=["serve"], run_dir=str(tmp_path / "new"))
+    assert problem.startswith("stages: serve has no model: no stage before it makes one. Add train")
+    (tmp_path / "merged").mkdir()
+    assert found(stages=["serve"], run_dir=str(tmp_path)) == []
+
+
 def test_what_no_stage_uses_is_no_obstacle():
     assert found(hardware__strategy="ddp", stages=["data", "eval"]) == []
     assert found(serve__engine="vllm") == []

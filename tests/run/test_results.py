@@ -249,7 +249,9 @@ def test_one_run_is_shown_with_stages_and_files(finished):
     text = inspect.show(finished)
     assert text.startswith("small: done\n")
     assert "export/small-f16.gguf" in text
-    assert "tuned loss 0.4471, perplexity 1.564" in text
+    assert "0.4471 after" in text and "-> 1.564)" in text
+    assert "> Who are you?" in text
+    assert "\nverified: " in text
     assert max(map(columns.width, text.splitlines())) <= 100
 
 

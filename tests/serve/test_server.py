@@ -77,6 +77,8 @@ def test_the_lines_that_are_printed_work(run_dir):
         if shutil.which("curl"):
             done = subprocess.run(["bash", "-c", f"curl --noproxy '*' -s {command}"], capture_output=True, timeout=60)
             assert json.loads(done.stdout)["model"] == NAME
+            again = subprocess.run(["bash", "-c", f"curl --noproxy '*' -s {command}"], capture_output=True, timeout=60)
+            assert json.loads(again.stdout)["choices"] == json.loads(done.stdout)["choices"]
         compile(served.announced[served.announced.index("from openai") :].replace("\n  ", "\n"), "announced", "exec")
     finally:
         end(served)

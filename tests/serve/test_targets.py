@@ -333,6 +333,23 @@ def test_vllm_is_taken_on_a_gpu_where_it_is_installed(tmp_path):
     assert folder_engine(ServeConfig(engine="lmdeploy"), Placement(), None) == "lmdeploy"
 
 
+def test_a_reward_model_is_not_served_as_one_that_writes(copied):
+    config = copied / "merged" / "config.json"
+    config.write_text(
+        json.dumps({**json.loads(config.read_text()), "architectures": ["Qwen2ForSequenceClassification"]})
+    )
+    for path, engine in ((copied, "transformers"), (copied / "merged", "auto")):
+        with pytest.raises(UserError, match="merged: is a reward model: it gives scores and writes no text"):
+            resolve_target(path, engine=engine)
+
+
+def test_an_adapter_of_a_reward_model_is_not_served(copied):
+    adapter = add_adapter(copied / "adapter")
+    (adapter / "adapter_config.json").write_text(json.dumps({**ADAPTER, "task_type": "SEQ_CLS"}))
+    with pytest.raises(UserError, match="adapter: is a reward model"):
+        resolve_target(adapter)
+
+
 def test_an_unfinished_run_has_nothing_to_serve(copied):
     shutil.rmtree(copied / "export")
     shutil.rmtree(copied / "merged")

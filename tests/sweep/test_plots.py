@@ -44,3 +44,10 @@ def test_few_trials_and_odd_values_make_a_sound_picture(lines):
 def test_the_best_so_far_never_gets_worse(better, best):
     svg = plots.history([(0.0, 2.0), (1.0, 3.0), (2.0, 1.0), (3.0, 2.0)], "loss", better)
     assert f"trial 3: best so far {best}<" in svg
+
+
+def test_the_ends_of_an_axis_are_labelled_before_what_lies_close_to_them():
+    lines = [({"rank": "4"}, 2.83), ({"rank": "8"}, 4.17), ({"rank": "8"}, 4.23)]
+    svg = plots.parallel(lines, "loss")
+    assert ">4.23</text>" in svg and ">2.83</text>" in svg
+    assert ">4.17</text>" not in svg

@@ -43,10 +43,23 @@ def split(
         elif name in flags:
             raise UserError(f"{name} takes no value.")
         elif item.startswith("-"):
-            raise UserError(f"there is no option {name} here. {typed.nearest(name, [*flags, *values])}")
+            hint = _as_key(name, values) or typed.nearest(name, [*flags, *values])
+            raise UserError(f"there is no option {name} here. {hint}")
         else:
             rest.append(item)
     return options, rest
+
+
+def _as_key(name: str, values: Sequence[str]) -> str:
+    """Says how a key is written, to who wrote one as an option where overrides are taken."""
+    key = name.lstrip("-").replace("-", "_")
+    if "--config-dir" not in values or not key:
+        return ""
+    # Imported here: only a mistake needs it.
+    from tunerun.config.elsewhere import keys_for
+
+    found = keys_for(key)
+    return f"Keys are written without dashes: {' or '.join(f'{item}=VALUE' for item in found)}." if found else ""
 
 
 def config_dir(options: Mapping[str, Sequence[str]]) -> Path | None:

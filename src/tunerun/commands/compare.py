@@ -28,10 +28,11 @@ _BASE = "base"
 # Tokens of an answer: a base model may never end one.
 _LONGEST = 512
 _DESCRIPTION = """\
-Ask up to three models the same, and read their answers side by side. A run alone is compared with its base model.
+Ask up to three models the same, and read their answers side by side. A run alone is compared with
+its base model.
 
-TARGET is a run directory, a model folder, an adapter folder, a GGUF file or a hub id; RUN@40 is the run's model after
-step 40, RUN@base its base model; BASE+ADAPTER an adapter on its base.
+TARGET is a run directory, a model folder, an adapter folder, a GGUF file or a hub id; RUN@40 is the
+run's model after step 40, RUN@base its base model; BASE+ADAPTER an adapter on its base.
 
     tunerun compare outputs/quickstart/<run>
     tunerun compare RUN@20 RUN@40 RUN --prompts questions.csv --output table.html

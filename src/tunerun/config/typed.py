@@ -20,6 +20,10 @@ from tunerun.errors import Problem
 _T = TypeVar("_T")
 
 
+class UnknownKey(Problem):
+    """A key that the schema does not have."""
+
+
 def build(cls: type[_T], data: Mapping[str, Any], path: str = "") -> tuple[_T | None, list[Problem]]:
     """Builds a dataclass from a mapping.
 
@@ -103,7 +107,7 @@ def _dataclass(cls: Any, data: Any, path: str, problems: list[Problem]) -> Any:
         dotted = f"{path}.{key}" if path else str(key)
         if key not in annotations:
             what = f"there is no key `{key}`" + (f" in `{path}`." if path else ".")
-            problems.append(Problem(where=dotted, what=what, fix=nearest(str(key), list(annotations))))
+            problems.append(UnknownKey(where=dotted, what=what, fix=nearest(str(key), list(annotations))))
             continue
         before = len(problems)
         value = _convert(annotations[key], item, dotted, problems)

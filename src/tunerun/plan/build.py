@@ -337,9 +337,8 @@ def _warnings(config: RunConfig, decided: _Decisions, volume: Volume | None) -> 
         needed, there = found.memory.total_bytes / 1e9, found.device_bytes / 1e9
         warnings.append(f"about {needed:.1f} GB are needed on each device, which has {there:.1f} GB")
     if volume is not None and volume.optimiser_steps is not None and volume.optimiser_steps < _FEW_STEPS:
-        warnings.append(
-            f"only about {volume.optimiser_steps} optimiser steps: raise train.epochs or lower train.global_batch_size"
-        )
+        steps = f"{volume.optimiser_steps} optimiser step{'' if volume.optimiser_steps == 1 else 's'}"
+        warnings.append(f"only about {steps}: raise train.epochs or lower train.global_batch_size")
     if config.objective.kind == "distill" and found is not None:
         warnings.append("the memory estimate leaves out the teacher, whose weights are held beside the model's")
     warnings += answers.warnings(config)

@@ -48,7 +48,7 @@ def problems(config: RunConfig, plan: Plan, machine: Machine | None) -> list[Pro
         *_locked(config),
         *_publishing(config, plan),
         *_quantiser(config),
-        *_server(config),
+        *_server(config, plan),
         *_optimizer(config, plan),
         *(_run_dir(plan) or _disk(plan)),
     ]
@@ -104,7 +104,7 @@ def _files(config: RunConfig) -> list[Problem]:
             continue
         path = Path(paths.resolve_asset(value))
         if not path.exists():
-            found.append(Problem(where=key, what=f"there is no file or folder {value}."))
+            found.append(Problem(where=key, what=f"there is no file or folder {value}.", fix=_instead_of(value, path)))
         elif not path.is_file() and not path.is_dir():
             # To hash a pipe would wait for ever.
             found.append(Problem(where=key, what=f"{value} is neither a file nor a folder."))
@@ -120,6 +120,14 @@ def _rows(config: RunConfig, plan: Plan) -> list[Problem]:
         return []
     what = f"eval measures rows that the data stage prepares, and {plan.run_dir} has none."
     return [Problem(where="stages", what=what, fix="Add data to the stages.")]
+
+
+def _instead_of(value: str, path: Path) -> str:
+    if value.startswith("~/"):
+        return f'The shell leaves ~ as it is after an equals sign: write "$HOME"{value[1:]}.'
+    if "://" in value and not value.startswith(paths.ASSET_SCHEME):
+        return "Files are read from this machine or a hub: download it."
+    return paths.nearest(path)
 
 
 def _publishing(config: RunConfig, plan: Plan) -> list[Problem]:
@@ -142,11 +150,16 @@ def _publishing(config: RunConfig, plan: Plan) -> list[Problem]:
     return found
 
 
+def _models_there(plan: Plan) -> set[str]:
+    """Returns the kinds of models that an earlier start of the run made."""
+    return {kind for kind, folder in artifacts.MODEL_FOLDERS.items() if (Path(plan.run_dir) / folder).is_dir()}
+
+
 def _published(config: RunConfig, plan: Plan) -> list[Problem]:
     """Finds what is to be published and neither lies in the run directory nor is made by a stage."""
     chosen = next(step.artifacts for step in plan.steps if isinstance(step, PublishStep))
     made = delivery.made(config)
-    there = {kind for kind, folder in artifacts.MODEL_FOLDERS.items() if (Path(plan.run_dir) / folder).is_dir()}
+    there = _models_there(plan)
     fix = "Add the stages that make it, or leave it out."
     problems = [
         Problem(where="publish.artifacts", what=f"{kind} is made by no stage of the run.", fix=fix)
@@ -175,11 +188,15 @@ def _quantiser(config: RunConfig) -> list[Problem]:
     return []
 
 
-def _server(config: RunConfig) -> list[Problem]:
+def _server(config: RunConfig, plan: Plan) -> list[Problem]:
     if "serve" not in config.stages:
         return []
     problem = servers.missing(config.serve.engine, config.env.serve.python)
-    return [] if problem is None else [problem]
+    found = [] if problem is None else [problem]
+    if not delivery.made(config) and not _models_there(plan):
+        fix = "Add train, merge or export; a model that is there is served by `tunerun serve`."
+        found.append(Problem(where="stages", what="serve has no model: no stage before it makes one.", fix=fix))
+    return found
 
 
 def _has_hub_token() -> bool:

@@ -15,8 +15,7 @@ from tunerun.launch.terminal import duration, size
 from tunerun.run import job as jobs
 from tunerun.run import record, results, rundir
 from tunerun.run.record import Record
-from tunerun.run.results import Results
-from tunerun.run.summary import short
+from tunerun.run.summary import measured, short
 
 STATES = ("done", "failed", "killed", "preempted", "running", "prepared", *jobs.STATES)
 """States of a run."""
@@ -119,7 +118,7 @@ def show(run_dir: Path) -> str:
         blocks.append(_table(("stage", "state", "took", "error"), stages))
     if files:
         blocks.append(_table(("file", "kind", "size", "sha256"), files))
-    blocks += _results(found)
+    blocks += measured(found)
     return "\n\n".join(blocks)
 
 
@@ -135,15 +134,6 @@ def state(run_dir: Path, entry: Record, queue: Mapping[str, str] | None = None) 
         return "running"
     asked = jobs.queue({run_dir: entry}) if queue is None else queue
     return jobs.state(run_dir, entry, asked) or ("killed" if entry.status == "running" else entry.status)
-
-
-def _results(found: Results) -> list[str]:
-    lines = []
-    for model in ("base", "tuned"):
-        measured = found.measured(model)
-        if measured is not None and measured["loss"] is not None:
-            lines.append(f"{model} loss {measured['loss']:.4g}, perplexity {measured['perplexity']:.4g}")
-    return ["\n".join(lines)] if lines else []
 
 
 def _losses(folder: Path) -> list[float | None]:

@@ -115,6 +115,9 @@ def read(run_dir: Path) -> Record:
         UserError: There is none, or it was written by a newer tunerun, or it is damaged.
     """
     path = run_dir / artifacts.RECORD
+    if (run_dir / artifacts.SWEEP).is_file():
+        fix = f"Name one of its trials, such as {run_dir / '0'}, or list them: tunerun sweep show {run_dir}"
+        raise UserError(Problem(where=str(run_dir), what="is the directory of a sweep.", fix=fix))
     if not path.is_file():
         what = "is not the directory of a run: it has no run.json."
         raise UserError(Problem(where=str(run_dir), what=what, fix="`tunerun runs` lists the runs."))

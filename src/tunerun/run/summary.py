@@ -27,8 +27,14 @@ def render(run_dir: Path, name: str) -> str:
         name: Of the run.
     """
     found = results.read(run_dir)
-    blocks = [_loss(found), _tasks(found), _answers(found), _verdict(found), _files(found), _next(found)]
-    return "\n\n".join([f"{name}: done", *("\n".join(block) for block in blocks if block)])
+    blocks = ["\n".join(block) for block in (_files(found), _next(found)) if block]
+    return "\n\n".join([f"{name}: done", *measured(found), *blocks])
+
+
+def measured(found: Results) -> list[str]:
+    """Lays out what a run found out about its model: losses, tasks, answers and checks, a paragraph each."""
+    blocks = (_loss(found), _tasks(found), _answers(found), _verdict(found))
+    return ["\n".join(block) for block in blocks if block]
 
 
 def short(path: Path) -> str:
@@ -43,7 +49,8 @@ def _loss(found: Results) -> list[str]:
     base, tuned = found.measured("base"), found.measured("tuned")
     if found.evaluation is None or base is None:
         return []
-    rows = f"{found.evaluation['rows']:,} {'held-out' if found.evaluation['split'] == 'eval' else 'training'} rows"
+    count, split = found.evaluation["rows"], "held-out" if found.evaluation["split"] == "eval" else "training"
+    rows = f"{count:,} {split} row{'' if count == 1 else 's'}"
     if tuned is None:
         return [f"loss on {rows}: {digits(base['loss'])} (perplexity {digits(base['perplexity'])})"]
     losses = f"{digits(base['loss'])} before, {digits(tuned['loss'])} after"
@@ -106,7 +113,9 @@ def _files(found: Results) -> list[str]:
 def _next(found: Results) -> list[str]:
     run = short(found.run_dir)
     lines = []
-    if any(entry.artifacts for stage, entry in found.record.stages.items() if stage in ("train", "merge", "export")):
+    writes = found.config.objective.kind != "reward"
+    made = [entry.artifacts for stage, entry in found.record.stages.items() if stage in ("train", "merge", "export")]
+    if writes and any(made):
         lines = [f"chat:   tunerun chat {run}", f"serve:  tunerun serve {run}"]
     elif "answer" in found.record.stages:
         lines = [f"train:  data.path={short(found.run_dir / artifacts.ANSWERS)}"]

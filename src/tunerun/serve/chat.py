@@ -218,9 +218,8 @@ _COMMANDS: dict[str, Callable[[Conversation, str], str | Ask]] = {
 
 def _parser() -> asking.Parser:
     parser = asking.Parser("chat", description="Talk to a model.")
-    parser.add_argument(
-        "target", metavar="TARGET", help="run directory, model folder, adapter folder, GGUF file, or BASE+ADAPTER"
-    )
+    target = "run directory, model folder, adapter folder, GGUF file, hub id, or BASE+ADAPTER"
+    parser.add_argument("target", metavar="TARGET", help=target)
     parser.add_argument("--checkpoint", type=int, metavar="N", help="the run's model after step N")
     parser.add_argument("--base", action="store_true", help="the run's base model")
     asking.add_sampling(parser)

@@ -134,16 +134,24 @@ def within(low: float, high: float, kind: Callable[[str], float]) -> Callable[[s
     """Returns what reads a number that must lie within bounds."""
 
     def number(text: str) -> float:
-        value = kind(text)
+        value = _number(text, kind)
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"must be from {low:g} to {high:g}")
+            raise argparse.ArgumentTypeError(f"must be from {low} to {high}")
         return value
 
     return number
 
 
+def _number(text: str, kind: Callable[[str], float]) -> float:
+    # What argparse says of a ValueError has the name of the function in it.
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number") from error
+
+
 def _temperature(text: str) -> float:
-    value = float(text)
+    value = _number(text, float)
     if value != 0 and not COLDEST <= value <= 2:
         raise argparse.ArgumentTypeError(f"must be 0, or from {COLDEST:g} to 2")
     return value

@@ -57,3 +57,19 @@ def inside(run: Path, adapter: Path) -> Path:
         return adapter
     what = f"is a link to {adapter.resolve()}, outside the run."
     raise UserError(Problem(where=str(adapter), what=what, fix="Serve that folder by its own path."))
+
+
+def require_text(weights: Path, adapter: Path | None) -> None:
+    """Refuses what writes no text: a model or an adapter that gives a score, as reward models do.
+
+    Raises:
+        UserError: It is one.
+    """
+    config = weights / "config.json"
+    heads = artifacts.read_json(config).get("architectures") if config.is_file() else None
+    scores = any(str(head).endswith("ForSequenceClassification") for head in heads or ())
+    facts = None if adapter is None else adapter / artifacts.ADAPTER_CONFIG
+    scores |= facts is not None and facts.is_file() and artifacts.read_json(facts).get("task_type") == "SEQ_CLS"
+    if scores:
+        what = "is a reward model: it gives scores and writes no text."
+        raise UserError(Problem(where=str(adapter or weights), what=what, fix="Load it with transformers or TRL."))

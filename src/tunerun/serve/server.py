@@ -91,8 +91,9 @@ def read_key(serve: ServeConfig) -> str | None:
 
 def announcement(names: Sequence[str], url: str, key_env: str | None) -> str:
     """Returns how to reach the models: addresses, a curl line and lines for the `openai` client."""
-    question = {"model": names[0], "messages": [{"role": "user", "content": "Who are you?"}]}
-    body = json.dumps(question, ensure_ascii=False)
+    # Without a temperature clients get 1, and the first answer another than chat's and the report's.
+    question = {"model": names[0], "temperature": 0, "messages": [{"role": "user", "content": "Who are you?"}]}
+    body = json.dumps(question, ensure_ascii=False).replace(', "messages"', ',\n         "messages"')
     authorization = "" if key_env is None else f' \\\n    -H "Authorization: Bearer ${key_env}"'
     key = '"none"' if key_env is None else f'os.environ["{key_env}"]'
     imports = "from openai import OpenAI" if key_env is None else "import os; from openai import OpenAI"

@@ -161,8 +161,11 @@ def resolve_target(
         target = _judged(_as_exported(Target(name=path.stem, engine="llamacpp", weights=path)), path)
     else:
         what = "is no run directory, model folder, adapter folder or GGUF file."
-        raise UserError(Problem(where=str(path), what=what))
+        sweep = (path / artifacts.SWEEP).is_file()
+        fix = f"Name a trial of this sweep: {path}/N" if sweep else "`tunerun runs` lists the runs."
+        raise UserError(Problem(where=str(path), what=what, fix=fix))
     target = target if adapter is None else _judged(_with_adapter(target, adapter), adapter)
+    recorded.require_text(target.weights, target.adapter)
     return _computed_by(target, folders if engine == "auto" and target.engine == "transformers" else engine)
 
 

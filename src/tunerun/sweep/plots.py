@@ -112,11 +112,12 @@ def _axis(texts: Sequence[str]) -> _Axis:
         different = list(dict.fromkeys(texts))
         places = [different.index(text) / max(len(different) - 1, 1) for text in texts]
     shown = sorted(dict(zip(texts, places, strict=True)).items(), key=lambda item: item[1])
-    kept: list[tuple[str, float]] = []
-    for text, place in shown if len(shown) <= _MAX_TICKS else [shown[0], shown[-1]]:
-        if not kept or place - kept[-1][1] >= _TICK_GAP:
-            kept.append((_tick(text), place))
-    return _Axis(tuple(places), tuple(kept))
+    kept, last = shown[:1], shown[-1]
+    for text, place in shown[1:-1] if len(shown) <= _MAX_TICKS else ():
+        if place - kept[-1][1] >= _TICK_GAP and last[1] - place >= _TICK_GAP:
+            kept.append((text, place))
+    kept += shown[1:][-1:]
+    return _Axis(tuple(places), tuple((_tick(text), place) for text, place in kept))
 
 
 def _tick(text: str) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from tunerun import artifacts
 from tunerun.errors import Problem, UserError
 
-SWEEP = "sweep.json"
 _SCHEMA = 1
 
 
@@ -56,7 +55,7 @@ def write(sweep_dir: Path, arguments: Sequence[str], trials: Sequence[Trial]) ->
     """Writes what was asked for, so that the sweep can be resumed."""
     listed = [{"trial": trial.number, "digest": trial.digest, "overrides": trial.varied} for trial in trials]
     facts = {"schema": _SCHEMA, "directory": str(Path.cwd()), "arguments": list(arguments), "trials": listed}
-    artifacts.write_json(sweep_dir / SWEEP, facts)
+    artifacts.write_json(sweep_dir / artifacts.SWEEP, facts)
 
 
 def begun(sweep_dir: Path) -> bool:
@@ -66,7 +65,7 @@ def begun(sweep_dir: Path) -> bool:
 
 def is_sweep(folder: Path) -> bool:
     """Says whether a folder is that of a sweep."""
-    return (folder / SWEEP).is_file()
+    return (folder / artifacts.SWEEP).is_file()
 
 
 def read(sweep_dir: Path) -> tuple[list[str], dict[str, int]]:
@@ -79,9 +78,10 @@ def read(sweep_dir: Path) -> tuple[list[str], dict[str, int]]:
         UserError: The folder is no sweep, or a damaged one, or of a newer tunerun, or was started in another folder.
     """
     if not is_sweep(sweep_dir):
+        what = f"is not the directory of a sweep: no {artifacts.SWEEP}."
         fix = "A sweep is started by tunerun -m +recipe=NAME key=a,b."
-        raise UserError(Problem(where=str(sweep_dir), what=f"is not the directory of a sweep: no {SWEEP}.", fix=fix))
-    _, data = artifacts.read_versioned(sweep_dir / SWEEP, _SCHEMA)
+        raise UserError(Problem(where=str(sweep_dir), what=what, fix=fix))
+    _, data = artifacts.read_versioned(sweep_dir / artifacts.SWEEP, _SCHEMA)
     if data["directory"] != str(Path.cwd()):
         what = f"was started in {data['directory']}, where its recipes and data are found."
         raise UserError(Problem(where=str(sweep_dir), what=what, fix="Go there to resume it."))
