@@ -16,7 +16,6 @@ from tunerun.config.schema import GgufConfig, ServeConfig
 from tunerun.errors import StageError, UserError
 from tunerun.export.stage import run as export
 from tunerun.formats.trained_base import write_quantisation
-from tunerun.models.adapters import WEIGHTS
 from tunerun.plan.placement import Placement
 from tunerun.plan.steps import ExportStep, Quantisation
 from tunerun.serve.fleet import check_targets
@@ -100,10 +99,10 @@ def test_a_checkpoint_is_found_and_a_wrong_one_names_the_others(copied):
 def test_of_a_checkpoint_of_schema_2_the_average_is_served(copied, tmp_path, reader):
     trained = make_run(tmp_path / "trained")
     train(train_step(max_steps=2, checkpoint_steps=1, ema_decay=0.9), trained)
-    wanted = (trained / "checkpoints" / "step-1" / "adapter" / WEIGHTS).read_bytes()
+    wanted = (trained / "checkpoints" / "step-1" / "adapter" / artifacts.ADAPTER_WEIGHTS).read_bytes()
     folder = Path(shutil.copytree(trained / "checkpoints" / "step-1", copied / "checkpoints" / "step-1"))
     to_schema_2(folder)
-    assert (folder / "adapter" / WEIGHTS).read_bytes() != wanted
+    assert (folder / "adapter" / artifacts.ADAPTER_WEIGHTS).read_bytes() != wanted
     match reader:
         case "step":
             target = resolve_target(copied, checkpoint=1)
@@ -113,7 +112,7 @@ def test_of_a_checkpoint_of_schema_2_the_average_is_served(copied, tmp_path, rea
             target = resolve_target(folder / "adapter")
         case _:
             target = resolve_target(Path(f"{copied / 'merged'}+{folder / 'adapter'}"))
-    assert (target.adapter / WEIGHTS).read_bytes() == wanted
+    assert (target.adapter / artifacts.ADAPTER_WEIGHTS).read_bytes() == wanted
 
 
 def test_the_runs_template_goes_with_the_base(copied):
