@@ -17,7 +17,6 @@ from tunerun import artifacts
 from tunerun.config.schema import AnswerConfig, PublishConfig, ServeConfig
 from tunerun.errors import ExitCode, UserError
 from tunerun.formats.verdicts import VERIFY_REPORT
-from tunerun.models.adapters import WEIGHTS
 from tunerun.plan import delivery
 from tunerun.plan.placement import Placement
 from tunerun.run import record, rundir, runner
@@ -47,14 +46,14 @@ def test_a_model_that_is_a_checkpoint_of_schema_2_is_renewed_before_a_stage_read
     trained = make_run(tmp_path / "trained")
     train(train_step(max_steps=2, checkpoint_steps=1, ema_decay=0.9), trained)
     checkpoint = trained / "checkpoints" / "step-1"
-    wanted = (checkpoint / "adapter" / WEIGHTS).read_bytes()
+    wanted = (checkpoint / "adapter" / artifacts.ADAPTER_WEIGHTS).read_bytes()
     to_schema_2(checkpoint)
     scenario.use_stand_ins(monkeypatch.setattr)
     scenario.fill(tmp_path)
     config = scenario.config(tmp_path / "rows.txt", tmp_path / "model")
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, adapter=str(checkpoint / "adapter")))
     runner.execute(scenario.plan(tmp_path / "run", config), config=config)
-    assert (checkpoint / "adapter" / WEIGHTS).read_bytes() == wanted
+    assert (checkpoint / "adapter" / artifacts.ADAPTER_WEIGHTS).read_bytes() == wanted
 
 
 def test_a_finished_run_is_skipped_whole_and_at_once(small, run_dir):
