@@ -81,6 +81,11 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
+def is_sweep(folder: Path) -> bool:
+    """Says whether a folder is that of a sweep."""
+    return (folder / SWEEP).is_file()
+
+
 def locate(path: Path) -> tuple[Path, str] | None:
     """Finds the run that a file or folder lies in, wherever links lead; None when it lies in none.
 

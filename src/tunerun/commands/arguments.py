@@ -53,10 +53,10 @@ def split(
 def _as_key(name: str, values: Sequence[str]) -> str:
     """Says how a key is written, to who wrote one as an option where overrides are taken."""
     key = name.lstrip("-").replace("-", "_")
-    if "--config-dir" not in values or not key:
+    if not key or not set(CONFIG_DIR) <= set(values):
         return ""
     # Imported here: only a mistake needs it.
-    from tunerun.config.elsewhere import keys_for
+    from tunerun.config.other_tools import keys_for
 
     found = keys_for(key)
     return f"Keys are written without dashes: {' or '.join(f'{item}=VALUE' for item in found)}." if found else ""

@@ -15,7 +15,6 @@ from tunerun.launch.cluster import Typed
 from tunerun.plan.steps import Step, TrainStep
 from tunerun.run import record, rundir, submit
 from tunerun.run.summary import short
-from tunerun.sweep import trials
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     folders = [item for item in rest if "=" not in item]
     overrides = [item for item in rest if "=" in item]
     named = Path(arguments.one(folders, "the directory of a run"))
-    if trials.is_sweep(named):
+    if artifacts.is_sweep(named):
         return sweep.resume(named.absolute(), [*overrides, *options])
     if any(item.partition("=")[0].lstrip("+") == "run_dir" for item in overrides):
         raise UserError("run_dir cannot be changed: the run goes on where it is.")

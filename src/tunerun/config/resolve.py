@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tunerun import paths
-from tunerun.config import checks, elsewhere, overrides, register, sources, typed
+from tunerun.config import checks, other_tools, overrides, register, sources, typed
 from tunerun.config.schema import RunConfig
 from tunerun.config.sources import Sources
 from tunerun.config.unused import switched, without_unused
@@ -212,7 +212,7 @@ def literal(data: Any) -> Any:
 def _refuse(faulty: list[Problem], broken_rules: list[Problem], origin: Sources) -> None:
     """Raises when there are problems; a rule about a faulty key saw its default and says nothing."""
     keys = {problem.where.partition("[")[0] for problem in faulty}
-    problems = [elsewhere.renamed(problem) for problem in faulty]
+    problems = [other_tools.renamed(problem) for problem in faulty]
     problems += [problem for problem in broken_rules if problem.where not in keys]
     if problems:
         raise UserError(replace(problem, source=origin.origin(problem.where)) for problem in problems)

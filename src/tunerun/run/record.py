@@ -115,7 +115,7 @@ def read(run_dir: Path) -> Record:
         UserError: There is none, or it was written by a newer tunerun, or it is damaged.
     """
     path = run_dir / artifacts.RECORD
-    if (run_dir / artifacts.SWEEP).is_file():
+    if artifacts.is_sweep(run_dir):
         fix = f"Name one of its trials, such as {run_dir / '0'}, or list them: tunerun sweep show {run_dir}"
         raise UserError(Problem(where=str(run_dir), what="is the directory of a sweep.", fix=fix))
     if not path.is_file():

@@ -161,8 +161,7 @@ def resolve_target(
         target = _judged(_as_exported(Target(name=path.stem, engine="llamacpp", weights=path)), path)
     else:
         what = "is no run directory, model folder, adapter folder or GGUF file."
-        sweep = (path / artifacts.SWEEP).is_file()
-        fix = f"Name a trial of this sweep: {path}/N" if sweep else "`tunerun runs` lists the runs."
+        fix = f"Name a trial of this sweep: {path}/N" if artifacts.is_sweep(path) else "`tunerun runs` lists the runs."
         raise UserError(Problem(where=str(path), what=what, fix=fix))
     target = target if adapter is None else _judged(_with_adapter(target, adapter), adapter)
     recorded.require_text(target.weights, target.adapter)

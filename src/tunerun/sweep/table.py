@@ -21,7 +21,7 @@ from tunerun.run.summary import short
 from tunerun.sweep import plots
 from tunerun.sweep.importance import Importances
 from tunerun.sweep.measures import better
-from tunerun.sweep.trials import Outcome, is_sweep
+from tunerun.sweep.trials import Outcome
 
 RESULTS = "results"
 _SCHEMA = 3
@@ -135,7 +135,7 @@ def read(sweep_dir: Path) -> Table:
     """
     path = sweep_dir / f"{RESULTS}.json"
     if not path.is_file():
-        if is_sweep(sweep_dir):
+        if artifacts.is_sweep(sweep_dir):
             fix = f"If it does not run any more: tunerun resume {short(sweep_dir)}"
             raise UserError(Problem(where=str(sweep_dir), what="no trial of the sweep has ended yet.", fix=fix))
         what = f"is not the directory of a sweep: {f'no {path.name}' if sweep_dir.is_dir() else 'it is not there'}."

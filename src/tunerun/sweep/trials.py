@@ -63,11 +63,6 @@ def begun(sweep_dir: Path) -> bool:
     return any(path.name.isdecimal() and path.is_dir() for path in sweep_dir.iterdir())
 
 
-def is_sweep(folder: Path) -> bool:
-    """Says whether a folder is that of a sweep."""
-    return (folder / artifacts.SWEEP).is_file()
-
-
 def read(sweep_dir: Path) -> tuple[list[str], dict[str, int]]:
     """Reads what a sweep was asked for.
 
@@ -77,7 +72,7 @@ def read(sweep_dir: Path) -> tuple[list[str], dict[str, int]]:
     Raises:
         UserError: The folder is no sweep, or a damaged one, or of a newer tunerun, or was started in another folder.
     """
-    if not is_sweep(sweep_dir):
+    if not artifacts.is_sweep(sweep_dir):
         what = f"is not the directory of a sweep: no {artifacts.SWEEP}."
         fix = "A sweep is started by tunerun -m +recipe=NAME key=a,b."
         raise UserError(Problem(where=str(sweep_dir), what=what, fix=fix))

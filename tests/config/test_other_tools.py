@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 
 from tests.config.test_resolve import BASE, faults
-from tunerun.config import elsewhere, resolve
+from tunerun.config import other_tools, resolve
 
 
-@pytest.mark.parametrize("key", sorted(set(elsewhere.NAMES.values())))
+@pytest.mark.parametrize("key", sorted(set(other_tools.NAMES.values())))
 def test_every_name_of_another_tool_stands_for_a_key_or_a_group_of_this_one(key):
     section, _, name = key.rpartition(".")
-    assert key in elsewhere.keys_for(name, section) or key in ("run_dir", *resolve.group_names())
+    assert key in other_tools.keys_for(name, section) or key in ("run_dir", *resolve.group_names())
 
 
 @pytest.mark.parametrize(
